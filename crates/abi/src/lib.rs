@@ -1,0 +1,21 @@
+//! The contract between the enclave and the untrusted loader.
+//!
+//! - [`layout`]: where things are in the enclave's address range.
+//! - [`boot`]: the header in the measured bootstrap, filled in by the image builder.
+//! - [`config`]: the measured configuration of one container.
+//! - [`hostcall`]: what the enclave may ask of the host, and the memory both sides share.
+//!
+//! Nothing here is trusted because of its type: the enclave copies every shared structure in once
+//! and validates the copy.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod boot;
+pub mod config;
+pub mod hostcall;
+pub mod layout;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
