@@ -1,0 +1,5 @@
+//! What path walks depend on: root, working directory, umask.
+
+/// Shared under CLONE_FS.
+#[derive(Default)]
+pub struct FsContext {}

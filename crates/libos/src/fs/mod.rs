@@ -1,0 +1,7 @@
+//! Files.
+
+pub mod context;
+pub mod file;
+pub mod inode;
+pub mod path;
+pub mod table;

@@ -1,0 +1,144 @@
+//! A thread: its identity, its wake-up counter, its pending work.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::Process;
+use crate::Registers;
+use crate::fs::context::FsContext;
+use crate::fs::table::FdTable;
+use crate::mm::AddressSpace;
+use crate::platform::platform;
+use crate::sync::SpinLock;
+
+bitflags::bitflags! {
+    /// Things to do before user code runs again.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Work: u32 {
+        /// A signal may be deliverable.
+        const SIGNAL = 1;
+        /// The thread must end.
+        const EXIT = 2;
+        /// The address space may not be resident, or must be given up.
+        const RESIDENCY = 4;
+        /// Job control: stop until continued.
+        const STOP = 8;
+        /// A system call asked for its saved signal mask to be restored (sigsuspend, ppoll).
+        const RESTORE_MASK = 16;
+    }
+}
+
+/// State with which a thread enters user mode for the first time.
+pub struct StartState {
+    pub registers: Registers,
+    pub fs_base: u64,
+    /// Extended state (XSAVE standard format); `None` is the initial state.
+    pub fpu: Option<Box<[u8]>>,
+}
+
+/// One thread of a process.
+pub struct Thread {
+    pub tid: u32,
+    pub process: Arc<Process>,
+    /// The thread slot it runs on; u32::MAX before the platform has assigned one.
+    pub slot: AtomicU32,
+    events: AtomicU32,
+    work: AtomicU32,
+    pub start: SpinLock<Option<StartState>>,
+    files: SpinLock<Arc<FdTable>>,
+    fs: SpinLock<Arc<FsContext>>,
+    /// Everything signals need (mask, pending, alternate stack).
+    pub signals: crate::signal::ThreadSignals,
+    /// Everything futexes and thread exit need (clear_child_tid, robust list).
+    pub exit: crate::process::exit::ThreadExit,
+    pub name: SpinLock<Vec<u8>>,
+}
+
+impl Thread {
+    pub fn new(
+        tid: u32,
+        process: Arc<Process>,
+        files: Arc<FdTable>,
+        fs: Arc<FsContext>,
+        start: StartState,
+    ) -> Thread {
+        Thread {
+            tid,
+            process,
+            slot: AtomicU32::new(u32::MAX),
+            events: AtomicU32::new(0),
+            work: AtomicU32::new(0),
+            start: SpinLock::new(Some(start)),
+            files: SpinLock::new(files),
+            fs: SpinLock::new(fs),
+            signals: Default::default(),
+            exit: Default::default(),
+            name: SpinLock::new(Vec::new()),
+        }
+    }
+
+    pub fn mm(&self) -> Arc<AddressSpace> {
+        self.process.mm()
+    }
+
+    pub fn files(&self) -> Arc<FdTable> {
+        self.files.lock().clone()
+    }
+
+    pub fn set_files(&self, files: Arc<FdTable>) {
+        *self.files.lock() = files;
+    }
+
+    pub fn fs(&self) -> Arc<FsContext> {
+        self.fs.lock().clone()
+    }
+
+    pub fn set_fs(&self, fs: Arc<FsContext>) {
+        *self.fs.lock() = fs;
+    }
+
+    /// The wake-up counter: read it, look at the condition, then sleep with the value read.
+    pub fn event_count(&self) -> u32 {
+        self.events.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the thread if it sleeps.
+    pub fn notify(&self) {
+        self.events.fetch_add(1, Ordering::SeqCst);
+        platform().wake(self);
+    }
+
+    /// Work to do before user code runs.
+    pub fn work(&self) -> Work {
+        Work::from_bits_retain(self.work.load(Ordering::SeqCst))
+    }
+
+    /// The raw word, for the runtime's check on the way to user code.
+    pub fn work_word(&self) -> &AtomicU32 {
+        &self.work
+    }
+
+    pub fn clear_work(&self, work: Work) {
+        self.work.fetch_and(!work.bits(), Ordering::SeqCst);
+    }
+
+    /// Adds work and makes the thread look at it: wakes it if it sleeps, kicks it out of user code.
+    pub fn add_work(&self, work: Work) {
+        self.work.fetch_or(work.bits(), Ordering::SeqCst);
+        self.events.fetch_add(1, Ordering::SeqCst);
+        platform().wake(self);
+        platform().kick(self);
+    }
+
+    /// Adds work for the calling thread itself.
+    pub fn add_own_work(&self, work: Work) {
+        self.work.fetch_or(work.bits(), Ordering::SeqCst);
+    }
+
+    /// Whether a sleeping system call must return (ERESTARTSYS): signal, exit or stop pending.
+    pub fn interrupted(&self) -> bool {
+        self.work().intersects(Work::SIGNAL | Work::EXIT | Work::STOP)
+    }
+}

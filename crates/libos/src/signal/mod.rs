@@ -1,0 +1,5 @@
+//! Signals.
+
+/// A thread's signal state.
+#[derive(Default)]
+pub struct ThreadSignals {}

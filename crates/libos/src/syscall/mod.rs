@@ -1,0 +1,109 @@
+//! System calls: dispatch. [`table`] lists them; each family has its file.
+
+pub mod table;
+
+use alloc::sync::Arc;
+
+use crate::errno::ENOSYS;
+use crate::mm::AddressSpace;
+use crate::{Registers, Result, Thread};
+
+/// What a handler gets: the calling thread and its registers. Results are returned; a handler
+/// writes registers only where the call replaces them (execve, rt_sigreturn).
+pub struct Context<'a> {
+    pub thread: &'a Arc<Thread>,
+    pub registers: &'a mut Registers,
+}
+
+impl Context<'_> {
+    pub fn mm(&self) -> Arc<AddressSpace> {
+        self.thread.mm()
+    }
+}
+
+/// The six raw arguments.
+#[derive(Clone, Copy)]
+pub struct Arguments(pub [u64; 6]);
+
+impl Arguments {
+    pub fn u64(&self, index: usize) -> u64 {
+        self.0[index]
+    }
+
+    pub fn usize(&self, index: usize) -> usize {
+        self.0[index] as usize
+    }
+
+    pub fn i64(&self, index: usize) -> i64 {
+        self.0[index] as i64
+    }
+
+    /// An `int`: the upper half of the register is not part of it.
+    pub fn i32(&self, index: usize) -> i32 {
+        self.0[index] as i32
+    }
+
+    pub fn u32(&self, index: usize) -> u32 {
+        self.0[index] as u32
+    }
+
+    pub fn pointer<T>(&self, index: usize) -> crate::user::UserPtr<T> {
+        crate::user::UserPtr::new(self.0[index])
+    }
+}
+
+/// A system-call handler.
+pub type Handler = fn(&mut Context<'_>, Arguments) -> Result<usize>;
+
+/// How much of a call works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Support {
+    /// Everything that its manual page says.
+    Full,
+    /// What the note does not exclude.
+    Partial,
+    /// Answers ENOSYS, or the error in the note.
+    Missing,
+}
+
+/// One row of the table.
+pub struct Row {
+    pub number: usize,
+    pub name: &'static str,
+    pub handler: Handler,
+    pub support: Support,
+    pub note: &'static str,
+}
+
+/// The handler of every call that does not exist.
+pub fn missing(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
+    Err(ENOSYS)
+}
+
+const NUMBERS: usize = 512;
+
+/// Handlers by number, so that dispatch is one load.
+static HANDLERS: [Handler; NUMBERS] = {
+    let mut handlers: [Handler; NUMBERS] = [missing; NUMBERS];
+    let mut at = 0;
+    while at < table::ROWS.len() {
+        handlers[table::ROWS[at].number] = table::ROWS[at].handler;
+        at += 1;
+    }
+    handlers
+};
+
+/// Runs the system call in `registers` and stores its result in rax.
+pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
+    let number = registers.rax;
+    registers.orig_rax = number;
+    let arguments = Arguments(registers.arguments());
+    let handler = HANDLERS.get(number as usize).copied().unwrap_or(missing);
+    let mut context = Context { thread, registers };
+    let result = handler(&mut context, arguments);
+    let value = match result {
+        Ok(value) => value as u64,
+        Err(errno) => i64::from(errno.code()).wrapping_neg() as u64,
+    };
+    registers.rax = value;
+}
