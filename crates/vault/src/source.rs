@@ -1,0 +1,51 @@
+//! What the platform gives to the verified storage.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+
+/// The source could not give the bytes asked for; the reader names the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceFault;
+
+/// The untrusted rootfs file, and the hash function to check it with.
+pub trait BlockSource: Send + Sync {
+    /// Copies `buf.len()` bytes at `offset` of the rootfs file into `buf`, all or nothing.
+    ///
+    /// The bytes are the host's and may differ at each call; `buf` must be memory that the host
+    /// cannot change afterwards. Blocks are asked for whole: offset and length are multiples of
+    /// 4096.
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceFault>;
+
+    /// SHA-256 of the parts, one after the other.
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32];
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for &S {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceFault> {
+        (**self).read(offset, buf)
+    }
+
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
+        (**self).sha256(parts)
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for Box<S> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceFault> {
+        (**self).read(offset, buf)
+    }
+
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
+        (**self).sha256(parts)
+    }
+}
+
+impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), SourceFault> {
+        (**self).read(offset, buf)
+    }
+
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
+        (**self).sha256(parts)
+    }
+}
