@@ -43,7 +43,31 @@ pub enum Atomic {
     And(u32),
     Xor(u32),
     /// Store `new` if the word is `expected`.
-    CompareExchange { expected: u32, new: u32 },
+    CompareExchange {
+        expected: u32,
+        new: u32,
+    },
+}
+
+impl Atomic {
+    /// The word that the operation leaves behind when it finds `old`.
+    pub fn apply(self, old: u32) -> u32 {
+        match self {
+            Atomic::Load => old,
+            Atomic::Swap(new) => new,
+            Atomic::Add(value) => old.wrapping_add(value),
+            Atomic::Or(value) => old | value,
+            Atomic::And(value) => old & value,
+            Atomic::Xor(value) => old ^ value,
+            Atomic::CompareExchange { expected, new } => {
+                if old == expected {
+                    new
+                } else {
+                    old
+                }
+            }
+        }
+    }
 }
 
 /// What a thread's CPU state is made of beside [`crate::Registers`].
@@ -68,8 +92,12 @@ pub trait Platform: Send + Sync {
     fn write_protected(&self, address: u64, bytes: &[u8]) -> Result<()>;
     /// Fill committed user pages from the verified root file system or any other reader: the
     /// callback gets the page run as a byte slice to fill, whatever its protection.
-    fn fill(&self, address: u64, len: u64, fill: &mut dyn FnMut(&mut [u8]) -> Result<()>)
-    -> Result<()>;
+    fn fill(
+        &self,
+        address: u64,
+        len: u64,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()>;
 
     // ---- user memory: bytes -------------------------------------------------------------------
     fn copy_from_user(&self, address: u64, to: &mut [u8]) -> core::result::Result<(), UserFault>;
@@ -111,16 +139,29 @@ pub trait Platform: Send + Sync {
     /// A host call with the calling thread's data buffer. The answer is the host's word. Calls
     /// with a `seen` argument: pass 0, the runtime fills it in from `waiting`: when that is the
     /// thread and its event count, the call returns early once they differ.
-    fn host_call(&self, call: HostCall, arguments: [u64; 4], waiting: Option<(&Thread, u32)>) -> i64;
+    fn host_call(
+        &self,
+        call: HostCall,
+        arguments: [u64; 4],
+        waiting: Option<(&Thread, u32)>,
+    ) -> i64;
     /// Copy into the data buffer of this thread's shared area.
     fn host_put(&self, offset: u64, bytes: &[u8]) -> Result<()>;
     /// Copy out of it.
     fn host_get(&self, offset: u64, bytes: &mut [u8]) -> Result<()>;
     /// User memory straight into the data buffer, and back.
-    fn host_put_user(&self, offset: u64, address: u64, len: usize)
-    -> core::result::Result<(), UserFault>;
-    fn host_get_user(&self, offset: u64, address: u64, len: usize)
-    -> core::result::Result<(), UserFault>;
+    fn host_put_user(
+        &self,
+        offset: u64,
+        address: u64,
+        len: usize,
+    ) -> core::result::Result<(), UserFault>;
+    fn host_get_user(
+        &self,
+        offset: u64,
+        address: u64,
+        len: usize,
+    ) -> core::result::Result<(), UserFault>;
     /// Bytes of the untrusted rootfs file into trusted memory. EIO when out of range.
     fn rootfs_read(&self, offset: u64, to: &mut [u8]) -> Result<()>;
     /// The container ends with a status as `wait` reports it.
@@ -146,7 +187,9 @@ static PLATFORM: Once<&'static dyn Platform> = Once::new();
 
 /// The platform. Set once, by [`crate::boot`].
 pub fn platform() -> &'static dyn Platform {
-    *PLATFORM.get().expect("boot sets the platform before anything else runs")
+    *PLATFORM
+        .get()
+        .expect("boot sets the platform before anything else runs")
 }
 
 /// Sets the platform; later calls change nothing.
