@@ -1,1 +1,24 @@
+//! Enclave images: from two ELF files and a configuration to measured, signed pages.
+//!
+//! - [`layout`] relocates the bootstrap and the runtime to where they belong, adds configuration,
+//!   thread slots and memory, and measures: [`EnclaveImage`] is what a loader adds to an enclave,
+//!   page run by page run.
+//! - [`write_sgxs`] writes the image as an SGXS stream, the format of Fortanix' `sgxs-tools`.
+//! - [`Description`], [`SigningKey`], [`PublicKey`]: SIGSTRUCT, signed in one step or in two.
+//!
+//! Everything is deterministic: equal input gives equal bytes.
+#![forbid(unsafe_code)]
 
+mod elf;
+mod key;
+mod layout;
+mod sgxs;
+mod sign;
+
+pub use elf::ElfError;
+pub use key::{KeyError, PublicKey, SigningKey};
+pub use layout::{Content, EnclaveImage, LayoutError, Options, PageRun, layout};
+pub use sgxs::write_sgxs;
+pub use sign::{Date, Description, SignError};
+
+pub use bulla_sgx::{SigStruct, SignatureError};

@@ -30,6 +30,23 @@ pub struct Secs {
 impl Secs {
     pub const SIZE: usize = PAGE_SIZE;
 
+    /// All fields zero.
+    pub const EMPTY: Secs = Secs {
+        size: 0,
+        base_addr: 0,
+        ssa_frame_size: 0,
+        misc_select: 0,
+        cet_leg_bitmap_offset: 0,
+        cet_attributes: 0,
+        attributes: Attributes { flags: 0, xfrm: 0 },
+        mrenclave: [0; 32],
+        mrsigner: [0; 32],
+        config_id: [0; 64],
+        isv_prod_id: 0,
+        isv_svn: 0,
+        config_svn: 0,
+    };
+
     /// The structure as ECREATE takes it.
     pub fn to_bytes(&self) -> [u8; Self::SIZE] {
         let mut out = [0; Self::SIZE];
@@ -150,7 +167,7 @@ impl SecInfo {
 
     /// A regular page with these permissions (bits R, W and X).
     pub const fn regular(permissions: u64) -> Self {
-        Self((permissions & 7) | (PageType::Reg as u64) << 8)
+        Self((permissions & 7) | ((PageType::Reg as u64) << 8))
     }
 
     /// A TCS page. EADD clears its permissions before it measures them.
