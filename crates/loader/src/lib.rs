@@ -1,5 +1,29 @@
 //! The untrusted host of an enclave: loads it, runs its threads, answers its host calls.
 //!
+//! [`launch`] does all of it, once per process. Nothing in here is trusted by the enclave; what is
+//! here protects the host from a confused enclave (no pointer of its own choosing reaches a system
+//! call) and the user from a slow or untidy one.
+//!
 //! - [`backend`]: the platforms, `hardware` and `emulated`, behind one trait.
-//! - `host`: host calls and counters; `threads`: enclave threads and signals; the same for both.
+//! - `host`: the host calls; `threads`: enclave threads and kicks; `launch`: start and end. The
+//!   same code for both platforms.
+//! - `sys`: every system call, and with `backend` the only unsafe code.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
 pub mod backend;
+mod descriptors;
+mod enclave;
+mod error;
+mod host;
+mod launch;
+mod stats;
+#[allow(unsafe_code)]
+mod sys;
+mod threads;
+
+pub use enclave::{Content, Enclave, PageRun};
+pub use error::Error;
+pub use host::Quoter;
+pub use launch::{ExitStatus, Finished, Options, launch};
+pub use stats::{Phase, Stats};

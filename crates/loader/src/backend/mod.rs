@@ -53,6 +53,12 @@ pub enum Outcome {
     },
 }
 
+/// The signal that makes a host thread look: sent to one thread with the slot's index, its handler
+/// calls [`Backend::kick_in_handler`]. An ordinary signal, so that a storm of kicks coalesces, and
+/// one that does nothing by default, so that a stray one is harmless. Its handler runs on the
+/// alternate stack; a backend's own handlers must have it in their `sa_mask`.
+pub const KICK_SIGNAL: i32 = 23; // SIGURG
+
 /// Protection bits in the order of SECINFO.FLAGS: bit 0 read, 1 write, 2 execute.
 pub type Protection = u64;
 

@@ -1,0 +1,106 @@
+//! Host calls on descriptors of any kind; in practice the three standard ones.
+
+use std::sync::atomic::Ordering;
+
+use super::Call;
+use crate::sys::file;
+use crate::sys::raw::{Answer, Errno};
+use crate::threads::waiting;
+
+/// Requests of the newer terminal interface, which libc has no names for: TCGETS2, TCSETS2,
+/// TCSETSW2, TCSETSF2 (asm-generic/ioctls.h).
+const TCGETS2: u64 = 0x802c_542a;
+const TCSETS2: u64 = 0x402c_542b;
+const TCSETSF2: u64 = 0x402c_542d;
+/// Interface queries (linux/sockios.h): SIOCGIFNAME to SIOCGIFMAP, where the odd ones that set
+/// something are left out.
+const INTERFACE_QUERIES: &[u64] = &[
+    0x8910, 0x8913, 0x8915, 0x8917, 0x8919, 0x891b, 0x891d, 0x8921, 0x8927, 0x8933, 0x8942, 0x8970,
+];
+const IFREQ_SIZE: usize = 40;
+
+impl Call<'_> {
+    /// Read(fd, len, offset).
+    pub fn read(&self) -> Answer {
+        let [fd, len, offset, _] = self.arguments;
+        let fd = self.descriptor(fd)?;
+        let to = self.data(len)?;
+        // The caller gave no `seen`: a wake from now on ends it, one before was looked at.
+        let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
+        let waiter = self.waiter(seen);
+        let read = self.announced(waiting::CALL, || waiter.read(fd, to, offset))?;
+        self.slot.counters.bytes_in.add(read);
+        Ok(read)
+    }
+
+    /// Write(fd, len, offset).
+    pub fn write(&self) -> Answer {
+        let [fd, len, offset, _] = self.arguments;
+        let fd = self.descriptor(fd)?;
+        let from = self.data(len)?;
+        let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
+        let waiter = self.waiter(seen);
+        let written = self.announced(waiting::CALL, || waiter.write(fd, from, offset))?;
+        self.slot.counters.bytes_out.add(written);
+        Ok(written)
+    }
+
+    /// Close(fd). The loader goes on using stderr for its own messages; for stdin and stdout the
+    /// other end sees the close, while the number stays taken.
+    pub fn close(&self) -> Answer {
+        let fd = self.arguments[0];
+        if fd <= 2 {
+            return match self.engine.standard.close(fd) {
+                Some(_) if fd == 2 => Ok(0),
+                Some(host) => file::replace_by_null(host),
+                None => Err(Errno(libc::EBADF)),
+            };
+        }
+        let host = self.descriptor(fd)?;
+        // Before the close: the number may be someone else's right after it.
+        if !self.engine.made.remove(host) {
+            return Err(Errno(libc::EBADF));
+        }
+        file::close(host)
+    }
+
+    /// Ioctl(fd, request, len).
+    pub fn ioctl(&self) -> Answer {
+        let [fd, request, len, _] = self.arguments;
+        let fd = self.descriptor(fd)?;
+        let argument = self.data(len)?;
+        let size = match request {
+            libc::TCGETS | libc::TCSETS | libc::TCSETSW | libc::TCSETSF => 36,
+            TCGETS2 | TCSETS2..=TCSETSF2 => 44,
+            libc::TIOCGWINSZ | libc::TIOCSWINSZ => 8,
+            libc::FIONREAD | libc::TIOCOUTQ => 4,
+            libc::SIOCGIFCONF => return file::interface_list(fd, argument),
+            request if INTERFACE_QUERIES.contains(&request) => IFREQ_SIZE,
+            _ => return Err(Errno(libc::ENOTTY)),
+        };
+        if argument.len() < size {
+            return Err(Errno(libc::EINVAL));
+        }
+        file::ioctl(fd, request, argument)
+    }
+
+    /// FdInfo(fd).
+    pub fn info(&self) -> Answer {
+        file::info(self.descriptor(self.arguments[0])?)
+    }
+
+    /// FdStat(fd), `struct stat` into the buffer.
+    pub fn status(&self) -> Answer {
+        let fd = self.descriptor(self.arguments[0])?;
+        file::status_into(fd, self.data(size_of::<libc::stat>() as u64)?)
+    }
+
+    /// Lets the enclave use a new descriptor.
+    pub(super) fn made(&self, fd: i32) -> Answer {
+        if let Err(error) = self.engine.made.add(fd) {
+            file::close(fd)?;
+            return Err(error);
+        }
+        Ok(fd as u64)
+    }
+}

@@ -1,0 +1,299 @@
+//! Start and end of an enclave: load it, run slot 0, pass signals on, wait for its exit.
+
+use std::fs::File;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bulla_abi::hostcall::{BootParams, platform};
+use bulla_abi::layout::SLOTS_MAX;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::descriptors::{Descriptors, Standard};
+use crate::host::Quoter;
+use crate::stats::{Phase, Stats};
+use crate::sys::terminal::Settings;
+use crate::sys::time::Moment;
+use crate::sys::{file, map, signal, time};
+use crate::threads::{Engine, Slots};
+use crate::{Content, Enclave, Error};
+
+/// How the enclave is run.
+pub struct Options {
+    pub backend: Box<dyn Backend>,
+    /// The root file system image, to be mapped for the enclave.
+    pub rootfs: Option<File>,
+    /// Whether [`Finished::stats`] is wanted.
+    pub stats: bool,
+    /// The host's descriptors for the enclave's 0, 1 and 2.
+    pub standard: [i32; 3],
+    /// Lines that the enclave logs: 0 errors only … 3 everything.
+    pub log_level: u64,
+    pub quoter: Option<Box<dyn Quoter>>,
+}
+
+impl Options {
+    /// The usual ones: this process's standard descriptors, warnings are shown.
+    pub fn new(backend: Box<dyn Backend>) -> Options {
+        Options {
+            backend,
+            rootfs: None,
+            stats: false,
+            standard: [0, 1, 2],
+            log_level: 1,
+            quoter: None,
+        }
+    }
+}
+
+/// How the container ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// Its first process exited with this code.
+    Exited(u8),
+    /// A signal ended it.
+    Signaled(u8),
+    /// The enclave's runtime stopped itself and has said why.
+    Stopped,
+}
+
+impl ExitStatus {
+    /// From a status as `wait` reports it.
+    pub(crate) fn from_wait(status: u64) -> ExitStatus {
+        match status & 0x7f {
+            0 => ExitStatus::Exited((status >> 8) as u8),
+            signal => ExitStatus::Signaled(signal as u8),
+        }
+    }
+
+    /// The exit code that container engines use: the process's own, 128 + signal, or 125 for a
+    /// failure of ours.
+    pub fn code(self) -> u8 {
+        match self {
+            ExitStatus::Exited(code) => code,
+            ExitStatus::Signaled(signal) => 128 + signal,
+            ExitStatus::Stopped => 125,
+        }
+    }
+}
+
+/// A finished run.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    pub status: ExitStatus,
+    /// When they were asked for.
+    pub stats: Option<Stats>,
+}
+
+static SLOTS: Slots = Slots::new();
+static MADE: Descriptors = Descriptors::new();
+static LAUNCHED: AtomicBool = AtomicBool::new(false);
+
+/// Loads the enclave, runs it and returns when the container has ended.
+///
+/// One per process. The calling thread is the supervisor: signals for the container are blocked in
+/// it and stay so. When this returns, host threads may still be in the enclave or asleep, so the
+/// process should exit soon; nothing else is left behind.
+pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
+    if LAUNCHED.swap(true, Ordering::SeqCst) {
+        return Err(Error::Busy);
+    }
+    let mut clock = Stopwatch::start();
+    file::reserve_standard().map_err(Error::Memory)?;
+    let rootfs = match &options.rootfs {
+        Some(file) => map::read_only(file).map_err(Error::Rootfs)?,
+        None => (0, 0),
+    };
+    clock.lap("map rootfs");
+
+    let backend = options.backend;
+    let added_bytes = load(&*backend, &enclave, &mut clock)?;
+
+    let parameters = Box::leak(Box::new(boot_parameters(&*backend, rootfs, clock.moment)));
+    let engine: &'static Engine = Box::leak(Box::new(Engine {
+        kind: enclave.kind,
+        backend,
+        slots: &SLOTS,
+        made: &MADE,
+        standard: Standard::new(options.standard),
+        quoter: options.quoter,
+        log_level: options.log_level,
+        boot: AtomicU64::new(std::ptr::from_ref(parameters) as u64),
+        first_entry: AtomicU64::new(0),
+        ending: AtomicBool::new(false),
+        end: Mutex::new(None),
+    }));
+    drop(enclave);
+    let terminal = options.standard.into_iter().find_map(Settings::of);
+    signal::install(engine).map_err(Error::Signals)?;
+    engine
+        .start(0)
+        .map_err(|errno| Error::Thread(errno.into()))?;
+    clock.lap("threads");
+
+    let end = supervise(engine);
+    if let Some(terminal) = terminal {
+        terminal.restore();
+    }
+    clock.lap("run");
+    Ok(Finished {
+        status: end?,
+        stats: options.stats.then(|| collect(engine, clock, added_bytes)),
+    })
+}
+
+/// ECREATE, EADD, EINIT. Returns the bytes of pages added.
+fn load(backend: &dyn Backend, enclave: &Enclave, clock: &mut Stopwatch) -> Result<u64, Error> {
+    let failed = |step| move |source| Error::Load { step, source };
+    if enclave.slots == 0 || enclave.slots > SLOTS_MAX {
+        let reason = format!(
+            "{} thread slots, 1 to {SLOTS_MAX} are possible",
+            enclave.slots
+        );
+        return Err(Error::Image(reason));
+    }
+    backend.create(&enclave.secs).map_err(failed("ECREATE"))?;
+    clock.lap("create");
+    let mut added = 0;
+    for run in &enclave.runs {
+        let len = run.content.len();
+        let end = run.address.checked_add(len);
+        let fits = end.is_some_and(|end| end <= enclave.kind.elrange_size());
+        if !fits || (run.address | len) % 4096 != 0 {
+            let reason = format!("{len} bytes of pages at {:#x}", run.address);
+            return Err(Error::Image(reason));
+        }
+        match &run.content {
+            Content::Data(data) => backend.add_pages(run.address, data, run.flags, run.measured),
+            Content::Zero(len) => {
+                backend.add_zero_pages(run.address, *len, run.flags, run.measured)
+            }
+        }
+        .map_err(failed("EADD"))?;
+        added += len;
+    }
+    clock.lap("add");
+    backend.init(&enclave.sigstruct).map_err(failed("EINIT"))?;
+    clock.lap("init");
+    Ok(added)
+}
+
+fn boot_parameters(backend: &dyn Backend, rootfs: (u64, u64), start: Moment) -> BootParams {
+    let features = backend.features();
+    let mut bits = 0;
+    for (present, bit) in [
+        (features.edmm, platform::EDMM),
+        (features.exinfo, platform::EXINFO),
+        (features.rdtsc, platform::RDTSC),
+        (backend.name() == "emulated", platform::EMULATED),
+    ] {
+        if present {
+            bits |= bit;
+        }
+    }
+    BootParams {
+        size: size_of::<BootParams>() as u64,
+        rootfs: rootfs.0,
+        rootfs_len: rootfs.1,
+        features: time::cpu_features(),
+        cpus: std::thread::available_parallelism().map_or(1, |cpus| cpus.get() as u64),
+        tsc_hz: if features.rdtsc { start.frequency() } else { 0 },
+        platform: bits,
+        host_pid: u64::from(std::process::id()),
+        reserved: [0; 8],
+    }
+}
+
+/// Until the container ends: makes the enclave look when signals have arrived for it, and repeats
+/// kicks that came at a bad moment.
+fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
+    const IDLE: Duration = Duration::from_secs(3600);
+    /// How long the enclave may leave a signal lying before it is made to look again.
+    const REMIND: Duration = Duration::from_millis(20);
+    let mut limit = IDLE;
+    loop {
+        let pending = signal::supervise(limit.as_nanos() as u64);
+        if let Some(end) = engine.take_end() {
+            return end;
+        }
+        engine.kick_again();
+        limit = if pending && engine.kick_any() {
+            REMIND
+        } else {
+            IDLE
+        };
+    }
+}
+
+fn collect(engine: &Engine, clock: Stopwatch, added_bytes: u64) -> Stats {
+    let first_entry = engine.first_entry.load(Ordering::Relaxed);
+    let mut stats = Stats {
+        platform: engine.backend.name().to_string(),
+        phases: clock.finish(first_entry),
+        added_bytes,
+        ..Stats::default()
+    };
+    for slot in engine.slots.used() {
+        stats.add(&slot.counters);
+    }
+    let counters = engine.backend.counters().into_iter();
+    stats.platform_counters = counters
+        .map(|(name, count)| (name.to_string(), count))
+        .collect();
+    stats
+}
+
+/// Wall time of the steps.
+struct Stopwatch {
+    start: Instant,
+    last: Instant,
+    moment: Moment,
+    phases: Vec<Phase>,
+}
+
+impl Stopwatch {
+    fn start() -> Stopwatch {
+        let start = Instant::now();
+        Stopwatch {
+            start,
+            last: start,
+            moment: Moment::now(),
+            phases: Vec::new(),
+        }
+    }
+
+    /// The step that ends now.
+    fn lap(&mut self, name: &str) {
+        let now = Instant::now();
+        self.push(name, now - self.last);
+        self.last = now;
+    }
+
+    fn push(&mut self, name: &str, time: Duration) {
+        self.phases.push(Phase {
+            name: name.to_string(),
+            milliseconds: time.as_secs_f64() * 1e3,
+        });
+    }
+
+    fn finish(mut self, first_entry_ns: u64) -> Vec<Phase> {
+        let to_entry = first_entry_ns.saturating_sub(self.moment.nanoseconds());
+        self.push("until first entry", Duration::from_nanos(to_entry));
+        self.push("total", self.start.elapsed());
+        self.phases
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_statuses() {
+        assert_eq!(ExitStatus::from_wait(3 << 8), ExitStatus::Exited(3));
+        assert_eq!(ExitStatus::from_wait(9).code(), 137);
+        assert_eq!(ExitStatus::from_wait(0x80 | 11).code(), 139);
+        assert_eq!(ExitStatus::Stopped.code(), 125);
+    }
+}

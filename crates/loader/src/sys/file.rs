@@ -1,0 +1,96 @@
+//! File descriptors: status, close, ioctl.
+
+use std::io;
+
+use super::area::Span;
+use super::raw::{Answer, call, plain};
+
+/// Opens /dev/null on whichever of the descriptors 0 to 2 are closed, so that no socket of the
+/// enclave ever gets one of these numbers.
+pub fn reserve_standard() -> io::Result<()> {
+    loop {
+        // SAFETY: a constant path.
+        let fd = unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if fd > 2 {
+            let _ = close(fd);
+            return Ok(());
+        }
+    }
+}
+
+pub fn close(fd: i32) -> Answer {
+    plain!(libc::SYS_close, fd)
+}
+
+/// Lets go of what `fd` refers to but keeps the number.
+pub fn replace_by_null(fd: i32) -> Answer {
+    // SAFETY: a constant path.
+    let null = unsafe {
+        let path = c"/dev/null".as_ptr() as usize;
+        let flags = (libc::O_RDWR | libc::O_CLOEXEC) as usize;
+        call(
+            libc::SYS_openat,
+            [libc::AT_FDCWD as usize, path, flags, 0, 0, 0],
+        )?
+    };
+    let answer = plain!(libc::SYS_dup3, null, fd, 0);
+    close(null as i32)?;
+    answer.map(|_| 0)
+}
+
+/// `st_mode << 32 | F_GETFL`.
+pub fn info(fd: i32) -> Answer {
+    let status = status(fd)?;
+    let flags = plain!(libc::SYS_fcntl, fd, libc::F_GETFL)?;
+    Ok(u64::from(status.st_mode) << 32 | flags & 0xffff_ffff)
+}
+
+/// fstat.
+pub fn status(fd: i32) -> Result<libc::stat, super::raw::Errno> {
+    // SAFETY: all zeros is a valid `struct stat`.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    plain!(libc::SYS_fstat, fd, &raw mut status)?;
+    Ok(status)
+}
+
+/// fstat into a shared area.
+pub fn status_into(fd: i32, to: Span<'_>) -> Answer {
+    if to.len() < size_of::<libc::stat>() {
+        return Err(super::raw::Errno(libc::EINVAL));
+    }
+    plain!(libc::SYS_fstat, fd, to.pointer())
+}
+
+/// ioctl with an argument in a shared area; the caller knows that `request` fits into it.
+pub fn ioctl(fd: i32, request: u64, argument: Span<'_>) -> Answer {
+    plain!(libc::SYS_ioctl, fd, request, argument.pointer())
+}
+
+/// SIOCGIFCONF: the kernel wants a pointer to where the list goes, which only we may choose. The
+/// area holds the room in bytes (u32), then at 16 the list; the used length replaces the room.
+pub fn interface_list(fd: i32, argument: Span<'_>) -> Answer {
+    #[repr(C)]
+    struct Configuration {
+        len: i32,
+        list: usize,
+    }
+    if argument.len() < 16 {
+        return Err(super::raw::Errno(libc::EINVAL));
+    }
+    let room = (argument.u32_at(0) as usize).min(argument.len() - 16);
+    let mut configuration = Configuration {
+        len: room as i32,
+        list: argument.pointer() + 16,
+    };
+    let answer = plain!(
+        libc::SYS_ioctl,
+        fd,
+        libc::SIOCGIFCONF,
+        &raw mut configuration
+    )?;
+    argument.put(0, &configuration.len.to_le_bytes());
+    Ok(answer)
+}

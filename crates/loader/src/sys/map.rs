@@ -1,0 +1,52 @@
+//! Host mappings: shared areas and the root file system image.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+
+/// Fresh zeroed memory that lives until the process ends.
+pub fn anonymous(len: usize) -> io::Result<NonNull<u8>> {
+    // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+    let address = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            len,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+}
+
+/// Maps all of `file` read-only until the process ends: address and length. The page cache is
+/// shared with every other container of the same image, and reading starts at once.
+pub fn read_only(file: &File) -> io::Result<(u64, u64)> {
+    let len = file.metadata()?.len();
+    if len == 0 {
+        return Err(io::Error::other("it is empty"));
+    }
+    // SAFETY: a new read-only mapping at an address of the kernel's choice; only the enclave reads
+    // it, and it treats every byte as hostile (a truncated file faults, which it turns into EIO).
+    unsafe {
+        let address = libc::mmap(
+            std::ptr::null_mut(),
+            len as usize,
+            libc::PROT_READ,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        );
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // Only advice: what fails is a slower start.
+        libc::madvise(address, len as usize, libc::MADV_WILLNEED);
+        Ok((address as u64, len))
+    }
+}
