@@ -15,11 +15,16 @@ pub mod backend;
 mod descriptors;
 mod enclave;
 mod error;
+#[cfg(test)]
+#[allow(unsafe_code)] // the trait has an unsafe function
+mod fake;
 mod host;
 mod launch;
 mod stats;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(test)]
+mod tests;
 mod threads;
 
 pub use enclave::{Content, Enclave, PageRun};

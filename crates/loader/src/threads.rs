@@ -102,7 +102,7 @@ impl Slot {
 }
 
 /// All slots; a slot's place is filled when it is first used.
-pub struct Slots([OnceLock<Slot>; SLOTS_MAX as usize]);
+pub struct Slots([OnceLock<Box<Slot>>; SLOTS_MAX as usize]);
 
 impl Slots {
     pub const fn new() -> Slots {
@@ -110,7 +110,10 @@ impl Slots {
     }
 
     fn get(&self, index: u64) -> Option<&Slot> {
-        self.0.get(usize::try_from(index).ok()?)?.get()
+        self.0
+            .get(usize::try_from(index).ok()?)?
+            .get()
+            .map(|slot| &**slot)
     }
 
     fn get_or_make(&self, index: u64) -> Result<&Slot, Errno> {
@@ -122,12 +125,12 @@ impl Slots {
             return Ok(slot);
         }
         let slot = Slot::new(index as u32).map_err(|_| Errno(libc::ENOMEM))?;
-        Ok(place.get_or_init(|| slot))
+        Ok(place.get_or_init(|| Box::new(slot)))
     }
 
     /// Those that were ever used.
     pub fn used(&self) -> impl Iterator<Item = &Slot> {
-        self.0.iter().filter_map(OnceLock::get)
+        self.0.iter().filter_map(|place| Some(&**place.get()?))
     }
 }
 
