@@ -146,6 +146,8 @@ host_calls! {
     MemRemove = 15,
     /// Signals that arrived for the container since the last call: a bit mask, bit n−1 = signal n.
     TakeSignals = 16,
+    /// CPUID (leaf, subleaf): eax, ebx, ecx, edx as four u32 in the buffer.
+    Cpuid = 17,
 
     /// Read from (fd, at most len, offset or u64::MAX for the file position) into the buffer.
     Read = 20,

@@ -1,0 +1,226 @@
+//! Exceptions in two stages, and system calls from trampolines.
+//!
+//! Stage 1 runs at CSSA 1 on its own stack, entered by the host after an AEX. It trusts only
+//! SSA[0], which the CPU wrote: it either copies user registers to the frame and points SSA[0] at
+//! stage 2, or sends a faulting copy routine to its fixup, or ends the container. Stage 2 is
+//! ordinary kernel code at CSSA 0.
+//!
+//! EXITINFO decides what happened. An entry without a valid EXITINFO is a nudge: user code is
+//! made to look at its pending work, anything else goes on.
+
+use core::sync::atomic::Ordering;
+
+use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
+use bulla_libos::{Exception, Next, mm::sites};
+
+use crate::area::{self, Area, Frame, mode};
+use crate::{entry, threads};
+
+const SSA_FRAME_SIZE: u64 = SSA_FRAME_PAGES * 4096;
+
+/// GPRSGX, at the end of an SSA frame (SDM volume 3D, table 38-9).
+#[repr(C)]
+struct GprSgx {
+    rax: u64,
+    rcx: u64,
+    rdx: u64,
+    rbx: u64,
+    rsp: u64,
+    rbp: u64,
+    rsi: u64,
+    rdi: u64,
+    r8: u64,
+    r9: u64,
+    r10: u64,
+    r11: u64,
+    r12: u64,
+    r13: u64,
+    r14: u64,
+    r15: u64,
+    rflags: u64,
+    rip: u64,
+    ursp: u64,
+    urbp: u64,
+    exitinfo: u32,
+    reserved: u32,
+    fsbase: u64,
+    gsbase: u64,
+}
+
+const GPRSGX_SIZE: u64 = size_of::<GprSgx>() as u64;
+/// EXINFO lies just below GPRSGX when MISCSELECT asks for it: MADDR (8), ERRCD (4), reserved (4).
+const EXINFO_SIZE: u64 = 16;
+
+/// Pseudo-vector of a nudge, in `Frame::vector`.
+const NUDGE: u32 = 256;
+
+/// Stage 1. Leaves by EEXIT; the host then executes ERESUME on SSA[0].
+pub extern "C" fn stage1() {
+    let area = area::current();
+    let frame_end = area as *mut Area as u64 - slot::AREA + slot::SSA + SSA_FRAME_SIZE;
+    // SAFETY: SSA frame 0 of this thread's own slot; the CPU has written it, and no one else
+    // uses it while this thread is at CSSA 1.
+    let gpr = unsafe { &mut *((frame_end - GPRSGX_SIZE) as *mut GprSgx) };
+    // SAFETY: as above.
+    let (fault_address, error_code) = unsafe {
+        let exinfo = frame_end - GPRSGX_SIZE - EXINFO_SIZE;
+        (*(exinfo as *const u64), *((exinfo + 8) as *const u32))
+    };
+    area.kick_ack.fetch_add(1, Ordering::SeqCst);
+    let valid = gpr.exitinfo & 1 << 31 != 0;
+    let vector = gpr.exitinfo & 0xff;
+    let in_user = gpr.rip < threads::user_end();
+
+    if in_user {
+        if area.mode.load(Ordering::Relaxed) != mode::USER {
+            crate::panic::fatal("user code ran while the kernel was active");
+        }
+        area.mode.store(mode::KERNEL, Ordering::Relaxed);
+        let is_page_fault = valid && vector == 14;
+        let frame = area.user_frame();
+        save_registers(frame, gpr);
+        frame.vector = if valid { vector } else { NUDGE };
+        frame.fault_address = if is_page_fault { fault_address } else { 0 };
+        frame.reserved = u64::from(if is_page_fault { error_code } else { 0 });
+        gpr.rip = &raw const entry::stage2_entry as u64;
+        gpr.rsp = area.frame as u64;
+        gpr.rflags = 2;
+        return;
+    }
+    if !valid {
+        let window =
+            &raw const entry::return_window as u64..&raw const entry::return_window_end as u64;
+        if window.contains(&gpr.rip) {
+            gpr.rip = &raw const entry::return_check as u64;
+            gpr.rsp = area.frame as u64;
+            gpr.rflags = 2;
+        }
+        return;
+    }
+    // A fault of the runtime: only user copies and host copies may.
+    if let Some(fixup) = crate::usercopy::fixup(gpr.rip) {
+        area.copy_fault = fault_address;
+        gpr.rip = fixup;
+        return;
+    }
+    crate::panic::fatal_fault(vector, gpr.rip, fault_address, gpr.rsp);
+}
+
+fn save_registers(frame: &mut Frame, gpr: &GprSgx) {
+    let registers = &mut frame.registers;
+    registers.rax = gpr.rax;
+    registers.rbx = gpr.rbx;
+    registers.rcx = gpr.rcx;
+    registers.rdx = gpr.rdx;
+    registers.rsi = gpr.rsi;
+    registers.rdi = gpr.rdi;
+    registers.rbp = gpr.rbp;
+    registers.rsp = gpr.rsp;
+    registers.r8 = gpr.r8;
+    registers.r9 = gpr.r9;
+    registers.r10 = gpr.r10;
+    registers.r11 = gpr.r11;
+    registers.r12 = gpr.r12;
+    registers.r13 = gpr.r13;
+    registers.r14 = gpr.r14;
+    registers.r15 = gpr.r15;
+    registers.rip = gpr.rip;
+    registers.rflags = gpr.rflags;
+    registers.orig_rax = u64::MAX;
+}
+
+/// Stage 2: user code was interrupted; its state is in `frame`.
+pub extern "C" fn stage2(frame: &mut Frame) {
+    let area = area::current();
+    let vector = frame.vector;
+    let address = frame.fault_address;
+    let error_code = frame.reserved as u32;
+    frame.registers.rip = sites::canonical(frame.registers.rip);
+    let Some(thread) = threads::current_thread(area) else {
+        crate::panic::fatal("an exception in a slot without a thread");
+    };
+    match vector {
+        NUDGE => crate::hostcall::take_signals(),
+        6 => undefined_instruction(frame, thread),
+        _ => {
+            let exception = Exception {
+                vector: vector as u8,
+                address,
+                error_code,
+            };
+            bulla_libos::handle_exception(thread, &mut frame.registers, exception);
+        }
+    }
+    finish(area, frame);
+}
+
+/// #UD: a system call or CPUID or RDTSC that must be served, or a fault.
+fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libos::Thread>) {
+    let registers = &mut frame.registers;
+    let mut bytes = [0u8; 3];
+    let readable = crate::usercopy::copy_from_user(registers.rip, &mut bytes[..2]).is_ok();
+    match bytes[..2] {
+        [0x0f, 0x05] if readable => {
+            let site = registers.rip;
+            registers.rip = site + 2;
+            registers.rcx = registers.rip;
+            registers.r11 = registers.rflags;
+            crate::threads::count_trap();
+            // The site may be rewritten now; the frame's address stays the canonical one.
+            sites::syscall_trapped(thread, site, registers.rax);
+            bulla_libos::handle_syscall(thread, registers);
+        }
+        [0x0f, 0xa2] if readable => {
+            let leaf = crate::hostcall::cpuid(registers.rax as u32, registers.rcx as u32);
+            let [eax, ebx, ecx, edx] = leaf.map(u64::from);
+            (registers.rax, registers.rbx, registers.rcx, registers.rdx) = (eax, ebx, ecx, edx);
+            registers.rip += 2;
+        }
+        [0x0f, 0x31] if readable => {
+            let ticks = crate::clock::monotonic();
+            registers.rax = ticks & 0xffff_ffff;
+            registers.rdx = ticks >> 32;
+            registers.rip += 2;
+        }
+        _ => {
+            let exception = Exception {
+                vector: 6,
+                address: 0,
+                error_code: 0,
+            };
+            bulla_libos::handle_exception(thread, registers, exception);
+        }
+    }
+}
+
+/// A system call from a trampoline.
+pub extern "C" fn gate_system_call(frame: &mut Frame) {
+    let area = area::current();
+    let canonical = frame.registers.rip;
+    let Some(thread) = threads::current_thread(area) else {
+        crate::panic::fatal("a system call in a slot without a thread");
+    };
+    bulla_libos::handle_syscall(thread, &mut frame.registers);
+    if frame.registers.rip != canonical {
+        area.resume = sites::resume_address(frame.registers.rip);
+    }
+}
+
+/// The work word is not 0 on the way to user code.
+pub extern "C" fn pending_work(frame: &mut Frame) {
+    let area = area::current();
+    finish(area, frame);
+}
+
+/// Pending work, then where user code continues.
+fn finish(area: &mut Area, frame: &mut Frame) {
+    let Some(thread) = threads::current_thread(area) else {
+        crate::panic::fatal("work in a slot without a thread");
+    };
+    if !thread.work().is_empty()
+        && bulla_libos::before_user(thread, &mut frame.registers) == Next::Exit
+    {
+        threads::exit_current();
+    }
+    area.resume = sites::resume_address(frame.registers.rip);
+}

@@ -1,0 +1,383 @@
+//! [`Platform`] on the enclave.
+
+use alloc::sync::Arc;
+use core::arch::asm;
+use core::sync::atomic::Ordering;
+
+use bulla_abi::hostcall::{HostCall, RecvHeader};
+use bulla_enclave::sha256::Sha256;
+use bulla_libos::errno::EIO;
+use bulla_libos::platform::{Atomic, FPU_STATE_MAX, Protection, UserFault};
+use bulla_libos::{Platform, Result, Thread};
+
+use crate::area::{self, XSAVE_SIZE};
+use crate::boot::HOST;
+use crate::{clock, heap, hostcall, memory, threads, untrusted, usercopy};
+
+/// The platform that the kernel sees.
+pub static ENCLAVE: Enclave = Enclave;
+
+pub struct Enclave;
+
+/// Extended state that the enclave may use: x87, SSE, AVX.
+const XFRM: u64 = 7;
+/// Bytes of the standard-format state for it: legacy 512, header 64, AVX 256.
+const XSTATE_SIZE: usize = 832;
+
+const _: () = assert!(XSTATE_SIZE <= XSAVE_SIZE && XSTATE_SIZE <= FPU_STATE_MAX);
+
+pub fn set_fs_base(base: u64) {
+    // SAFETY: FS is the user's; nothing in the runtime uses it. A non-canonical base would fault,
+    // so bits above the lower half are refused by the kernel before (arch_prctl) and cut here.
+    unsafe {
+        asm!("wrfsbase {}", in(reg) base & ((1 << 47) - 1), options(nostack, preserves_flags))
+    };
+}
+
+fn fs_base() -> u64 {
+    let base: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("rdfsbase {}", out(reg) base, options(nostack, preserves_flags)) };
+    base
+}
+
+/// Saves the user's extended state in standard format.
+fn fpu_save(to: &mut [u8]) {
+    let area = area::current();
+    let buffer = area.xsave();
+    // SAFETY: the buffer is 64-byte aligned, in this thread's area, and large enough for XFRM.
+    let bytes = unsafe {
+        // A clean header: XSAVE keeps bits that it does not write.
+        core::ptr::write_bytes(buffer.add(512), 0, 64);
+        asm!("xsave64 [{}]", in(reg) buffer, in("eax") XFRM as u32, in("edx") 0,
+            options(nostack, preserves_flags));
+        core::slice::from_raw_parts_mut(buffer, XSTATE_SIZE)
+    };
+    // The CPU's xmm registers are the kernel's now; the user's are in the frame.
+    let frame = area.user_frame();
+    for (index, xmm) in frame.xmm.iter().enumerate() {
+        let at = 160 + index * 16;
+        bytes[at..at + 8].copy_from_slice(&xmm[0].to_le_bytes());
+        bytes[at + 8..at + 16].copy_from_slice(&xmm[1].to_le_bytes());
+    }
+    bytes[24..28].copy_from_slice(&frame.mxcsr.to_le_bytes());
+    bytes[512] |= 2;
+    let len = to.len().min(XSTATE_SIZE);
+    to[..len].copy_from_slice(&bytes[..len]);
+}
+
+/// Loads an extended state in standard format; what is invalid is cleared.
+pub fn fpu_restore(from: &[u8]) {
+    let area = area::current();
+    let buffer = area.xsave();
+    // SAFETY: as in `fpu_save`.
+    let bytes = unsafe { core::slice::from_raw_parts_mut(buffer, XSTATE_SIZE) };
+    bytes.fill(0);
+    let len = from.len().min(XSTATE_SIZE);
+    bytes[..len].copy_from_slice(&from[..len]);
+    // Reserved bits of the header and of MXCSR would fault.
+    bytes[512] &= XFRM as u8;
+    bytes[513..576].fill(0);
+    let word = |bytes: &[u8], at: usize| {
+        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+    };
+    let has_sse = bytes[512] & 2 != 0;
+    let mxcsr = if has_sse {
+        word(bytes, 24) & 0xffff
+    } else {
+        0x1f80
+    };
+    bytes[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+    // SAFETY: a valid standard-format area, sanitised; the kernel's own xmm registers are
+    // call-clobbered across this statement.
+    unsafe {
+        asm!("xrstor64 [{}]", in(reg) buffer, in("eax") XFRM as u32, in("edx") 0,
+            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _,
+            out("xmm5") _, out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _,
+            out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _,
+            out("xmm15") _, options(nostack, preserves_flags));
+    }
+    // The return path loads xmm from the frame; the upper halves are in the CPU now.
+    let frame = area.user_frame();
+    for (index, xmm) in frame.xmm.iter_mut().enumerate() {
+        let at = 160 + index * 16;
+        let half = |at: usize| u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32;
+        *xmm = if has_sse {
+            [half(at), half(at + 8)]
+        } else {
+            [0, 0]
+        };
+    }
+    frame.mxcsr = mxcsr;
+}
+
+impl Platform for Enclave {
+    fn user_range(&self) -> core::ops::Range<u64> {
+        bulla_abi::layout::USER_START..threads::user_end()
+    }
+
+    fn commit(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
+        memory::commit(address, len, protection)
+    }
+
+    fn decommit(&self, address: u64, len: u64) {
+        memory::decommit(address, len);
+    }
+
+    fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
+        memory::protect(address, len, protection)
+    }
+
+    fn is_committed(&self, address: u64) -> bool {
+        memory::is_committed(address)
+    }
+
+    fn write_protected(&self, address: u64, bytes: &[u8]) -> Result<()> {
+        memory::write_protected(address, bytes)
+    }
+
+    fn fill(
+        &self,
+        address: u64,
+        len: u64,
+        fill: &mut dyn FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        memory::fill(address, len, fill)
+    }
+
+    fn copy_from_user(&self, address: u64, to: &mut [u8]) -> core::result::Result<(), UserFault> {
+        usercopy::copy_from_user(address, to)
+    }
+
+    fn copy_to_user(&self, address: u64, from: &[u8]) -> core::result::Result<(), UserFault> {
+        usercopy::copy_to_user(address, from)
+    }
+
+    fn clear_user(&self, address: u64, len: usize) -> core::result::Result<(), UserFault> {
+        usercopy::clear_user(address, len)
+    }
+
+    fn atomic_user(&self, address: u64, operation: Atomic) -> core::result::Result<u32, UserFault> {
+        usercopy::atomic_user(address, operation)
+    }
+
+    fn fs_base(&self) -> u64 {
+        fs_base()
+    }
+
+    fn set_fs_base(&self, base: u64) {
+        set_fs_base(base);
+    }
+
+    fn fpu_size(&self) -> usize {
+        XSTATE_SIZE
+    }
+
+    fn fpu_save(&self, to: &mut [u8]) {
+        fpu_save(to);
+    }
+
+    fn fpu_restore(&self, from: &[u8]) {
+        fpu_restore(from);
+    }
+
+    fn spawn(&self, thread: Arc<Thread>) -> Result<()> {
+        threads::spawn(thread)
+    }
+
+    fn sleep(&self, thread: &Thread, seen: u32, deadline: Option<u64>) {
+        let timeout = deadline.map(|deadline| deadline.saturating_sub(clock::monotonic()));
+        if timeout != Some(0) {
+            threads::sleep(thread, seen, timeout);
+        }
+    }
+
+    fn wake(&self, thread: &Thread) {
+        threads::wake(thread);
+    }
+
+    fn kick(&self, thread: &Thread) {
+        threads::kick(thread);
+    }
+
+    fn stop(&self, thread: &Thread) {
+        threads::stop(thread);
+    }
+
+    fn yield_now(&self) {
+        hostcall::call(HostCall::Yield, [0; 4]);
+    }
+
+    fn relax(&self) {
+        // The holder may have been descheduled by the host: do not burn its CPU for long.
+        let area = area::current();
+        area.spins = area.spins.wrapping_add(1);
+        if area.spins % 128 == 0 {
+            hostcall::call(HostCall::Yield, [0; 4]);
+        } else {
+            core::hint::spin_loop();
+        }
+    }
+
+    fn host_call(
+        &self,
+        call: HostCall,
+        mut arguments: [u64; 4],
+        waiting: Option<(&Thread, u32)>,
+    ) -> i64 {
+        let Some((thread, seen)) = waiting else {
+            return hostcall::call(call, arguments);
+        };
+        let area = area::current();
+        let Some(word) = threads::prepare_wait(area, thread, seen) else {
+            // Something has happened already: look without waiting.
+            match call {
+                HostCall::Poll => arguments[1] = 0,
+                HostCall::EpollWait => arguments[2] = 0,
+                HostCall::Recv => arguments[1] &= !bulla_abi::hostcall::RECV_WAIT,
+                _ => {}
+            }
+            return hostcall::call(call, arguments);
+        };
+        match call {
+            HostCall::Poll => arguments[2] = u64::from(word),
+            HostCall::EpollWait => arguments[3] = u64::from(word),
+            HostCall::Recv => {
+                let seen_at = core::mem::offset_of!(RecvHeader, seen) as u64;
+                let _ = hostcall::put(seen_at, &u64::from(word).to_le_bytes());
+            }
+            _ => {}
+        }
+        let answer = hostcall::call(call, arguments);
+        area.sleeping.store(0, Ordering::SeqCst);
+        answer
+    }
+
+    fn host_put(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        hostcall::put(offset, bytes)
+    }
+
+    fn host_get(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        hostcall::get(offset, bytes)
+    }
+
+    fn host_put_user(
+        &self,
+        offset: u64,
+        address: u64,
+        len: usize,
+    ) -> core::result::Result<(), UserFault> {
+        let mut bounce = [0u8; 4096];
+        let mut moved = 0;
+        while moved < len {
+            let step = (len - moved).min(bounce.len());
+            usercopy::copy_from_user(address + moved as u64, &mut bounce[..step]).map_err(
+                |_| UserFault {
+                    remaining: len - moved,
+                },
+            )?;
+            if hostcall::put(offset + moved as u64, &bounce[..step]).is_err() {
+                return Err(UserFault {
+                    remaining: len - moved,
+                });
+            }
+            moved += step;
+        }
+        Ok(())
+    }
+
+    fn host_get_user(
+        &self,
+        offset: u64,
+        address: u64,
+        len: usize,
+    ) -> core::result::Result<(), UserFault> {
+        let mut bounce = [0u8; 4096];
+        let mut moved = 0;
+        while moved < len {
+            let step = (len - moved).min(bounce.len());
+            if hostcall::get(offset + moved as u64, &mut bounce[..step]).is_err() {
+                return Err(UserFault {
+                    remaining: len - moved,
+                });
+            }
+            usercopy::copy_to_user(address + moved as u64, &bounce[..step]).map_err(|_| {
+                UserFault {
+                    remaining: len - moved,
+                }
+            })?;
+            moved += step;
+        }
+        Ok(())
+    }
+
+    fn rootfs_read(&self, offset: u64, to: &mut [u8]) -> Result<()> {
+        let len = HOST.rootfs_len.load(Ordering::Relaxed);
+        match offset.checked_add(to.len() as u64) {
+            Some(end) if end <= len => {
+                untrusted::copy_in(HOST.rootfs.load(Ordering::Relaxed) + offset, to)
+            }
+            _ => Err(EIO.because("beyond the root file system")),
+        }
+    }
+
+    fn exit(&self, status: u32) -> ! {
+        loop {
+            hostcall::call(HostCall::Exit, [u64::from(status), 0, 0, 0]);
+        }
+    }
+
+    fn log(&self, level: u8, message: &str) {
+        crate::boot::log(level, message);
+    }
+
+    fn monotonic(&self) -> u64 {
+        clock::monotonic()
+    }
+
+    fn realtime(&self) -> u64 {
+        clock::realtime()
+    }
+
+    fn random(&self, to: &mut [u8]) {
+        for chunk in to.chunks_mut(8) {
+            chunk.copy_from_slice(&random_word().to_le_bytes()[..chunk.len()]);
+        }
+    }
+
+    fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
+        let mut hash = Sha256::new(HOST.features.load(Ordering::Relaxed));
+        for part in parts {
+            hash.update(part);
+        }
+        hash.finish()
+    }
+
+    fn cpus(&self) -> u32 {
+        HOST.cpus.load(Ordering::Relaxed) as u32
+    }
+
+    fn gate_offset(&self) -> u32 {
+        area::GATE as u32
+    }
+
+    fn heap_usage(&self) -> (u64, u64) {
+        heap::usage()
+    }
+}
+
+/// RDRAND, which may fail for a while under load (SDM volume 1, section 7.3.17).
+fn random_word() -> u64 {
+    for _ in 0..1000 {
+        let (word, ok): (u64, u8);
+        // SAFETY: the CPU has RDRAND (checked at boot; a lie faults).
+        unsafe {
+            asm!("rdrand {}", "setc {}", out(reg) word, out(reg_byte) ok, options(nostack));
+        }
+        if ok != 0 {
+            return word;
+        }
+        core::hint::spin_loop();
+    }
+    crate::panic::fatal("RDRAND gives no random numbers");
+}

@@ -1,0 +1,249 @@
+//! SHA-256 without CPUID: whether SHA-NI is there is told by the host. A lie makes the CPU fault
+//! and the enclave stop; it cannot change a result.
+
+use bulla_abi::hostcall::features;
+use core::arch::x86_64::*;
+
+const INITIAL: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
+
+#[repr(align(16))]
+struct RoundConstants([u32; 64]);
+
+/// FIPS 180-4, section 4.2.2.
+static K: RoundConstants = RoundConstants([
+    0x428a_2f98,
+    0x7137_4491,
+    0xb5c0_fbcf,
+    0xe9b5_dba5,
+    0x3956_c25b,
+    0x59f1_11f1,
+    0x923f_82a4,
+    0xab1c_5ed5,
+    0xd807_aa98,
+    0x1283_5b01,
+    0x2431_85be,
+    0x550c_7dc3,
+    0x72be_5d74,
+    0x80de_b1fe,
+    0x9bdc_06a7,
+    0xc19b_f174,
+    0xe49b_69c1,
+    0xefbe_4786,
+    0x0fc1_9dc6,
+    0x240c_a1cc,
+    0x2de9_2c6f,
+    0x4a74_84aa,
+    0x5cb0_a9dc,
+    0x76f9_88da,
+    0x983e_5152,
+    0xa831_c66d,
+    0xb003_27c8,
+    0xbf59_7fc7,
+    0xc6e0_0bf3,
+    0xd5a7_9147,
+    0x06ca_6351,
+    0x1429_2967,
+    0x27b7_0a85,
+    0x2e1b_2138,
+    0x4d2c_6dfc,
+    0x5338_0d13,
+    0x650a_7354,
+    0x766a_0abb,
+    0x81c2_c92e,
+    0x9272_2c85,
+    0xa2bf_e8a1,
+    0xa81a_664b,
+    0xc24b_8b70,
+    0xc76c_51a3,
+    0xd192_e819,
+    0xd699_0624,
+    0xf40e_3585,
+    0x106a_a070,
+    0x19a4_c116,
+    0x1e37_6c08,
+    0x2748_774c,
+    0x34b0_bcb5,
+    0x391c_0cb3,
+    0x4ed8_aa4a,
+    0x5b9c_ca4f,
+    0x682e_6ff3,
+    0x748f_82ee,
+    0x78a5_636f,
+    0x84c8_7814,
+    0x8cc7_0208,
+    0x90be_fffa,
+    0xa450_6ceb,
+    0xbef9_a3f7,
+    0xc671_78f2,
+]);
+
+/// An incremental hash.
+pub struct Sha256 {
+    state: [u32; 8],
+    block: [u8; 64],
+    filled: usize,
+    total: u64,
+    hardware: bool,
+}
+
+impl Sha256 {
+    /// `hints` are bits of [`features`].
+    pub fn new(hints: u64) -> Sha256 {
+        let hardware = hints & features::SHA != 0;
+        Sha256 {
+            state: INITIAL,
+            block: [0; 64],
+            filled: 0,
+            total: 0,
+            hardware,
+        }
+    }
+
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        self.total = self.total.wrapping_add(bytes.len() as u64);
+        if self.filled > 0 {
+            let take = bytes.len().min(64 - self.filled);
+            self.block[self.filled..self.filled + take].copy_from_slice(&bytes[..take]);
+            self.filled += take;
+            bytes = &bytes[take..];
+            if self.filled < 64 {
+                return;
+            }
+            let block = self.block;
+            self.compress(&block);
+            self.filled = 0;
+        }
+        let whole = bytes.len() & !63;
+        self.compress(&bytes[..whole]);
+        let rest = &bytes[whole..];
+        self.block[..rest.len()].copy_from_slice(rest);
+        self.filled = rest.len();
+    }
+
+    pub fn finish(mut self) -> [u8; 32] {
+        let bits = self.total.wrapping_mul(8);
+        let mut padding = [0u8; 72];
+        padding[0] = 0x80;
+        let len = if self.filled < 56 {
+            56 - self.filled
+        } else {
+            120 - self.filled
+        };
+        padding[len..len + 8].copy_from_slice(&bits.to_be_bytes());
+        self.update(&padding[..len + 8]);
+        let mut out = [0; 32];
+        for (bytes, word) in out.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        out
+    }
+
+    /// `blocks.len()` is a multiple of 64.
+    fn compress(&mut self, blocks: &[u8]) {
+        if self.hardware {
+            // SAFETY: the host says that SHA-NI is there; if not, the CPU raises #UD, which ends
+            // the enclave.
+            unsafe { compress_sha_ni(&mut self.state, blocks) };
+        } else {
+            for block in blocks.chunks_exact(64) {
+                let mut copy = [0u8; 64];
+                copy.copy_from_slice(block);
+                sha2::compress256(&mut self.state, &[copy.into()]);
+            }
+        }
+    }
+}
+
+/// The compression function with the SHA extensions (SDM volume 2, SHA256RNDS2 and following).
+/// All encodings are legacy SSE: the upper halves of vector registers survive.
+///
+/// # Safety
+/// The CPU has SHA, SSSE3 and SSE4.1.
+#[target_feature(enable = "sha,ssse3,sse4.1")]
+unsafe fn compress_sha_ni(state: &mut [u32; 8], blocks: &[u8]) {
+    let swap = _mm_set_epi64x(0x0c0d_0e0f_0809_0a0b, 0x0405_0607_0001_0203);
+    // SAFETY: 32 bytes of `state`, unaligned loads.
+    let (low, high) = unsafe {
+        let at = state.as_ptr().cast::<__m128i>();
+        (_mm_loadu_si128(at), _mm_loadu_si128(at.add(1)))
+    };
+    // The instructions want {a,b,e,f} and {c,d,g,h}.
+    let low = _mm_shuffle_epi32(low, 0xB1);
+    let high = _mm_shuffle_epi32(high, 0x1B);
+    let mut abef = _mm_alignr_epi8(low, high, 8);
+    let mut cdgh = _mm_blend_epi16(high, low, 0xF0);
+    for block in blocks.chunks_exact(64) {
+        let (abef_before, cdgh_before) = (abef, cdgh);
+        let mut w = [_mm_setzero_si128(); 4];
+        for (index, word) in w.iter_mut().enumerate() {
+            // SAFETY: 16 bytes at 16·index of a 64-byte block, unaligned load.
+            let loaded = unsafe { _mm_loadu_si128(block.as_ptr().add(index * 16).cast()) };
+            *word = _mm_shuffle_epi8(loaded, swap);
+        }
+        for group in 0..16 {
+            let words = w[group % 4];
+            // SAFETY: 16 bytes at 16·group of the 256-byte table, aligned.
+            let constants = unsafe { _mm_load_si128(K.0.as_ptr().add(group * 4).cast()) };
+            let sum = _mm_add_epi32(words, constants);
+            cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+            let sum = _mm_shuffle_epi32(sum, 0x0E);
+            abef = _mm_sha256rnds2_epu32(abef, cdgh, sum);
+            if group < 12 {
+                // The four words that are needed four groups later.
+                let next = w[(group + 1) % 4];
+                let last = w[(group + 3) % 4];
+                let partial = _mm_sha256msg1_epu32(words, next);
+                let shifted = _mm_alignr_epi8(last, w[(group + 2) % 4], 4);
+                w[group % 4] = _mm_sha256msg2_epu32(_mm_add_epi32(partial, shifted), last);
+            }
+        }
+        abef = _mm_add_epi32(abef, abef_before);
+        cdgh = _mm_add_epi32(cdgh, cdgh_before);
+    }
+    let low = _mm_shuffle_epi32(abef, 0x1B);
+    let high = _mm_shuffle_epi32(cdgh, 0xB1);
+    // SAFETY: 32 bytes of `state`, unaligned stores.
+    unsafe {
+        let at = state.as_mut_ptr().cast::<__m128i>();
+        _mm_storeu_si128(at, _mm_blend_epi16(low, high, 0xF0));
+        _mm_storeu_si128(at.add(1), _mm_alignr_epi8(high, low, 8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(bytes: &[u8]) -> [u8; 32] {
+        use sha2::Digest;
+        sha2::Sha256::digest(bytes).into()
+    }
+
+    #[test]
+    fn both_ways_agree_with_the_reference_for_every_length() {
+        let data: [u8; 300] = core::array::from_fn(|index| (index * 7 + 3) as u8);
+        let hardware = if std::is_x86_feature_detected!("sha") {
+            features::SHA
+        } else {
+            0
+        };
+        for hints in [0, hardware] {
+            for len in 0..data.len() {
+                let mut hash = Sha256::new(hints);
+                let (first, second) = data[..len].split_at(len / 3);
+                hash.update(first);
+                hash.update(second);
+                assert_eq!(hash.finish(), reference(&data[..len]), "length {len}");
+            }
+        }
+    }
+}
