@@ -16,16 +16,16 @@ use crate::sys::area::Area;
 use crate::sys::signal;
 use crate::threads::{Engine, Slots};
 
+type TestEnd = (
+    Receiver<(EnterLeaf, Registers)>,
+    Sender<(Outcome, Registers)>,
+);
+
 /// What the loader sends in, what comes out, and the ends that the test holds until it starts.
 struct Port {
     entries: Mutex<Sender<(EnterLeaf, Registers)>>,
     exits: Mutex<Receiver<(Outcome, Registers)>>,
-    test: Mutex<
-        Option<(
-            Receiver<(EnterLeaf, Registers)>,
-            Sender<(Outcome, Registers)>,
-        )>,
-    >,
+    test: Mutex<Option<TestEnd>>,
 }
 
 impl Port {
