@@ -4,6 +4,7 @@
 //! - [`boot`]: the header in the measured bootstrap, filled in by the image builder.
 //! - [`config`]: the measured configuration of one container.
 //! - [`hostcall`]: what the enclave may ask of the host, and the memory both sides share.
+//! - [`sites`]: instructions of executable files that the runtime rewrites.
 //!
 //! Nothing here is trusted because of its type: the enclave copies every shared structure in once
 //! and validates the copy.
@@ -16,6 +17,7 @@ pub mod boot;
 pub mod config;
 pub mod hostcall;
 pub mod layout;
+pub mod sites;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;

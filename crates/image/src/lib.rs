@@ -5,6 +5,7 @@
 //!   page run by page run.
 //! - [`write_sgxs`] writes the image as an SGXS stream, the format of Fortanix' `sgxs-tools`.
 //! - [`Description`], [`SigningKey`], [`PublicKey`]: SIGSTRUCT, signed in one step or in two.
+//! - [`find_sites`]: the instructions of an executable that the runtime rewrites.
 //!
 //! Everything is deterministic: equal input gives equal bytes.
 #![forbid(unsafe_code)]
@@ -14,11 +15,13 @@ mod key;
 mod layout;
 mod sgxs;
 mod sign;
+mod sites;
 
 pub use elf::ElfError;
 pub use key::{KeyError, PublicKey, SigningKey};
 pub use layout::{Content, EnclaveImage, LayoutError, Options, PageRun, layout};
 pub use sgxs::write_sgxs;
 pub use sign::{Date, Description, SignError};
+pub use sites::{Counts, SitesError, find_sites};
 
 pub use bulla_sgx::{SigStruct, SignatureError};
