@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::Process;
 use crate::Registers;
@@ -46,6 +46,8 @@ pub struct Thread {
     pub slot: AtomicU32,
     events: AtomicU32,
     work: AtomicU32,
+    /// Sleeping in the kernel: its address space may lose its turn.
+    pub asleep: AtomicBool,
     pub start: SpinLock<Option<StartState>>,
     files: SpinLock<Arc<FdTable>>,
     fs: SpinLock<Arc<FsContext>>,
@@ -70,6 +72,7 @@ impl Thread {
             slot: AtomicU32::new(u32::MAX),
             events: AtomicU32::new(0),
             work: AtomicU32::new(0),
+            asleep: AtomicBool::new(false),
             start: SpinLock::new(Some(start)),
             files: SpinLock::new(files),
             fs: SpinLock::new(fs),

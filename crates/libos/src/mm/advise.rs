@@ -1,0 +1,192 @@
+//! madvise, mincore, mlock, msync.
+
+use alloc::vec::Vec;
+
+use super::map::checked_range;
+use super::{Space, Backing, Locked, PAGE, Vma, VmaFlags};
+use crate::Result;
+use crate::errno::{EINVAL, ENOMEM};
+use crate::platform::Protection;
+
+/// The numbers of madvise(2).
+mod advice {
+    pub const NORMAL: u32 = 0;
+    pub const RANDOM: u32 = 1;
+    pub const SEQUENTIAL: u32 = 2;
+    pub const WILLNEED: u32 = 3;
+    pub const DONTNEED: u32 = 4;
+    pub const FREE: u32 = 8;
+    pub const REMOVE: u32 = 9;
+    pub const DONTFORK: u32 = 10;
+    pub const DOFORK: u32 = 11;
+    pub const MERGEABLE: u32 = 12;
+    pub const UNMERGEABLE: u32 = 13;
+    pub const HUGEPAGE: u32 = 14;
+    pub const NOHUGEPAGE: u32 = 15;
+    pub const DONTDUMP: u32 = 16;
+    pub const DODUMP: u32 = 17;
+    pub const WIPEONFORK: u32 = 18;
+    pub const KEEPONFORK: u32 = 19;
+    pub const COLD: u32 = 20;
+    pub const PAGEOUT: u32 = 21;
+    pub const POPULATE_READ: u32 = 22;
+    pub const POPULATE_WRITE: u32 = 23;
+    pub const DONTNEED_LOCKED: u32 = 24;
+    pub const COLLAPSE: u32 = 25;
+}
+
+impl Space {
+    /// madvise(2).
+    pub fn advise(&self, address: u64, len: u64, advice: u32) -> Result<()> {
+        use advice::*;
+        let range = checked_range(address, len)?;
+        if advice > COLLAPSE || (5..FREE).contains(&advice) {
+            return Err(EINVAL.because("unknown advice"));
+        }
+        let mut locked = self.lock();
+        let pieces: Vec<Vma> =
+            locked.vmas.overlapping(&range).map(|vma| vma.clipped(&range)).collect();
+        for piece in &pieces {
+            match advice {
+                DONTNEED | DONTNEED_LOCKED | FREE => {
+                    let locked_pages = piece.flags.contains(VmaFlags::LOCKED);
+                    if locked_pages && advice != DONTNEED_LOCKED {
+                        return Err(EINVAL.because("the pages are locked"));
+                    }
+                    if advice == FREE && !matches!(piece.backing, Backing::Anonymous) {
+                        return Err(EINVAL.because("MADV_FREE of a file"));
+                    }
+                    // The pages of shared objects stay: others may use them.
+                    if !matches!(piece.backing, Backing::Shared(..)) && advice != FREE {
+                        locked.drop_pages(piece);
+                    }
+                }
+                REMOVE => match &piece.backing {
+                    Backing::Shared(object, _) if !object.is_file() => {
+                        object.discard(piece.range());
+                    }
+                    _ => return Err(EINVAL.because("MADV_REMOVE of private memory")),
+                },
+                POPULATE_READ | POPULATE_WRITE => {
+                    let access = match advice == POPULATE_READ {
+                        true => Protection::READ,
+                        false => Protection::WRITE,
+                    };
+                    if !piece.allows(access) {
+                        return Err(EINVAL.because("the mapping does not allow the access"));
+                    }
+                    locked.populate(&piece.range())?;
+                }
+                DONTFORK => locked.flag(piece, VmaFlags::DONTFORK, true),
+                DOFORK => locked.flag(piece, VmaFlags::DONTFORK, false),
+                WIPEONFORK => {
+                    if !matches!(piece.backing, Backing::Anonymous) {
+                        return Err(EINVAL.because("MADV_WIPEONFORK of a file"));
+                    }
+                    locked.flag(piece, VmaFlags::WIPEONFORK, true);
+                }
+                KEEPONFORK => locked.flag(piece, VmaFlags::WIPEONFORK, false),
+                DONTDUMP => locked.flag(piece, VmaFlags::DONTDUMP, true),
+                DODUMP => locked.flag(piece, VmaFlags::DONTDUMP, false),
+                WILLNEED => {
+                    // Only files: for memory Linux reads swapped pages back, and there are none.
+                    const MOST: u64 = 1 << 20;
+                    if matches!(piece.backing, Backing::File(_)) {
+                        let end = piece.end.min(piece.start + MOST);
+                        let _ = locked.populate(&(piece.start..end));
+                    }
+                }
+                // Hints about readahead, huge pages, merging and reclaim have nothing to act on.
+                NORMAL | RANDOM | SEQUENTIAL | MERGEABLE | UNMERGEABLE | HUGEPAGE | NOHUGEPAGE
+                | COLD | PAGEOUT | COLLAPSE => {}
+                _ => return Err(EINVAL.because("unknown advice")),
+            }
+        }
+        match locked.vmas.covers(&range) {
+            true => Ok(()),
+            false => Err(ENOMEM.because("a part of the range is not mapped")),
+        }
+    }
+
+    /// mincore(2): one byte per page, 1 where it is in memory.
+    pub fn core(&self, address: u64, len: u64) -> Result<Vec<u8>> {
+        let range = checked_range(address, len)?;
+        let locked = self.lock();
+        if !locked.vmas.covers(&range) {
+            return Err(ENOMEM.because("a part of the range is not mapped"));
+        }
+        let present =
+            |page: &u64| u8::from(locked.is_live(*page) || locked.saved.contains_key(page));
+        Ok(range.step_by(PAGE as usize).map(|page| present(&page)).collect())
+    }
+
+    /// mlock and munlock. Enclave memory is never swapped by us, so locking only brings it in.
+    pub fn lock_pages(&self, address: u64, len: u64, lock: Lock) -> Result<()> {
+        let start = super::page_down(address);
+        let len = len.checked_add(address - start).ok_or(EINVAL)?;
+        let range = checked_range(start, len)?;
+        let mut locked = self.lock();
+        if !locked.vmas.covers(&range) {
+            return Err(ENOMEM.because("a part of the range is not mapped"));
+        }
+        let is_locked = lock != Lock::Off;
+        locked.vmas.update(&range, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
+        if lock == Lock::Now {
+            locked.populate(&range)?;
+        }
+        Ok(())
+    }
+
+    /// mlockall and munlockall.
+    pub fn lock_all(&self, current: Lock, future: bool) -> Result<()> {
+        let mut locked = self.lock();
+        locked.lock_future = future;
+        let all = crate::platform::platform().user_range();
+        if current != Lock::OnFault || !future {
+            let is_locked = current != Lock::Off;
+            locked.vmas.update(&all, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
+        }
+        if current == Lock::Now {
+            locked.populate(&all)?;
+        }
+        Ok(())
+    }
+
+    /// msync(2): writes shared file pages back.
+    pub fn sync(&self, address: u64, len: u64) -> Result<()> {
+        let range = checked_range(address, len)?;
+        let locked = self.lock();
+        let objects: Vec<_> = locked
+            .vmas
+            .overlapping(&range)
+            .filter_map(|vma| match &vma.backing {
+                Backing::Shared(object, _) => Some((object.clone(), vma.clipped(&range).range())),
+                _ => None,
+            })
+            .collect();
+        let covered = locked.vmas.covers(&range);
+        drop(locked);
+        for (object, part) in objects {
+            object.write_back(part)?;
+        }
+        match covered {
+            true => Ok(()),
+            false => Err(ENOMEM.because("a part of the range is not mapped")),
+        }
+    }
+}
+
+/// What mlock asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lock {
+    Off,
+    Now,
+    /// MLOCK_ONFAULT.
+    OnFault,
+}
+
+impl Locked<'_> {
+    fn flag(&mut self, piece: &Vma, flag: VmaFlags, on: bool) {
+        self.vmas.update(&piece.range(), |vma| vma.flags.set(flag, on));
+    }
+}

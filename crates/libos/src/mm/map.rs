@@ -1,0 +1,477 @@
+//! mmap, munmap, mprotect.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::allocator::Wanted;
+use super::fault::{EAGER_MAX, effective};
+use super::shared::{self, SharedObject};
+use super::vma::{Around, FileBacking};
+use super::{
+    Space, Backing, Locked, PAGE, Vma, VmaFlags, accounting, allocator, page_up, residency,
+};
+use crate::Result;
+use crate::errno::{EACCES, EEXIST, EINVAL, ENOMEM};
+use crate::platform::{Protection, platform};
+
+/// Where a mapping should go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// Anywhere, at the hint if that is free (0: no hint).
+    Hint(u64),
+    /// In the lowest 2 GiB (MAP_32BIT).
+    Low,
+    /// Here, in place of whatever is there (MAP_FIXED).
+    Fixed(u64),
+    /// Here, if nothing is there (MAP_FIXED_NOREPLACE).
+    Free(u64),
+}
+
+/// What is to be mapped.
+pub enum Source {
+    Anonymous,
+    File(FileBacking),
+}
+
+/// A new mapping.
+pub struct Request {
+    pub placement: Placement,
+    /// Bytes; rounded up to pages.
+    pub len: u64,
+    pub protection: Protection,
+    pub flags: VmaFlags,
+    pub source: Source,
+    /// MAP_POPULATE or MAP_LOCKED: bring everything in at once.
+    pub populate: bool,
+}
+
+impl Request {
+    /// A private anonymous mapping anywhere.
+    pub fn anonymous(len: u64, protection: Protection) -> Request {
+        Request {
+            placement: Placement::Hint(0),
+            len,
+            protection,
+            flags: VmaFlags::empty(),
+            source: Source::Anonymous,
+            populate: false,
+        }
+    }
+}
+
+/// Most mappings of a process (vm.max_map_count).
+pub const MAPS_MAX: usize = 65530;
+
+impl Space {
+    /// Makes a mapping; its address.
+    pub fn map(&self, request: Request) -> Result<u64> {
+        let len = page_up(request.len).filter(|&len| len > 0).ok_or(EINVAL)?;
+        let user = platform().user_range();
+        if len > user.end - user.start {
+            return Err(ENOMEM.because("longer than the address range"));
+        }
+        let demanding = request.protection.contains(Protection::WRITE)
+            && !request.flags.intersects(VmaFlags::NORESERVE | VmaFlags::SHARED);
+        if demanding && len > accounting::limit() {
+            return Err(ENOMEM.because("more than the container's memory"));
+        }
+        if let Placement::Fixed(at) | Placement::Free(at) = request.placement {
+            check_fixed(at, len)?;
+        }
+        if request.flags.contains(VmaFlags::SHARED) {
+            return self.map_shared(request, len);
+        }
+        let (mut locked, start) = self.take_addresses(request.placement, len)?;
+        let backing = match request.source {
+            Source::Anonymous => Backing::Anonymous,
+            Source::File(file) => Backing::File(file),
+        };
+        locked.add(Vma {
+            start,
+            end: start + len,
+            protection: request.protection,
+            flags: request.flags,
+            backing,
+            around: Around::default(),
+        });
+        let result = locked.bring_in_new(start..start + len, request.populate);
+        if let Err(errno) = result {
+            locked.unmap(&(start..start + len));
+            return Err(errno);
+        }
+        Ok(start)
+    }
+
+    /// Finds addresses for a private mapping and takes them; what was there is gone.
+    pub(super) fn take_addresses(&self, placement: Placement, len: u64) -> Result<(Locked<'_>, u64)> {
+        let mut locked = self.lock();
+        if locked.dead || locked.vmas.len() >= MAPS_MAX {
+            return Err(ENOMEM.because("too many mappings"));
+        }
+        match placement {
+            Placement::Hint(_) | Placement::Low => {
+                let start = locked.find_addresses(placement, len)?;
+                Ok((locked, start))
+            }
+            Placement::Free(at) | Placement::Fixed(at) => {
+                let range = at..at + len;
+                if placement == Placement::Free(at)
+                    && locked.vmas.overlapping(&range).next().is_some()
+                {
+                    return Err(EEXIST);
+                }
+                if locked.take_where_unmapped(&range) {
+                    locked.take_out(&range);
+                    return Ok((locked, at));
+                }
+                drop(locked);
+                Ok((self.take_from_others(range)?, at))
+            }
+        }
+    }
+
+    /// Takes addresses where another process is: the two take turns from now on.
+    fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
+        let mut guard = residency::lock();
+        residency::join_range(&mut guard, self, &range)?;
+        let mut locked = self.lock_with(guard);
+        for part in locked.unmapped(&range) {
+            allocator::share(part);
+        }
+        locked.take_out(&range);
+        Ok(locked)
+    }
+
+    /// MAP_SHARED.
+    fn map_shared(&self, request: Request, len: u64) -> Result<u64> {
+        let Request { placement, protection, flags, source, populate, .. } = request;
+        let file = match source {
+            Source::Anonymous => None,
+            Source::File(file) => Some(file),
+        };
+        let offset = file.as_ref().map_or(0, |file| file.offset);
+        let found = match &file {
+            Some(file) => shared::find(file.inode.id(), offset, len)?,
+            None => None,
+        };
+        let (mut locked, start, object) = match found {
+            Some((object, home)) => {
+                let wanted = match placement {
+                    Placement::Fixed(at) | Placement::Free(at) => at,
+                    Placement::Hint(_) | Placement::Low => home,
+                };
+                let mut locked = self.lock();
+                let range = home..home + len;
+                if wanted != home || locked.vmas.overlapping(&range).next().is_some() {
+                    let again = matches!(placement, Placement::Fixed(at) if at == home);
+                    if !again {
+                        platform().log(1, "a second view of shared memory is not possible yet");
+                        return Err(ENOMEM.because("a second view of shared memory"));
+                    }
+                    locked.unmap(&range);
+                }
+                (locked, home, object)
+            }
+            None => {
+                let (locked, start) = self.take_addresses(placement, len)?;
+                let range = start..start + len;
+                let free = locked.without_reserved(&range);
+                if free != [range.clone()] || !allocator::at_most_one_user(&range) {
+                    free.into_iter().for_each(allocator::release);
+                    return Err(ENOMEM.because("shared memory at another process's addresses"));
+                }
+                (locked, start, SharedObject::new(range, file))
+            }
+        };
+        if protection.contains(Protection::WRITE) {
+            object.set_dirty();
+        }
+        let base = object.file().map_or(0, |file| file.offset);
+        let at = base + (start - object.home.start);
+        locked.add(Vma {
+            start,
+            end: start + len,
+            protection,
+            flags,
+            backing: Backing::Shared(object, at),
+            around: Around::default(),
+        });
+        if populate || locked.lock_future {
+            let _ = locked.populate(&(start..start + len));
+        }
+        Ok(start)
+    }
+
+    /// Removes all mappings in a range. EINVAL for a bad range.
+    pub fn unmap(&self, address: u64, len: u64) -> Result<()> {
+        let range = checked_range(address, len)?;
+        if range.is_empty() {
+            return Err(EINVAL.because("nothing to unmap"));
+        }
+        self.lock().unmap(&range);
+        Ok(())
+    }
+
+    /// Changes the protection of a range. ENOMEM where nothing is mapped, EACCES for writing to a
+    /// shared file opened for reading.
+    pub fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
+        let range = checked_range(address, len)?;
+        let mut locked = self.lock();
+        let mut at = range.start;
+        while at < range.end {
+            let Some(vma) = locked.vmas.find(at).cloned() else {
+                return Err(ENOMEM.because("nothing is mapped there"));
+            };
+            let piece = vma.clipped(&(at..range.end));
+            locked.protect_piece(&piece, protection)?;
+            at = piece.end;
+        }
+        Ok(())
+    }
+}
+
+impl Locked<'_> {
+    fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
+        let user = platform().user_range();
+        if let Placement::Hint(hint) = placement
+            && let Some(hint) = page_up(hint).filter(|&hint| hint != 0)
+            && hint >= user.start
+            && hint.checked_add(len).is_some_and(|end| end <= user.end)
+            && allocator::allocate_at(hint..hint + len)
+        {
+            return Ok(hint);
+        }
+        let low = placement == Placement::Low;
+        let within = if low { user.start..1 << 31 } else { user.clone() };
+        let below = if low { within.end } else { self.mmap_base };
+        allocator::allocate(&Wanted { len, align: PAGE, within, below })
+    }
+
+    /// Adds a mapping whose addresses are taken.
+    pub(super) fn add(&mut self, mut vma: Vma) {
+        if self.lock_future {
+            vma.flags |= VmaFlags::LOCKED;
+        }
+        if vma.protection.contains(Protection::WRITE) {
+            vma.flags |= VmaFlags::DIRTY;
+        }
+        self.total += vma.len();
+        self.vmas.insert(vma);
+    }
+
+    /// Brings in a new mapping where that is cheaper than waiting for its faults.
+    pub(super) fn bring_in_new(&mut self, range: Range<u64>, populate: bool) -> Result<()> {
+        if !self.resident {
+            return Ok(());
+        }
+        let Some(vma) = self.vmas.find(range.start) else { return Ok(()) };
+        let small = range.end - range.start <= EAGER_MAX && !accounting::is_scarce();
+        let writable = vma.protection.contains(Protection::WRITE);
+        let text = vma.protection.contains(Protection::EXECUTE);
+        match vma.backing {
+            Backing::Anonymous if small && writable => self.populate(&range),
+            Backing::File(_) if small && text => {
+                // What cannot be read now faults later, if it is needed at all.
+                let _ = self.populate(&range);
+                Ok(())
+            }
+            _ if populate || self.lock_future => {
+                let _ = self.populate(&range);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes all mappings in a range.
+    pub(super) fn unmap(&mut self, range: &Range<u64>) {
+        for part in self.take_out(range) {
+            for part in self.without_reserved(&part) {
+                allocator::release(part);
+            }
+        }
+    }
+
+    /// Removes all mappings in a range but keeps their addresses, which it returns (those of
+    /// shared memory stay the object's).
+    fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut parts = Vec::new();
+        for vma in self.vmas.remove(range) {
+            self.total -= vma.len();
+            self.drop_pages(&vma);
+            match &vma.backing {
+                Backing::Shared(object, _) => {
+                    let _ = object.write_back(vma.range());
+                }
+                _ => parts.push(vma.range()),
+            }
+        }
+        parts
+    }
+
+    /// The parts of a range whose addresses this space has not taken from the allocator.
+    fn unmapped(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        let mut at = range.start;
+        let mut parts = Vec::new();
+        let private = |vma: &&Vma| !matches!(vma.backing, Backing::Shared(..));
+        for vma in self.vmas.overlapping(range).filter(private) {
+            if at < vma.start {
+                parts.extend(self.without_reserved(&(at..vma.start)));
+            }
+            at = vma.end;
+        }
+        if at < range.end {
+            parts.extend(self.without_reserved(&(at..range.end)));
+        }
+        parts
+    }
+
+    /// Takes the parts of a range that are not this space's yet, if they are free. Views of shared
+    /// memory in the range are removed first.
+    fn take_where_unmapped(&mut self, range: &Range<u64>) -> bool {
+        let shared: Vec<Range<u64>> = self
+            .vmas
+            .overlapping(range)
+            .filter(|vma| matches!(vma.backing, Backing::Shared(..)))
+            .map(|vma| vma.clipped(range).range())
+            .collect();
+        for part in shared {
+            self.unmap(&part);
+        }
+        let parts = self.unmapped(range);
+        for (at, part) in parts.iter().enumerate() {
+            if !allocator::allocate_at(part.clone()) {
+                parts[..at].iter().cloned().for_each(allocator::release);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Frees the pages of a mapping, live or saved. Shared objects keep theirs.
+    pub(super) fn drop_pages(&mut self, vma: &Vma) {
+        if vma.flags.contains(VmaFlags::SITES) {
+            super::sites::forget(vma);
+        }
+        let range = vma.range();
+        let runs: Vec<_> = self.live.runs(range.clone()).collect();
+        for run in runs {
+            platform().decommit(run.start, run.end - run.start);
+        }
+        let mut freed = self.live.remove(range.clone());
+        if !self.saved.is_empty() {
+            let pages: Vec<u64> = self.saved.range(range).map(|(&page, _)| page).collect();
+            freed += pages.len() as u64;
+            for page in pages {
+                self.saved.remove(&page);
+            }
+        }
+        accounting::uncharge(freed * PAGE);
+    }
+
+    /// The parts of a range that are not in a reservation of this space (the program break's).
+    pub(super) fn without_reserved(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        without(&self.reserved, range)
+    }
+
+    /// Changes the protection of a piece of one mapping.
+    fn protect_piece(&mut self, piece: &Vma, protection: Protection) -> Result<()> {
+        let writable = protection.contains(Protection::WRITE);
+        if writable && piece.flags.contains(VmaFlags::NO_WRITE) {
+            return Err(EACCES.because("the file was not opened for writing"));
+        }
+        if piece.protection == protection {
+            return Ok(());
+        }
+        let range = piece.range();
+        let was_reserved = piece.protection.is_empty();
+        let pages = effective(protection);
+        match &piece.backing {
+            Backing::Shared(object, _) => {
+                if writable {
+                    object.set_dirty();
+                }
+                // One reference is this piece's copy, one the mapping's.
+                object.protect(&range, pages, Arc::strong_count(object) <= 2)?;
+            }
+            _ => {
+                if writable && piece.flags.contains(VmaFlags::SITES) {
+                    super::sites::undo(piece);
+                }
+                if effective(piece.protection) != pages {
+                    for run in self.live.runs(range.clone()) {
+                        platform().protect(run.start, run.end - run.start, pages)?;
+                    }
+                }
+            }
+        }
+        self.vmas.update(&range, |vma| {
+            vma.protection = protection;
+            if writable {
+                vma.flags |= VmaFlags::DIRTY;
+                vma.flags -= VmaFlags::SITES;
+            }
+        });
+        if was_reserved && writable && matches!(piece.backing, Backing::Anonymous) {
+            self.bring_in_opened(&range, piece.flags)?;
+        }
+        Ok(())
+    }
+
+    /// A reservation becomes memory: small ones are brought in at once; of thread stacks the top,
+    /// which is used first.
+    fn bring_in_opened(&mut self, range: &Range<u64>, flags: VmaFlags) -> Result<()> {
+        /// The C libraries keep thread-local storage and their first frames here.
+        const STACK_TOP: u64 = 32 << 10;
+        if !self.resident || accounting::is_scarce() {
+            return Ok(());
+        }
+        if range.end - range.start <= EAGER_MAX {
+            return self.populate(range);
+        }
+        if flags.contains(VmaFlags::STACK) {
+            return self.populate(&(range.end - STACK_TOP..range.end));
+        }
+        Ok(())
+    }
+}
+
+/// The parts of a range that are in none of `reserved`.
+pub(super) fn without(reserved: &[Range<u64>], range: &Range<u64>) -> Vec<Range<u64>> {
+    let mut parts = alloc::vec![range.clone()];
+    for hole in reserved {
+        parts = parts
+            .into_iter()
+            .flat_map(|part| {
+                [part.start..part.end.min(hole.start), part.start.max(hole.end)..part.end]
+            })
+            .filter(|part| part.start < part.end)
+            .collect();
+    }
+    parts
+}
+
+/// A fixed address must be page aligned and the application's.
+fn check_fixed(at: u64, len: u64) -> Result<()> {
+    if at % PAGE != 0 {
+        return Err(EINVAL.because("the address is not page aligned"));
+    }
+    let end = at.checked_add(len).ok_or(ENOMEM)?;
+    if !allocator::is_user(&(at..end)) {
+        // Linux answers EPERM below mmap_min_addr and ENOMEM above the address range.
+        let low = at < platform().user_range().start;
+        return Err(if low { crate::errno::EPERM } else { ENOMEM });
+    }
+    Ok(())
+}
+
+/// The pages of a range given to a system call. EINVAL when it is not page aligned or wraps.
+pub(super) fn checked_range(address: u64, len: u64) -> Result<Range<u64>> {
+    if address % PAGE != 0 {
+        return Err(EINVAL.because("the address is not page aligned"));
+    }
+    let len = page_up(len).ok_or(EINVAL.because("the length wraps"))?;
+    let end = address.checked_add(len).ok_or(EINVAL.because("the range wraps"))?;
+    Ok(address..end)
+}

@@ -1,0 +1,115 @@
+//! What /proc shows of an address space.
+
+use alloc::vec::Vec;
+
+use super::{Space, Backing, PAGE, VmaFlags};
+use crate::fs::inode::FileId;
+use crate::fs::path::PathRef;
+use crate::platform::Protection;
+
+/// One line of /proc/self/maps.
+#[derive(Clone)]
+pub struct MapLine {
+    pub start: u64,
+    pub end: u64,
+    pub protection: Protection,
+    pub shared: bool,
+    /// File offset.
+    pub offset: u64,
+    /// The file, if one is mapped.
+    pub file: Option<FileId>,
+    /// Its path, if it has one.
+    pub path: Option<PathRef>,
+    /// `[heap]`, `[stack]`, `[vdso]` or empty.
+    pub name: &'static str,
+    /// Bytes that are in memory.
+    pub resident: u64,
+}
+
+/// Sizes in pages, as /proc/self/statm has them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    pub total: u64,
+    pub resident: u64,
+    pub shared: u64,
+    pub text: u64,
+    pub data: u64,
+    /// Highest number of resident pages so far.
+    pub peak: u64,
+}
+
+impl Space {
+    /// The mappings, by address.
+    pub fn maps(&self) -> Vec<MapLine> {
+        let locked = self.lock();
+        let stack = locked.program.stack_start;
+        locked
+            .vmas
+            .iter()
+            .map(|vma| {
+                let (offset, inode, path) = match &vma.backing {
+                    Backing::Anonymous => (0, None, None),
+                    Backing::File(file) => (file.offset, Some(&file.inode), file.path.clone()),
+                    Backing::Shared(object, offset) => {
+                        let file = object.file();
+                        let path = file.and_then(|file| file.path.clone());
+                        (*offset, file.map(|file| &file.inode), path)
+                    }
+                };
+                let name = if vma.flags.contains(VmaFlags::HEAP) {
+                    "[heap]"
+                } else if vma.range().contains(&stack) {
+                    "[stack]"
+                } else if vma.flags.contains(VmaFlags::VDSO) {
+                    "[vdso]"
+                } else {
+                    ""
+                };
+                MapLine {
+                    start: vma.start,
+                    end: vma.end,
+                    protection: vma.protection,
+                    shared: vma.is_shared(),
+                    offset,
+                    file: inode.map(|inode| inode.id()),
+                    path,
+                    name,
+                    resident: locked.resident_pages(vma) * PAGE,
+                }
+            })
+            .collect()
+    }
+
+    /// How large the space is.
+    pub fn sizes(&self) -> Sizes {
+        let locked = self.lock();
+        let mut sizes = Sizes { total: locked.total / PAGE, peak: locked.peak_pages, ..Sizes::default() };
+        for vma in locked.vmas.iter() {
+            let pages = locked.resident_pages(vma);
+            sizes.resident += pages;
+            if !matches!(vma.backing, Backing::Anonymous) {
+                sizes.shared += pages;
+            }
+            if vma.protection.contains(Protection::EXECUTE) {
+                sizes.text += vma.len() / PAGE;
+            } else if vma.protection.contains(Protection::WRITE) {
+                sizes.data += vma.len() / PAGE;
+            }
+        }
+        sizes.peak = sizes.peak.max(sizes.resident);
+        sizes
+    }
+}
+
+impl super::Locked<'_> {
+    fn resident_pages(&self, vma: &super::Vma) -> u64 {
+        match &vma.backing {
+            Backing::Shared(object, _) => object.count(&vma.range()),
+            _ => {
+                let live: u64 =
+                    self.live.runs(vma.range()).map(|run| (run.end - run.start) / PAGE).sum();
+                live + self.saved.range(vma.range()).count() as u64
+            }
+        }
+    }
+}

@@ -1,0 +1,460 @@
+//! Taking turns: of the spaces that hold the same addresses, one is resident.
+//!
+//! Spaces form a graph: two are *neighbours* when private mappings of theirs overlap (after fork,
+//! or two programs linked at fixed addresses). No two neighbours are resident at once. The pages
+//! of a space that is not resident stay live where nobody else needs their addresses; the others
+//! are *saved* in kernel memory, and swapped back when its turn comes. A saved page and the live
+//! one are often equal: then nothing is written.
+//!
+//! The kernel needs no residency: its copies find a page live or saved. Only the way back to user
+//! mode waits for it, in [`Space::enter_user`].
+//!
+//! Lock order: outermost. Under it: a space's `member`, then its state, then other spaces' states
+//! (only one thread holds this lock, so their order does not matter).
+
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use super::{Backing, PAGE, Space, State, Vma, accounting, allocator};
+use crate::errno::ENOMEM;
+use crate::platform::{Protection, platform};
+use crate::process::thread::Work;
+use crate::sync::{SpinGuard, SpinLock};
+use crate::{Result, Thread};
+
+/// Global state of turn-taking.
+pub(crate) struct Residency {
+    spaces: Vec<Arc<Space>>,
+    /// Threads that wait for their space's turn.
+    waiting: Vec<Weak<Thread>>,
+}
+
+/// Excludes switching.
+pub(crate) type Guard = SpinGuard<'static, Residency>;
+
+static RESIDENCY: SpinLock<Residency> =
+    SpinLock::new(Residency { spaces: Vec::new(), waiting: Vec::new() });
+/// Number of threads in `waiting`, so that going to sleep costs one load.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+/// A turn lasts at least this long (ns) when somebody waits: a switch of a large process costs
+/// a few milliseconds.
+const SLICE: u64 = 10_000_000;
+/// A forked child's first turn: most children exec or exit well within it.
+const FIRST_SLICE: u64 = 50_000_000;
+/// A turn lasts this many times what switching to it has cost.
+const SLICE_PER_COST: u64 = 10;
+
+/// A space's part in turn-taking.
+pub(super) struct Member {
+    pub resident: bool,
+    pub neighbours: Vec<Arc<Space>>,
+    /// When the turn may end if others wait (monotonic ns).
+    pub until: u64,
+    /// Threads of this space in [`Residency::waiting`].
+    pub waiting: u32,
+}
+
+impl Default for Member {
+    fn default() -> Member {
+        Member { resident: true, neighbours: Vec::new(), until: 0, waiting: 0 }
+    }
+}
+
+pub(crate) fn lock() -> Guard {
+    RESIDENCY.lock()
+}
+
+pub(super) fn register(space: &Arc<Space>) {
+    lock().spaces.push(space.clone());
+}
+
+/// A thread is about to sleep in the kernel: whoever waits for its space to pause should look.
+pub fn note_sleep(thread: &Thread) {
+    if WAITING.load(Ordering::SeqCst) > 0 {
+        let waiting = lock().waiting.clone();
+        for other in waiting.iter().filter_map(Weak::upgrade) {
+            if !core::ptr::eq(&*other, thread) {
+                other.notify();
+            }
+        }
+    }
+}
+
+impl Space {
+    /// Waits until user code of this space may run. Call it last on the way to user mode when
+    /// [`Work::RESIDENCY`] is set, holding no lock. Returns early, the work still set, when the
+    /// thread must end.
+    pub fn enter_user(&self, thread: &Arc<Thread>) {
+        loop {
+            let seen = thread.event_count();
+            let mut guard = lock();
+            if self.try_enter(&mut guard) {
+                thread.clear_work(Work::RESIDENCY);
+                return;
+            }
+            if thread.work().contains(Work::EXIT) {
+                return;
+            }
+            let deadline = self.earliest_turn();
+            guard.waiting.push(Arc::downgrade(thread));
+            self.member.lock().waiting += 1;
+            WAITING.fetch_add(1, Ordering::SeqCst);
+            drop(guard);
+            // Asleep since before this thread waited: nobody will say so again.
+            if !self.may_enter() {
+                platform().sleep(thread, seen, Some(deadline));
+            }
+            let mut guard = lock();
+            let this = Arc::downgrade(thread);
+            if let Some(at) = guard.waiting.iter().position(|other| other.ptr_eq(&this)) {
+                guard.waiting.swap_remove(at);
+            }
+            self.member.lock().waiting -= 1;
+            WAITING.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether user code of this space may run now.
+    pub fn is_resident(&self) -> bool {
+        self.member.lock().resident
+    }
+
+    fn try_enter(&self, guard: &mut Guard) -> bool {
+        if self.member.lock().resident {
+            return true;
+        }
+        let ready = self.turn_is_free();
+        if ready {
+            self.make_resident(guard);
+        }
+        ready
+    }
+
+    fn may_enter(&self) -> bool {
+        let _guard = lock();
+        self.member.lock().resident || self.turn_is_free()
+    }
+
+    /// Whether every resident neighbour has had its turn, or sleeps.
+    fn turn_is_free(&self) -> bool {
+        let now = platform().monotonic();
+        let neighbours = self.member.lock().neighbours.clone();
+        neighbours.iter().all(|other| {
+            let member = other.member.lock();
+            let over = !member.resident || now >= member.until;
+            drop(member);
+            over || other.is_asleep()
+        })
+    }
+
+    fn earliest_turn(&self) -> u64 {
+        let neighbours = self.member.lock().neighbours.clone();
+        let ends = neighbours.iter().filter_map(|other| {
+            let member = other.member.lock();
+            member.resident.then_some(member.until)
+        });
+        ends.max().unwrap_or(0).max(platform().monotonic() + 1_000_000)
+    }
+
+    /// Whether all threads sleep in the kernel.
+    fn is_asleep(&self) -> bool {
+        self.threads().iter().all(|thread| thread.asleep.load(Ordering::SeqCst))
+    }
+
+    /// Makes this space resident, now.
+    pub(super) fn make_resident(&self, _guard: &mut Guard) {
+        let start = platform().monotonic();
+        let neighbours = self.member.lock().neighbours.clone();
+        for other in &neighbours {
+            let mut member = other.member.lock();
+            if core::mem::replace(&mut member.resident, false) {
+                drop(member);
+                other.stop_threads(None);
+            }
+        }
+        let mut state = self.state.lock();
+        for other in &neighbours {
+            exchange(&mut other.state.lock(), &mut state);
+        }
+        restore_all(&mut state);
+        let now = platform().monotonic();
+        let mut member = self.member.lock();
+        member.resident = true;
+        member.until = now + SLICE.max(SLICE_PER_COST * now.saturating_sub(start));
+        if member.neighbours.is_empty() {
+            self.conflicted.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Makes all threads (but the caller's) look at their residency before user code runs.
+    pub(super) fn stop_threads(&self, but: Option<&Arc<Thread>>) {
+        for thread in self.threads() {
+            if but.is_some_and(|but| Arc::ptr_eq(but, &thread)) {
+                thread.add_own_work(Work::RESIDENCY);
+            } else {
+                thread.add_own_work(Work::RESIDENCY);
+                platform().stop(&thread);
+            }
+        }
+    }
+
+    /// From now on copies and page faults of this space exclude switching.
+    pub(super) fn set_conflicted(&self) {
+        if !self.conflicted.swap(true, Ordering::SeqCst) {
+            self.wait_for_copies();
+            // Whoever holds the state without the residency lock finishes first.
+            drop(self.state.lock());
+        }
+    }
+
+    /// Frees all memory: the last thread has left, or nobody can reach the space any more.
+    pub fn tear_down(&self) {
+        let mut guard = lock();
+        guard.spaces.retain(|space| !core::ptr::eq(&**space, self));
+        let (neighbours, was_resident) = {
+            let mut member = self.member.lock();
+            (core::mem::take(&mut member.neighbours), core::mem::replace(&mut member.resident, false))
+        };
+        {
+            let mut state = self.state.lock();
+            if core::mem::replace(&mut state.dead, true) {
+                return;
+            }
+            accounting::uncharge(state.saved.len() as u64 * PAGE);
+            state.saved.clear();
+        }
+        // Whoever waits gets the pages as they are: no need to free and commit them again.
+        let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;
+        if let Some(heir) = neighbours.iter().find(waits).filter(|_| was_resident) {
+            let others = heir.member.lock().neighbours.clone();
+            if others.iter().all(|other| !other.member.lock().resident) {
+                heir.make_resident(&mut guard);
+            }
+        }
+        for other in &neighbours {
+            let mut member = other.member.lock();
+            member.neighbours.retain(|space| !core::ptr::eq(&**space, self));
+            if member.resident && member.neighbours.is_empty() {
+                let _state = other.state.lock();
+                other.conflicted.store(false, Ordering::SeqCst);
+            }
+        }
+        let waiting = guard.waiting.clone();
+        let all = platform().user_range();
+        let reserved = {
+            let mut locked = self.lock_with(guard);
+            locked.unmap(&all);
+            core::mem::take(&mut locked.reserved)
+        };
+        reserved.into_iter().for_each(allocator::release);
+        waiting.iter().filter_map(Weak::upgrade).for_each(|thread| thread.notify());
+    }
+}
+
+/// Makes neighbours of `space` and everyone who has a mapping in `range`, and frees the range for
+/// it if it is resident. ENOMEM when somebody has shared memory there.
+pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -> Result<()> {
+    let mut others = Vec::new();
+    let Some(this) = guard.spaces.iter().find(|other| core::ptr::eq(&***other, space)).cloned()
+    else {
+        return Err(ENOMEM.because("the process is ending"));
+    };
+    for other in &guard.spaces {
+        if Arc::ptr_eq(other, &this) {
+            continue;
+        }
+        let state = other.state.lock();
+        let mut overlaps = reserves(&state, range);
+        for vma in state.vmas.overlapping(range) {
+            if matches!(vma.backing, Backing::Shared(..)) {
+                return Err(ENOMEM.because("another process has shared memory there"));
+            }
+            overlaps = true;
+        }
+        if overlaps {
+            others.push(other.clone());
+        }
+    }
+    this.set_conflicted();
+    for other in others {
+        other.set_conflicted();
+        link(&this, &other);
+        let resident = this.member.lock().resident;
+        let other_resident = other.member.lock().resident;
+        if resident && other_resident {
+            other.member.lock().resident = false;
+            other.stop_threads(None);
+        }
+        if resident {
+            evict(&mut other.state.lock(), range);
+        }
+    }
+    Ok(())
+}
+
+fn reserves(state: &State, range: &Range<u64>) -> bool {
+    state.reserved.iter().any(|part| part.start < range.end && range.start < part.end)
+}
+
+/// Makes two spaces neighbours.
+pub(super) fn link(a: &Arc<Space>, b: &Arc<Space>) {
+    for (one, other) in [(a, b), (b, a)] {
+        let mut member = one.member.lock();
+        if !member.neighbours.iter().any(|known| Arc::ptr_eq(known, other)) {
+            member.neighbours.push(other.clone());
+        }
+    }
+}
+
+/// A forked child's first turn starts.
+pub(super) fn first_turn() -> u64 {
+    platform().monotonic() + FIRST_SLICE
+}
+
+/// Saves the leaver's live pages of a range and gives the memory back.
+fn evict(leaver: &mut State, range: &Range<u64>) {
+    let runs: Vec<_> = leaver.live.runs(range.clone()).collect();
+    for run in runs {
+        for page in pages(&run) {
+            let Some(vma) = leaver.vmas.find(page) else { continue };
+            if vma.is_clean() || leaver.dead {
+                accounting::uncharge(PAGE);
+            } else {
+                let bytes = read_live(page, vma.page_protection());
+                leaver.saved.insert(page, bytes);
+            }
+        }
+        platform().decommit(run.start, run.end - run.start);
+        leaver.live.remove(run);
+    }
+}
+
+/// Gives the addresses that both hold from the leaver to the comer.
+fn exchange(leaver: &mut State, comer: &mut State) {
+    let mut overlaps: Vec<Range<u64>> = Vec::new();
+    for vma in comer.vmas.iter() {
+        if !matches!(vma.backing, Backing::Shared(..)) {
+            overlaps.extend(leaver.live.runs(vma.range()));
+        }
+    }
+    for run in overlaps {
+        // Pages that only the leaver has go together; the others one by one.
+        let mut gone: Option<Range<u64>> = None;
+        for page in pages(&run) {
+            let (Some(from), Some(to)) = (leaver.vmas.find(page), comer.vmas.find(page)) else {
+                continue;
+            };
+            let (from, to) = (from.clone(), to.clone());
+            if !take_over(leaver, comer, page, &from, &to) {
+                gone = match gone {
+                    Some(run) if run.end == page => Some(run.start..page + PAGE),
+                    Some(run) => {
+                        evict(leaver, &run);
+                        Some(page..page + PAGE)
+                    }
+                    None => Some(page..page + PAGE),
+                };
+            }
+        }
+        if let Some(run) = gone {
+            evict(leaver, &run);
+        }
+    }
+}
+
+/// Hands one live page over with the comer's content; false when the comer has none.
+fn take_over(leaver: &mut State, comer: &mut State, page: u64, from: &Vma, to: &Vma) -> bool {
+    let clean = from.is_clean() || leaver.dead;
+    match comer.saved.remove(&page) {
+        Some(wanted) => {
+            let old = from.page_protection();
+            let live = read_live(page, old);
+            let equal = live == wanted;
+            if !equal {
+                write_live(page, &wanted, old);
+            }
+            if !clean {
+                // Equal pages share their saved copy.
+                let content = if equal { wanted } else { live };
+                leaver.saved.insert(page, content);
+            } else {
+                accounting::uncharge(PAGE);
+            }
+        }
+        None if from.is_clean() && to.is_clean() && from.same_file(to) => {}
+        None => return false,
+    }
+    leaver.live.remove(page..page + PAGE);
+    comer.live.insert(page..page + PAGE);
+    if from.page_protection() != to.page_protection() {
+        // Committed pages: only a hostile host makes this fail, and then the next access faults.
+        let _ = platform().protect(page, PAGE, to.page_protection());
+    }
+    true
+}
+
+/// Brings all saved pages of a space back; its addresses are free.
+fn restore_all(state: &mut State) {
+    let numbers: Vec<u64> = state.saved.keys().copied().collect();
+    let mut at = 0;
+    while at < numbers.len() {
+        let start = numbers[at];
+        let Some(vma) = state.vmas.find(start).cloned() else {
+            at += 1;
+            continue;
+        };
+        let mut end = start + PAGE;
+        at += 1;
+        while at < numbers.len() && numbers[at] == end && end < vma.end {
+            end += PAGE;
+            at += 1;
+        }
+        // When this fails the pages stay saved, and faults try again.
+        let _ = restore(state, &vma, start..end);
+    }
+}
+
+/// Brings a run of saved pages of one mapping back.
+pub(super) fn restore(state: &mut State, vma: &Vma, range: Range<u64>) -> Result<()> {
+    const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+    let len = range.end - range.start;
+    platform().commit(range.start, len, READ_WRITE)?;
+    for page in pages(&range) {
+        if let Some(bytes) = state.saved.remove(&page) {
+            write_live(page, &bytes, READ_WRITE);
+        }
+    }
+    if vma.page_protection() != READ_WRITE {
+        platform().protect(range.start, len, vma.page_protection())?;
+    }
+    state.live.insert(range);
+    Ok(())
+}
+
+fn pages(range: &Range<u64>) -> impl Iterator<Item = u64> + use<> {
+    range.clone().step_by(PAGE as usize)
+}
+
+/// The content of a live page, whatever its protection.
+pub(super) fn read_live(page: u64, protection: Protection) -> Arc<[u8]> {
+    let mut bytes = [0; PAGE as usize];
+    if !protection.contains(Protection::READ) {
+        let _ = platform().protect(page, PAGE, Protection::READ);
+    }
+    let _ = platform().copy_from_user(page, &mut bytes);
+    if !protection.contains(Protection::READ) {
+        let _ = platform().protect(page, PAGE, protection);
+    }
+    Arc::from(&bytes[..])
+}
+
+fn write_live(page: u64, bytes: &[u8], protection: Protection) {
+    if protection.contains(Protection::WRITE) {
+        let _ = platform().copy_to_user(page, bytes);
+    } else {
+        let _ = platform().write_protected(page, bytes);
+    }
+}
