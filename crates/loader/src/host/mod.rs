@@ -112,6 +112,7 @@ fn dispatch(call: &Call<'_>, kind: HostCall) -> Answer {
             Ok(0)
         }
         HostCall::TakeSignals => Ok(crate::sys::signal::take_pending()),
+        HostCall::Cpuid => call.cpuid(),
         HostCall::Close => call.close(),
         HostCall::Ioctl => call.ioctl(),
         HostCall::FdInfo => call.info(),
@@ -179,6 +180,16 @@ impl Call<'_> {
             id @ (0 | 1 | 7) => time::clock(id as i32),
             _ => Err(Errno(libc::EINVAL)),
         }
+    }
+
+    /// Cpuid(leaf, subleaf): eax, ebx, ecx, edx into the buffer.
+    fn cpuid(&self) -> Answer {
+        let [leaf, subleaf, ..] = self.arguments;
+        let registers = self.data(16)?;
+        for (index, word) in time::cpuid(leaf as u32, subleaf as u32).iter().enumerate() {
+            registers.put(index * 4, &word.to_le_bytes());
+        }
+        Ok(0)
     }
 
     /// Quote(len of the REPORT): the quote's length.

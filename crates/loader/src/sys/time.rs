@@ -29,6 +29,12 @@ pub fn thread_id() -> i32 {
     plain!(libc::SYS_gettid).unwrap_or(0) as i32
 }
 
+/// CPUID: eax, ebx, ecx, edx.
+pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let result = __cpuid_count(leaf, subleaf);
+    [result.eax, result.ebx, result.ecx, result.edx]
+}
+
 /// What the CPU has, as [`features`] bits.
 pub fn cpu_features() -> u64 {
     let mut bits = 0;
