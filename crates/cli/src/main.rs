@@ -1,1 +1,72 @@
-fn main() {}
+//! `bulla`: run unmodified container images in SGX enclaves.
+//!
+//! One module per command; [`workload`] and [`enclave`] are shared by those that deal with an
+//! enclave. Nothing is initialised that a command does not need: `bulla run` starts a small program
+//! in a few milliseconds.
+#![forbid(unsafe_code)]
+
+mod args;
+mod banner;
+mod doctor;
+mod enclave;
+mod failure;
+mod inspect;
+mod measure;
+mod platform;
+mod run;
+mod state;
+mod workload;
+
+use args::{Arguments, Command};
+use clap::{CommandFactory, Parser, error::ErrorKind};
+use failure::{BULLA_FAILED, Failure};
+use serde::Serialize;
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(BULLA_FAILED),
+            };
+        }
+    };
+    let (result, json) = match &arguments.command {
+        Command::Run(arguments) => (run::run(arguments), arguments.json),
+        Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
+        Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
+        Command::Doctor(arguments) => (doctor::run(arguments), false),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Arguments::command(), "bulla", &mut script);
+            (print(&String::from_utf8_lossy(&script)).map(|()| 0), false)
+        }
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            banner::error(&failure, json);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Writes to standard output; a reader that has gone away is no error.
+fn print(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::new(format!(
+            "cannot write to standard output: {error}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(Failure::new)?;
+    print(&(text + "\n"))
+}

@@ -16,7 +16,7 @@ use crate::stats::{Phase, Stats};
 use crate::sys::terminal::Settings;
 use crate::sys::time::Moment;
 use crate::sys::{file, map, signal, time};
-use crate::threads::{Engine, Slots, Which};
+use crate::threads::{Engine, Slots};
 use crate::{Content, Enclave, Error};
 
 /// How the enclave is run.
@@ -218,14 +218,11 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
             return end;
         }
         engine.kick_again();
-        // The first thread has been asked already: now all of them.
-        let which = if limit == REMIND {
-            Which::All
+        limit = if pending && engine.kick_any() {
+            REMIND
         } else {
-            Which::First
+            IDLE
         };
-        let reminded = pending && engine.kick_some(which);
-        limit = if reminded { REMIND } else { IDLE };
     }
 }
 

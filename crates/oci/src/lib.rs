@@ -11,6 +11,7 @@
 //! bounded, paths are resolved in memory and never on the host.
 #![forbid(unsafe_code)]
 
+mod build;
 mod cache;
 mod config;
 mod digest;
@@ -22,6 +23,7 @@ pub mod tar;
 mod tree;
 mod unpack;
 
+pub use build::build_rootfs;
 pub use cache::{Cache, Stored};
 pub use config::ImageConfig;
 pub use digest::Digest;

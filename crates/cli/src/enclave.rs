@@ -1,0 +1,82 @@
+//! The enclave image of a workload: built from the embedded programs, measured, signed.
+
+use crate::args::Layout;
+use crate::failure::Failure;
+use crate::state::State;
+use crate::workload::Prepared;
+use bulla_abi::layout::LayoutKind;
+use bulla_image::{Content, Date, Description, EnclaveImage, Options, SigStruct};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+static BOOTSTRAP: &[u8] = include_bytes!(env!("BULLA_BOOTSTRAP"));
+static RUNTIME: &[u8] = include_bytes!(env!("BULLA_RUNTIME"));
+
+impl From<Layout> for LayoutKind {
+    fn from(layout: Layout) -> LayoutKind {
+        match layout {
+            Layout::Dynamic => LayoutKind::Dynamic,
+            Layout::Static => LayoutKind::Static,
+        }
+    }
+}
+
+/// Lays the workload's enclave out and measures it.
+pub fn build(
+    prepared: &Prepared,
+    kind: LayoutKind,
+    options: &Options,
+) -> Result<EnclaveImage, Failure> {
+    let config = prepared.config(kind);
+    Ok(bulla_image::layout(
+        BOOTSTRAP, RUNTIME, &config, kind, options,
+    )?)
+}
+
+/// A SIGSTRUCT for the image by this machine's development key, kept so that the next start of the
+/// same enclave need not sign.
+pub fn sign(image: &EnclaveImage, state: &State) -> Result<SigStruct, Failure> {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
+    let date = Date::from_unix(seconds.map_or(0, |time| time.as_secs()));
+    // The image's runtime adapts to a CPU without AVX; the signature is the same for both.
+    let wanted = Description::of(image, date).allow_less_state(bulla_sgx::xfrm::AVX);
+    let unsigned = wanted.unsigned()?;
+    if let Some(known) = state.signature(&image.mrenclave)
+        && let Some(known) = SigStruct::from_bytes(&known)
+    {
+        let blank = SigStruct {
+            date: unsigned.date,
+            modulus: unsigned.modulus,
+            signature: unsigned.signature,
+            q1: unsigned.q1,
+            q2: unsigned.q2,
+            ..known.clone()
+        };
+        if blank == unsigned {
+            return Ok(known);
+        }
+    }
+    let signed = wanted.sign(&state.development_key()?)?;
+    state.keep_signature(&image.mrenclave, &signed.to_bytes());
+    Ok(signed)
+}
+
+/// The image in the loader's terms.
+pub fn for_loader(image: EnclaveImage, signature: &SigStruct) -> bulla_loader::Enclave {
+    let slots = image.boot.slots;
+    let runs = image.runs.into_iter().map(|run| bulla_loader::PageRun {
+        address: run.address,
+        flags: run.info.0,
+        measured: run.measured,
+        content: match run.content {
+            Content::Data(bytes) => bulla_loader::Content::Data(bytes[..].into()),
+            Content::Zero(len) => bulla_loader::Content::Zero(len),
+        },
+    });
+    bulla_loader::Enclave {
+        kind: image.kind,
+        secs: image.secs.to_bytes(),
+        runs: runs.collect(),
+        sigstruct: signature.to_bytes(),
+        slots,
+    }
+}

@@ -1,0 +1,47 @@
+//! How bulla itself fails: one line, and the exit code that container engines use.
+
+use std::fmt;
+
+/// Bulla's own error, as with Docker.
+pub const BULLA_FAILED: u8 = 125;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub struct Failure {
+    pub code: u8,
+    pub message: String,
+}
+
+impl Failure {
+    /// An error of bulla's (exit code 125).
+    pub fn new(message: impl fmt::Display) -> Failure {
+        Failure {
+            code: BULLA_FAILED,
+            message: message.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+macro_rules! failure_from {
+    ($($error:ty),*) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Failure {
+                Failure::new(error)
+            }
+        })*
+    };
+}
+
+failure_from!(
+    bulla_oci::Error,
+    bulla_image::LayoutError,
+    bulla_image::SignError,
+    bulla_image::KeyError,
+    bulla_loader::Error
+);

@@ -1,0 +1,84 @@
+//! `bulla measure`: the identity of what `run` would start, without any platform.
+
+use crate::args::MeasureArguments;
+use crate::enclave;
+use crate::failure::Failure;
+use crate::state::{State, hex};
+use crate::workload;
+use bulla_abi::layout::LayoutKind;
+use bulla_image::Options;
+use serde::Serialize;
+
+/// Measurements of one workload.
+#[derive(Serialize)]
+struct Report {
+    /// The image's id, or the fingerprint of the directory.
+    image: String,
+    rootfs_hash: String,
+    layouts: Vec<Measured>,
+    mrsigner: String,
+    isv_prod_id: u16,
+    isv_svn: u16,
+}
+
+#[derive(Serialize)]
+struct Measured {
+    layout: &'static str,
+    mrenclave: String,
+    /// Pages added before EINIT.
+    pages: u64,
+    measured_pages: u64,
+}
+
+/// Runs the command.
+pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
+    let prepared = workload::prepare(&arguments.workload)?;
+    let kinds = match arguments.layout {
+        Some(layout) => vec![layout.into()],
+        None => vec![LayoutKind::Dynamic, LayoutKind::Static],
+    };
+    let mut layouts = Vec::new();
+    let mut signed = None;
+    for kind in kinds {
+        let image = enclave::build(&prepared, kind, &Options::default())?;
+        layouts.push(Measured {
+            layout: kind.name(),
+            mrenclave: hex(&image.mrenclave),
+            pages: image.pages(),
+            measured_pages: image.measured_pages(),
+        });
+        signed = Some(enclave::sign(&image, &State::of_user())?);
+    }
+    let signed = signed.ok_or_else(|| Failure::new("no layout to measure"))?;
+    let report = Report {
+        image: prepared.digest.to_string(),
+        rootfs_hash: hex(&prepared.config(LayoutKind::Dynamic).rootfs.root_hash),
+        layouts,
+        mrsigner: hex(&signed.mrsigner()),
+        isv_prod_id: signed.isv_prod_id,
+        isv_svn: signed.isv_svn,
+    };
+    if arguments.json {
+        crate::print_json(&report)
+    } else {
+        crate::print(&report.to_string())
+    }
+}
+
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for measured in &self.layouts {
+            let label = format!("MRENCLAVE ({})", measured.layout);
+            writeln!(f, "{label:<20} {}", measured.mrenclave)?;
+        }
+        writeln!(
+            f,
+            "MRSIGNER             {} (development key)",
+            self.mrsigner
+        )?;
+        writeln!(f, "product id           {}", self.isv_prod_id)?;
+        writeln!(f, "SVN                  {}", self.isv_svn)?;
+        writeln!(f, "image                {}", self.image)?;
+        writeln!(f, "files (verity root)  {}", self.rootfs_hash)
+    }
+}

@@ -1,0 +1,429 @@
+//! From an image and the command line to the measured configuration.
+//!
+//! `run` and `measure` share this, so equal arguments give an equal configuration and MRENCLAVE.
+//! Inputs from this machine are: the image or directory, environment variables named with
+//! `-e NAME`, and, unless `--dns` is given, /etc/resolv.conf.
+
+use crate::args::Workload;
+use crate::failure::Failure;
+use bulla_abi::config::{Config, FixedFile, Insecure, VERSION};
+use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
+use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+/// What Docker sets when an image does not.
+const DEFAULT_PATH: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_HOSTNAME: &str = "bulla";
+/// Room for ordinary servers and language runtimes; pages that are not touched cost nothing.
+const MEMORY_DYNAMIC: u64 = 4 << 30;
+/// Every page of it is added before the enclave starts.
+const MEMORY_STATIC: u64 = 1 << 30;
+const THREADS_DYNAMIC: u32 = 1024;
+/// The smallest that is of any use: programs, their libraries and stacks.
+const MEMORY_MIN: u64 = 16 << 20;
+
+/// A workload whose root file system is ready.
+pub struct Prepared {
+    config: Config,
+    memory: Option<u64>,
+    threads: Option<u32>,
+    /// The root file system image.
+    pub rootfs: PathBuf,
+    /// The image's id, or the fingerprint of the directory.
+    pub digest: Digest,
+}
+
+impl Prepared {
+    /// The configuration for one layout: they differ in the default limits.
+    pub fn config(&self, layout: LayoutKind) -> Config {
+        let (memory, threads) = match layout {
+            LayoutKind::Dynamic => (MEMORY_DYNAMIC, THREADS_DYNAMIC),
+            LayoutKind::Static => (MEMORY_STATIC, DEFAULT_SLOTS_STATIC),
+        };
+        Config {
+            memory: self.memory.unwrap_or(memory),
+            threads: self.threads.unwrap_or(threads),
+            ..self.config.clone()
+        }
+    }
+}
+
+/// Builds or finds the root file system and makes the configuration.
+pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
+    let memory = workload.memory.as_deref().map(parse_size).transpose()?;
+    let (source, arguments) = match &workload.rootfs {
+        Some(directory) => (Source::Directory(directory), &workload.words[..]),
+        None => {
+            let (image, arguments) = workload
+                .words
+                .split_first()
+                .ok_or_else(|| Failure::new("no image given; see `bulla run --help`"))?;
+            (Source::Image(image), arguments)
+        }
+    };
+    let stored = source.stored()?;
+    let image = &stored.config;
+    let hostname = hostname(workload)?;
+    let config = Config {
+        version: VERSION,
+        rootfs: stored.rootfs.clone(),
+        argv: argv(image, workload.entrypoint.as_deref(), arguments)?,
+        env: environment(image, workload, &hostname)?,
+        cwd: working_directory(image, workload.workdir.as_deref())?,
+        user: workload.user.clone().unwrap_or_else(|| image.user.clone()),
+        files: files(&workload.dns, &hostname),
+        hostname,
+        memory: 0,
+        threads: 0,
+        terminal: workload.tty,
+        stop_signal: stop_signal(&image.stop_signal)?,
+        insecure: insecure(workload),
+    };
+    Ok(Prepared {
+        config,
+        memory,
+        threads: workload.threads,
+        rootfs: stored.path,
+        digest: stored.digest,
+    })
+}
+
+enum Source<'a> {
+    Image(&'a OsStr),
+    Directory(&'a Path),
+}
+
+impl Source<'_> {
+    fn stored(&self) -> Result<Stored, Failure> {
+        let cache = Cache::of_user()?;
+        let stored = match self {
+            Source::Image(name) => {
+                let reference = Reference::parse(name)?;
+                cache.image(&reference, &mut bulla_oci::build_rootfs)?
+            }
+            Source::Directory(path) => cache.directory(path, &mut bulla_oci::build_rootfs)?,
+        };
+        Ok(stored)
+    }
+}
+
+/// Entry point and arguments, with Docker's rules for what replaces what.
+fn argv(
+    image: &ImageConfig,
+    entrypoint: Option<&OsStr>,
+    arguments: &[OsString],
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let bytes = |words: &[String]| -> Vec<Vec<u8>> {
+        words.iter().map(|word| word.clone().into_bytes()).collect()
+    };
+    let mut argv = match entrypoint {
+        Some(program) if program.is_empty() => Vec::new(),
+        Some(program) => vec![program.as_bytes().to_vec()],
+        None => bytes(&image.entrypoint),
+    };
+    if !arguments.is_empty() {
+        argv.extend(arguments.iter().map(|word| word.as_bytes().to_vec()));
+    } else if entrypoint.is_none() {
+        argv.extend(bytes(&image.cmd));
+    }
+    if argv.first().is_none_or(Vec::is_empty) {
+        return Err(Failure::new(
+            "the image has no entry point or command; name a program after the image",
+        ));
+    }
+    if argv.iter().any(|word| word.contains(&0)) {
+        return Err(Failure::new("an argument contains a zero byte"));
+    }
+    Ok(argv)
+}
+
+/// Later settings replace earlier ones: defaults, image, files, options.
+fn environment(
+    image: &ImageConfig,
+    workload: &Workload,
+    hostname: &str,
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut env = Environment::default();
+    env.set(DEFAULT_PATH.to_vec())?;
+    env.set(format!("HOSTNAME={hostname}").into_bytes())?;
+    if workload.tty {
+        env.set(b"TERM=xterm".to_vec())?;
+    }
+    for variable in &image.env {
+        env.set(variable.clone().into_bytes())?;
+    }
+    for file in &workload.env_file {
+        let shown = file.display();
+        let text = std::fs::read(file)
+            .map_err(|error| Failure::new(format!("cannot read --env-file {shown}: {error}")))?;
+        for line in text.split(|&byte| byte == b'\n') {
+            let line = line.trim_ascii_start();
+            if !line.is_empty() && !line.starts_with(b"#") {
+                env.set_or_copy(line.trim_ascii_end())?;
+            }
+        }
+    }
+    for variable in &workload.env {
+        env.set_or_copy(variable.as_bytes())?;
+    }
+    Ok(env.0)
+}
+
+#[derive(Default)]
+struct Environment(Vec<Vec<u8>>);
+
+impl Environment {
+    fn set(&mut self, variable: Vec<u8>) -> Result<(), Failure> {
+        let name = variable
+            .split(|&byte| byte == b'=')
+            .next()
+            .unwrap_or_default();
+        if name.is_empty() || variable.contains(&0) {
+            let shown = String::from_utf8_lossy(&variable);
+            return Err(Failure::new(format!(
+                "{shown:?} is not an environment variable; write NAME=VALUE"
+            )));
+        }
+        let same = |known: &Vec<u8>| known.split(|&byte| byte == b'=').next() == Some(name);
+        match self.0.iter().position(same) {
+            Some(at) => self.0[at] = variable,
+            None => self.0.push(variable),
+        }
+        Ok(())
+    }
+
+    /// NAME=VALUE, or NAME to copy it from this process (nothing if it is not set, as Docker does).
+    fn set_or_copy(&mut self, variable: &[u8]) -> Result<(), Failure> {
+        if variable.contains(&b'=') || variable.is_empty() {
+            return self.set(variable.to_vec());
+        }
+        match std::env::var_os(OsStr::from_bytes(variable)) {
+            Some(value) => self.set([variable, b"=", &value.into_vec()].concat()),
+            None => Ok(()),
+        }
+    }
+}
+
+fn working_directory(image: &ImageConfig, wanted: Option<&OsStr>) -> Result<Vec<u8>, Failure> {
+    let path = match wanted {
+        Some(path) => path.as_bytes().to_vec(),
+        None if image.workdir.is_empty() => b"/".to_vec(),
+        None => image.workdir.clone().into_bytes(),
+    };
+    if !path.starts_with(b"/") {
+        return Err(Failure::new(format!(
+            "the working directory {:?} is not absolute; write it from / on",
+            String::from_utf8_lossy(&path)
+        )));
+    }
+    Ok(path)
+}
+
+fn hostname(workload: &Workload) -> Result<String, Failure> {
+    let name = workload.hostname.as_ref().or(workload.name.as_ref());
+    let name = name.map_or(DEFAULT_HOSTNAME, String::as_str);
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    // HOST_NAME_MAX of Linux.
+    if name.is_empty() || name.len() > 64 || !name.chars().all(valid) {
+        return Err(Failure::new(format!(
+            "{name:?} is not a host name; use letters, digits, dots and hyphens, at most 64"
+        )));
+    }
+    Ok(name.to_owned())
+}
+
+/// /etc/hosts as container engines write it, and /etc/resolv.conf from the options or the host.
+fn files(dns: &[std::net::IpAddr], hostname: &str) -> Vec<FixedFile> {
+    let hosts =
+        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
+    let mut files = vec![file("/etc/hosts", hosts.into_bytes())];
+    files.push(file("/etc/hostname", format!("{hostname}\n").into_bytes()));
+    let resolver = if dns.is_empty() {
+        std::fs::read("/etc/resolv.conf").ok()
+    } else {
+        let lines = dns.iter().map(|address| format!("nameserver {address}\n"));
+        Some(lines.collect::<String>().into_bytes())
+    };
+    if let Some(content) = resolver {
+        files.push(file("/etc/resolv.conf", content));
+    }
+    files
+}
+
+fn file(path: &str, content: Vec<u8>) -> FixedFile {
+    FixedFile {
+        path: path.as_bytes().to_vec(),
+        content,
+        mode: 0o644,
+    }
+}
+
+fn insecure(workload: &Workload) -> Vec<Insecure> {
+    let mut insecure = Vec::new();
+    if workload.insecure_host_faults {
+        insecure.push(Insecure::HostFaults);
+    }
+    if workload.strace {
+        insecure.push(Insecure::Strace);
+    }
+    insecure
+}
+
+/// `SIGTERM`, `TERM`, `15`; empty is SIGTERM, as with Docker.
+fn stop_signal(text: &str) -> Result<u32, Failure> {
+    const NAMES: [&str; 31] = [
+        "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
+        "XCPU", "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    let unknown = || Failure::new(format!("the image's stop signal {text:?} is not a signal"));
+    if text.is_empty() {
+        return Ok(15);
+    }
+    if let Ok(number) = text.parse::<u32>() {
+        return (1..=64)
+            .contains(&number)
+            .then_some(number)
+            .ok_or_else(unknown);
+    }
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = name.strip_prefix("RTMIN+") {
+        let number = offset
+            .parse::<u32>()
+            .ok()
+            .and_then(|offset| offset.checked_add(34));
+        return number.filter(|&number| number <= 64).ok_or_else(unknown);
+    }
+    let position = NAMES.iter().position(|known| *known == name);
+    position.map(|at| at as u32 + 1).ok_or_else(unknown)
+}
+
+/// `512M`, `2G`, `1.5g`, `1073741824`; whole pages.
+pub fn parse_size(text: &str) -> Result<u64, Failure> {
+    let invalid = || {
+        Failure::new(format!(
+            "{text:?} is not a size; write for example 512M or 2G"
+        ))
+    };
+    let lower = text.to_ascii_lowercase();
+    let number = lower
+        .strip_suffix("ib")
+        .or(lower.strip_suffix('b'))
+        .unwrap_or(&lower);
+    let units = [('k', 10), ('m', 20), ('g', 30), ('t', 40)];
+    let unit = units.iter().find(|(unit, _)| number.ends_with(*unit));
+    let (number, shift) = match unit {
+        Some((_, shift)) => (&number[..number.len() - 1], *shift),
+        None => (number, 0),
+    };
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    let digits = |text: &str| text.len() <= 12 && text.bytes().all(|c| c.is_ascii_digit());
+    if whole.is_empty() || !digits(whole) || !digits(fraction) {
+        return Err(invalid());
+    }
+    let whole: u128 = whole.parse().map_err(|_| invalid())?;
+    let part: u128 = match fraction {
+        "" => 0,
+        _ => fraction.parse().map_err(|_| invalid())?,
+    };
+    let bytes = (whole << shift) + (part << shift) / 10u128.pow(fraction.len() as u32);
+    let bytes = u64::try_from(bytes).map_err(|_| invalid())?;
+    if bytes < MEMORY_MIN {
+        return Err(Failure::new(format!(
+            "{text} of memory is too little; give at least {}M",
+            MEMORY_MIN >> 20
+        )));
+    }
+    Ok(bytes.next_multiple_of(bulla_abi::PAGE_SIZE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image() -> ImageConfig {
+        ImageConfig {
+            entrypoint: vec!["entry".into(), "-x".into()],
+            cmd: vec!["default".into()],
+            env: vec!["A=image".into(), "PATH=/bin".into()],
+            ..ImageConfig::default()
+        }
+    }
+
+    fn words(argv: Vec<Vec<u8>>) -> Vec<String> {
+        argv.into_iter()
+            .map(|word| String::from_utf8(word).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn entry_points_as_with_docker() {
+        let image = image();
+        let run = |entrypoint: Option<&str>, arguments: &[&str]| {
+            let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+            words(argv(&image, entrypoint.map(OsStr::new), &arguments).unwrap())
+        };
+        assert_eq!(run(None, &[]), ["entry", "-x", "default"]);
+        assert_eq!(run(None, &["a"]), ["entry", "-x", "a"]);
+        assert_eq!(run(Some("sh"), &[]), ["sh"]);
+        assert_eq!(run(Some("sh"), &["-c", "x"]), ["sh", "-c", "x"]);
+        assert_eq!(run(Some(""), &["x"]), ["x"]);
+        assert!(argv(&ImageConfig::default(), None, &[]).is_err());
+    }
+
+    #[test]
+    fn later_environment_wins() {
+        let mut env = Environment::default();
+        env.set(b"A=1".to_vec()).unwrap();
+        env.set(b"B=2".to_vec()).unwrap();
+        env.set_or_copy(b"A=3=4").unwrap();
+        env.set_or_copy(b"BULLA_TEST_NEVER_SET").unwrap();
+        assert_eq!(env.0, [b"A=3=4".to_vec(), b"B=2".to_vec()]);
+        assert!(env.set_or_copy(b"=x").is_err());
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("512M", 512 << 20),
+            ("2g", 2 << 30),
+            ("1.5GiB", 3 << 29),
+            ("67108864", 64 << 20),
+            ("33000k", 33_792_000),
+        ] {
+            assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+        }
+        for text in [
+            "",
+            "M",
+            "-1G",
+            "1,5G",
+            "1G2",
+            "99999999999T",
+            "4k",
+            "1.x",
+            "é",
+        ] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn signals() {
+        for (text, number) in [
+            ("", 15),
+            ("SIGINT", 2),
+            ("quit", 3),
+            ("10", 10),
+            ("SIGRTMIN+3", 37),
+        ] {
+            assert_eq!(stop_signal(text).unwrap(), number, "{text}");
+        }
+        for text in ["SIGNOPE", "0", "65", "RTMIN+99"] {
+            assert!(stop_signal(text).is_err(), "{text}");
+        }
+    }
+}
