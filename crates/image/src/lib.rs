@@ -6,11 +6,14 @@
 //! - [`write_sgxs`] writes the image as an SGXS stream, the format of Fortanix' `sgxs-tools`.
 //! - [`Description`], [`SigningKey`], [`PublicKey`]: SIGSTRUCT, signed in one step or in two.
 //! - [`find_sites`]: the instructions of an executable that the runtime rewrites.
+//! - [`embedded`] (feature): bootstrap and runtime, built from this workspace.
 //!
 //! Everything is deterministic: equal input gives equal bytes.
 #![forbid(unsafe_code)]
 
 mod elf;
+#[cfg(feature = "embedded")]
+pub mod embedded;
 mod key;
 mod layout;
 mod sgxs;

@@ -47,6 +47,8 @@ pub struct Fake {
 }
 
 const SLOTS: u32 = 64;
+/// Where `protect` fails.
+pub const REFUSED: u64 = 0x1_0000;
 
 impl Fake {
     pub fn new() -> Fake {
@@ -111,8 +113,11 @@ impl Backend for &'static Fake {
         self.committed.fetch_add(len, Ordering::SeqCst);
         Ok(())
     }
-    fn protect(&self, _: u64, _: u64, _: u64) -> Result<(), Error> {
-        Err(Error::Refused("no".into()))
+    fn protect(&self, address: u64, _: u64, _: u64) -> Result<(), Error> {
+        match address {
+            REFUSED => Err(Error::Refused("a test's address".into())),
+            _ => Ok(()),
+        }
     }
     fn restrict(&self, _: u64, _: u64, _: u64) -> Result<(), Error> {
         Ok(())

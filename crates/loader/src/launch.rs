@@ -16,7 +16,7 @@ use crate::stats::{Phase, Stats};
 use crate::sys::terminal::Settings;
 use crate::sys::time::Moment;
 use crate::sys::{file, map, signal, time};
-use crate::threads::{Engine, Slots};
+use crate::threads::{Engine, Slots, Which};
 use crate::{Content, Enclave, Error};
 
 /// How the enclave is run.
@@ -218,11 +218,14 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
             return end;
         }
         engine.kick_again();
-        limit = if pending && engine.kick_any() {
-            REMIND
+        // The first thread has been asked already: now all of them.
+        let which = if limit == REMIND {
+            Which::All
         } else {
-            IDLE
+            Which::First
         };
+        let reminded = pending && engine.kick_some(which);
+        limit = if reminded { REMIND } else { IDLE };
     }
 }
 

@@ -134,6 +134,13 @@ impl Slots {
     }
 }
 
+/// Which threads to kick.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Which {
+    First,
+    All,
+}
+
 /// How the container ended.
 pub type End = Result<ExitStatus, Error>;
 
@@ -335,10 +342,18 @@ impl Engine {
         Ok(0)
     }
 
-    /// Makes some thread of the enclave look: slot 0's, else any. False when none is live.
-    pub fn kick_any(&self) -> bool {
-        let live = self.slots.used().find(|slot| slot.is_live());
-        live.inspect(|slot| slot.signal()).is_some()
+    /// Makes some thread of the enclave look: slot 0's, else any; or every one, for when that one
+    /// did not. False when none is live.
+    pub fn kick_some(&self, which: Which) -> bool {
+        let mut found = false;
+        for slot in self.slots.used().filter(|slot| slot.is_live()) {
+            slot.signal();
+            found = true;
+            if which == Which::First {
+                break;
+            }
+        }
+        found
     }
 
     /// The supervisor's part in kicks: those that came at a bad moment are sent again.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
@@ -15,30 +16,6 @@ use bulla_abi::config::Rootfs;
 use bulla_rootfs::{Attributes, Builder, Options, Special, from_directory};
 use common::*;
 use rustix::fs::{XattrFlags, lsetxattr};
-
-fn create(path: &Path) -> File {
-    File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .unwrap()
-}
-
-/// Bytes that do not repeat.
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    std::iter::repeat_with(|| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state.to_le_bytes()
-    })
-    .flatten()
-    .take(length)
-    .collect()
-}
 
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -219,43 +196,107 @@ fn everything_is_read_back_by_vault_kernel_and_tools() {
 
 #[test]
 fn a_large_directory_works() {
-    let built = built(|tree| {
-        for index in 0..100_000 {
-            File::create(tree.join(format!("{index}-{}", "x".repeat(index % 40)))).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    let name = |index: u64| format!("{index}-{}", "x".repeat(index as usize % 40)).into_bytes();
+    let count = 100_000;
+    let mut builder = Builder::new();
+    for index in 0..count {
+        let attributes = Attributes {
+            uid: index as u32,
+            ..Attributes::default()
+        };
+        builder
+            .add_special(&name(index), attributes, Special::Fifo)
+            .unwrap();
+    }
+    let rootfs = builder.finish(create(&image)).unwrap();
+    let fs = open(&image, &rootfs);
+    let root = fs.root().unwrap();
+    let listed = list(&fs, &root);
+    assert_eq!(listed.len() as u64, count + 2);
+    assert!(listed.is_sorted());
+    for index in (0..count).step_by(37) {
+        let found = fs.lookup(&root, &name(index)).unwrap();
+        assert_eq!(u64::from(fs.inode(found.nid).unwrap().uid()), index);
+    }
+    for nothing in [&b"nothing"[..], b"~", b"!", b"5-", b"50000-x"] {
+        assert_eq!(fs.lookup(&root, nothing), Err(bulla_vault::Error::NotFound));
+    }
+    check_with_tools(&image, &rootfs);
+    with_mounted(&image, |mounted| {
+        assert_eq!(fs::read_dir(mounted).unwrap().count() as u64, count);
+        for index in (0..count).step_by(371) {
+            assert!(
+                mounted
+                    .join(OsStr::from_bytes(&name(index)))
+                    .symlink_metadata()
+                    .is_ok()
+            );
         }
-    });
-    let original = describe_directory(&built.tree);
-    let fs = open(&built.image, &built.rootfs);
-    assert_same(&original, &describe_image(&fs));
-    check_with_tools(&built.image, &built.rootfs);
-    with_mounted(&built.image, |mounted| {
-        assert_eq!(fs::read_dir(mounted).unwrap().count(), 100_000);
-        assert!(
-            mounted
-                .join("99999-")
-                .with_file_name(format!("99999-{}", "x".repeat(39)))
-                .exists()
-        );
         assert!(!mounted.join("nothing").exists());
     });
+}
+
+#[test]
+fn listing_goes_on_from_any_cookie() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    let mut builder = Builder::new();
+    for index in 0..1000 {
+        let name = format!("{index:050}");
+        builder
+            .add_special(name.as_bytes(), Attributes::default(), Special::Socket)
+            .unwrap();
+    }
+    let rootfs = builder.finish(create(&image)).unwrap();
+    let fs = open(&image, &rootfs);
     let root = fs.root().unwrap();
-    assert_eq!(
-        fs.lookup(&root, b"nothing"),
-        Err(bulla_vault::Error::NotFound)
-    );
-    assert_eq!(fs.lookup(&root, b"~"), Err(bulla_vault::Error::NotFound));
+    let all = list(&fs, &root);
+    // A few at a time.
+    let (mut cookie, mut seen) = (0, Vec::new());
+    loop {
+        let before = seen.len();
+        fs.read_dir(&root, cookie, &mut |entry| {
+            seen.push((entry.name.to_vec(), entry.nid));
+            cookie = entry.next;
+            if seen.len() == before + 7 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        })
+        .unwrap();
+        if seen.len() == before {
+            break;
+        }
+    }
+    assert_eq!(seen, all);
+    // Cookies that no listing gave.
+    for cookie in [
+        1,
+        5,
+        4095,
+        4097,
+        u64::MAX,
+        i64::MAX as u64,
+        root.size(),
+        root.size() + 1,
+    ] {
+        let mut rest = Vec::new();
+        fs.read_dir(&root, cookie, &mut |entry| {
+            rest.push((entry.name.to_vec(), entry.nid));
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert!(all.ends_with(&rest));
+    }
 }
 
 #[test]
 fn the_order_of_entries_means_nothing() {
     let directory = tempfile::tempdir().unwrap();
     type Add = fn(&mut Builder);
-    let attributes = |seconds| Attributes {
-        mode: 0o644,
-        modified: (seconds, 1),
-        ..Attributes::default()
-    };
-    let _ = attributes;
     let adds: [Add; 7] = [
         |b| {
             b.add_dir(

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Call;
 use crate::sys::file;
 use crate::sys::raw::{Answer, Errno};
+use crate::sys::wait::Waiter;
 use crate::threads::waiting;
 
 /// Requests of the newer terminal interface, which libc has no names for: TCGETS2, TCSETS2,
@@ -25,10 +26,7 @@ impl Call<'_> {
         let [fd, len, offset, _] = self.arguments;
         let fd = self.descriptor(fd)?;
         let to = self.data(len)?;
-        // The caller gave no `seen`: a wake from now on ends it, one before was looked at.
-        let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
-        let waiter = self.waiter(seen);
-        let read = self.announced(waiting::CALL, || waiter.read(fd, to, offset))?;
+        let read = self.unless_kicked(fd, libc::POLLIN, |waiter| waiter.read(fd, to, offset))?;
         self.slot.counters.bytes_in.add(read);
         Ok(read)
     }
@@ -38,11 +36,30 @@ impl Call<'_> {
         let [fd, len, offset, _] = self.arguments;
         let fd = self.descriptor(fd)?;
         let from = self.data(len)?;
-        let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
-        let waiter = self.waiter(seen);
-        let written = self.announced(waiting::CALL, || waiter.write(fd, from, offset))?;
+        let written =
+            self.unless_kicked(fd, libc::POLLOUT, |waiter| waiter.write(fd, from, offset))?;
         self.slot.counters.bytes_out.add(written);
         Ok(written)
+    }
+
+    /// A call on a descriptor that may block. Wakes and kicks end it with EINTR, but only when it
+    /// would really have blocked: programs do not expect EINTR from an ordinary write.
+    fn unless_kicked(&self, fd: i32, ready: i16, call: impl Fn(Waiter<'_>) -> Answer) -> Answer {
+        loop {
+            // The caller gave no `seen`: a wake from now on ends it, one before was looked at.
+            let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
+            let waiter = self.waiter(seen);
+            let answer = self.announced(waiting::CALL, || call(waiter));
+            if answer != Err(Errno(libc::EINTR)) {
+                return answer;
+            }
+            self.slot.kicked.store(0, Ordering::SeqCst);
+            let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
+            match self.waiter(seen).poll_one(fd, ready, 0) {
+                Ok(1..) => continue,
+                _ => return answer,
+            }
+        }
     }
 
     /// Close(fd). The loader goes on using stderr for its own messages; for stdin and stdout the

@@ -182,15 +182,14 @@ impl Call<'_> {
         }
     }
 
-    /// Cpuid(leaf, subleaf): eax, ebx, ecx, edx.
+    /// Cpuid(leaf, subleaf): eax, ebx, ecx, edx into the buffer.
     fn cpuid(&self) -> Answer {
         let [leaf, subleaf, ..] = self.arguments;
-        let registers = time::cpuid(leaf as u32, subleaf as u32);
-        let data = self.data(16)?;
-        for (at, register) in registers.into_iter().enumerate() {
-            data.put(4 * at, &register.to_le_bytes());
+        let registers = self.data(16)?;
+        for (index, word) in time::cpuid(leaf as u32, subleaf as u32).iter().enumerate() {
+            registers.put(index * 4, &word.to_le_bytes());
         }
-        Ok(16)
+        Ok(0)
     }
 
     /// Quote(len of the REPORT): the quote's length.

@@ -50,3 +50,34 @@ pub fn read_only(file: &File) -> io::Result<(u64, u64)> {
         Ok((address as u64, len))
     }
 }
+
+/// Zeroed memory, page aligned, given back when dropped.
+pub struct Scratch {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+impl Scratch {
+    pub fn new(len: usize) -> io::Result<Scratch> {
+        let base = anonymous(len)?;
+        Ok(Scratch { base, len })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.base.as_ptr() as u64
+    }
+
+    /// Copies `bytes` to its start. Panics when they do not fit (a loader bug).
+    pub fn fill(&mut self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.len);
+        // SAFETY: the mapping is ours, long enough, and distinct from any slice.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr(), bytes.len()) }
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and nothing refers to it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}

@@ -31,7 +31,7 @@ pub fn thread_id() -> i32 {
 
 /// CPUID: eax, ebx, ecx, edx.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-    let result = core::arch::x86_64::__cpuid_count(leaf, subleaf);
+    let result = __cpuid_count(leaf, subleaf);
     [result.eax, result.ebx, result.ecx, result.edx]
 }
 

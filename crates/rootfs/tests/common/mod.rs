@@ -16,6 +16,30 @@ use bulla_abi::config::Rootfs;
 use bulla_vault::{BlockSource, Erofs, FileKind, Inode, Options, SourceFault};
 use sha2::{Digest, Sha256};
 
+pub fn create(path: &Path) -> File {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .unwrap()
+}
+
+/// Bytes that do not repeat.
+pub fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_le_bytes()
+    })
+    .flatten()
+    .take(length)
+    .collect()
+}
+
 /// An image in memory.
 pub struct Memory(pub Vec<u8>);
 
@@ -59,37 +83,48 @@ pub type Tree = BTreeMap<Vec<u8>, Described>;
 
 /// The whole tree as the vault reads it.
 pub fn describe_image<S: BlockSource>(fs: &Erofs<S>) -> Tree {
+    try_describe_image(fs).unwrap()
+}
+
+/// The whole tree, or the first error.
+pub fn try_describe_image<S: BlockSource>(fs: &Erofs<S>) -> bulla_vault::Result<Tree> {
     let mut tree = Tree::new();
-    let mut waiting = vec![(Vec::new(), fs.root().unwrap())];
+    let mut waiting = vec![(Vec::new(), fs.root()?)];
     while let Some((path, inode)) = waiting.pop() {
         if inode.kind() == FileKind::Directory {
-            for (name, nid) in list(fs, &inode) {
+            for (name, nid) in try_list(fs, &inode)? {
                 if name == b"." || name == b".." {
                     continue;
                 }
-                let found = fs.lookup(&inode, &name).unwrap();
+                let found = fs.lookup(&inode, &name)?;
                 assert_eq!(found.nid, nid);
-                let child = fs.inode(nid).unwrap();
+                let child = fs.inode(nid)?;
                 assert_eq!(child.kind(), found.kind);
                 waiting.push(([&path[..], b"/", &name].concat(), child));
             }
         }
-        tree.insert(path, describe_inode(fs, &inode));
+        tree.insert(path, describe_inode(fs, &inode)?);
     }
-    tree
+    Ok(tree)
 }
 
 pub fn list<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> Vec<(Vec<u8>, u64)> {
+    try_list(fs, inode).unwrap()
+}
+
+fn try_list<S: BlockSource>(
+    fs: &Erofs<S>,
+    inode: &Inode,
+) -> bulla_vault::Result<Vec<(Vec<u8>, u64)>> {
     let mut names = Vec::new();
     fs.read_dir(inode, 0, &mut |entry| {
         names.push((entry.name.to_vec(), entry.nid));
         ControlFlow::Continue(())
-    })
-    .unwrap();
-    names
+    })?;
+    Ok(names)
 }
 
-fn describe_inode<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> Described {
+fn describe_inode<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> bulla_vault::Result<Described> {
     let content = match inode.kind() {
         FileKind::Regular => {
             let mut sha = Sha256::new();
@@ -97,7 +132,7 @@ fn describe_inode<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> Described {
             let mut buffer = vec![0; 100_000];
             let mut offset = 0;
             loop {
-                let length = fs.read_at(inode, offset, &mut buffer).unwrap();
+                let length = fs.read_at(inode, offset, &mut buffer)?;
                 if length == 0 {
                     break;
                 }
@@ -107,11 +142,15 @@ fn describe_inode<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> Described {
             assert_eq!(offset, inode.size());
             sha.finalize().to_vec()
         }
-        FileKind::Symlink => fs.read_link(inode).unwrap(),
+        FileKind::Symlink => fs.read_link(inode)?,
         _ => Vec::new(),
     };
-    let xattrs = fs.xattr_names(inode).unwrap();
-    Described {
+    let mut xattrs = BTreeMap::new();
+    for name in fs.xattr_names(inode)? {
+        let value = fs.xattr(inode, &name)?.expect("it was listed");
+        xattrs.insert(name, value);
+    }
+    Ok(Described {
         mode: u32::from(inode.mode()),
         owner: (inode.uid(), inode.gid()),
         links: u64::from(inode.links()),
@@ -123,11 +162,8 @@ fn describe_inode<S: BlockSource>(fs: &Erofs<S>, inode: &Inode) -> Described {
         modified: inode.modified(),
         device: inode.device(),
         content,
-        xattrs: xattrs
-            .into_iter()
-            .map(|name| (name.clone(), fs.xattr(inode, &name).unwrap().unwrap()))
-            .collect(),
-    }
+        xattrs,
+    })
 }
 
 /// The same of a directory of this machine.

@@ -1,0 +1,192 @@
+//! Builds the enclave programs (crates/enclave) for embedding, with the feature `embedded`.
+//!
+//! What comes out is measured, so it may depend on nothing but the sources, the lock file and the
+//! compiler: the inner cargo gets an environment of its own, all settings of the profile come from
+//! here or from the workspace, and no path of this machine gets into the programs.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const PROGRAMS: [&str; 2] = ["bulla-bootstrap", "bulla-runtime"];
+
+/// The only variables that the inner cargo sees: where tools and caches are, how to reach a
+/// registry, and the job server.
+const KEPT: [&str; 14] = [
+    "PATH",
+    "HOME",
+    "CARGO_HOME",
+    "RUSTUP_HOME",
+    "RUSTUP_TOOLCHAIN",
+    "TMPDIR",
+    "CARGO_MAKEFLAGS",
+    "CARGO_NET_OFFLINE",
+    "CARGO_HTTP_CAINFO",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+];
+
+/// The profile, said once more: a `config.toml` somewhere above could change it otherwise.
+/// Symbols stay, since the layout looks for the boot header by name.
+const PROFILE: [&str; 10] = [
+    "opt-level=3",
+    "lto='fat'",
+    "codegen-units=1",
+    "panic='abort'",
+    "debug=0",
+    "strip='debuginfo'",
+    "debug-assertions=false",
+    "overflow-checks=false",
+    "incremental=false",
+    "rpath=false",
+];
+
+fn main() {
+    println!("cargo:rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_EMBEDDED").is_none() {
+        return;
+    }
+    let out = PathBuf::from(variable("OUT_DIR"));
+    let package = PathBuf::from(variable("CARGO_MANIFEST_DIR"));
+    let workspace = package
+        .ancestors()
+        .nth(2)
+        .expect("the package is in crates/image");
+    for file in ["Cargo.lock", "Cargo.toml"] {
+        println!("cargo:rerun-if-changed={}", workspace.join(file).display());
+    }
+    for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO_HOME"] {
+        println!("cargo:rerun-if-env-changed={name}");
+    }
+    // One inner target folder for all outer profiles (<target>/bulla-enclave), because what is
+    // built in there does not depend on them.
+    let target = out.ancestors().nth(4).unwrap_or(&out).join("bulla-enclave");
+    build(workspace, &target);
+
+    let built = target.join(TARGET).join("enclave");
+    let mut packages = BTreeSet::new();
+    for program in PROGRAMS {
+        let (from, to) = (built.join(program), out.join(program));
+        fs::copy(&from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+        sources(
+            &built.join(format!("{program}.d")),
+            workspace,
+            &mut packages,
+        );
+    }
+    for package in packages {
+        for part in ["src", "Cargo.toml", "build.rs"] {
+            let path = package.join(part);
+            if path.exists() {
+                println!("cargo:rerun-if-changed={}", path.display());
+            }
+        }
+    }
+}
+
+fn variable(name: &str) -> OsString {
+    env::var_os(name).unwrap_or_else(|| panic!("cargo sets {name}"))
+}
+
+/// Runs the inner cargo.
+fn build(workspace: &Path, target: &Path) {
+    let rustc = variable("RUSTC");
+    let mut cargo = Command::new(variable("CARGO"));
+    cargo.env_clear().current_dir(workspace);
+    for name in KEPT {
+        if let Some(value) = env::var_os(name) {
+            cargo.env(name, value);
+        }
+    }
+    cargo
+        .env("RUSTC", &rustc)
+        .env("RUSTC_WRAPPER", "")
+        .env("RUSTC_WORKSPACE_WRAPPER", "");
+    // This form of the variable comes before any flags in a config.toml.
+    cargo.env(
+        "CARGO_ENCODED_RUSTFLAGS",
+        flags(workspace, &rustc).join("\u{1f}"),
+    );
+    cargo.env("LC_ALL", "C");
+    cargo.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--target",
+        TARGET,
+        "--profile",
+        "enclave",
+    ]);
+    cargo
+        .arg("--manifest-path")
+        .arg(workspace.join("crates/enclave/Cargo.toml"));
+    cargo
+        .args(["--features", "enclave-bin", "--target-dir"])
+        .arg(target);
+    cargo.args(["--config", &format!("target.{TARGET}.linker='cc'")]);
+    for setting in PROFILE {
+        cargo.args(["--config", &format!("profile.enclave.{setting}")]);
+    }
+    let status = cargo
+        .status()
+        .unwrap_or_else(|error| panic!("cannot run cargo: {error}"));
+    assert!(
+        status.success(),
+        "the enclave programs do not build: {status}"
+    );
+}
+
+/// Compiler flags that keep this machine's paths out of the programs.
+fn flags(workspace: &Path, rustc: &OsString) -> Vec<String> {
+    let ask = |arguments: &[&str]| {
+        let output = Command::new(rustc).args(arguments).output();
+        let output = output.unwrap_or_else(|error| panic!("cannot run rustc: {error}"));
+        String::from_utf8(output.stdout).expect("rustc prints UTF-8")
+    };
+    let sysroot = ask(&["--print", "sysroot"]).trim().to_owned();
+    let version = ask(&["-vV"]);
+    let commit = version
+        .lines()
+        .find_map(|line| line.strip_prefix("commit-hash: "));
+    // Where the sources of the standard library are installed, rustc shows their place instead of
+    // the one they were built at.
+    let library = format!("/rustc/{}", commit.unwrap_or("unknown"));
+    let cargo_home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cargo"));
+    // The last prefix that matches counts.
+    [
+        (sysroot.clone(), "/sysroot".to_owned()),
+        (cargo_home.display().to_string(), "/cargo".to_owned()),
+        (workspace.display().to_string(), "/bulla".to_owned()),
+        (format!("{sysroot}/lib/rustlib/src/rust"), library),
+    ]
+    .map(|(from, to)| format!("--remap-path-prefix={from}={to}"))
+    .to_vec()
+}
+
+/// The packages of the workspace that a program is made of, from its dependency file.
+fn sources(list: &Path, workspace: &Path, packages: &mut BTreeSet<PathBuf>) {
+    let text = fs::read_to_string(list).unwrap_or_else(|e| panic!("{}: {e}", list.display()));
+    let crates = workspace.join("crates");
+    // Spaces in paths are escaped, and no file of ours has one after the workspace's folder.
+    let text = text.replace("\\ ", " ");
+    let prefix = format!("{}/", crates.display());
+    for rest in text.split(&prefix).skip(1) {
+        if let Some((package, _)) = rest.split_once('/') {
+            packages.insert(crates.join(package));
+        }
+    }
+    assert!(
+        !packages.is_empty(),
+        "{} names no package of the workspace",
+        list.display()
+    );
+}

@@ -1,0 +1,20 @@
+//! The enclave programs, built from this workspace by `build.rs`: equal sources, lock file and
+//! compiler give equal bytes, wherever they are built.
+
+use crate::layout::{EnclaveImage, LayoutError, Options, layout};
+use bulla_abi::config::Config;
+use bulla_abi::layout::LayoutKind;
+
+/// ELF file of the bootstrap.
+pub const BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
+/// ELF file of the runtime with the library OS.
+pub const RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
+
+/// Lays out and measures an enclave of the embedded programs.
+pub fn image(
+    config: &Config,
+    kind: LayoutKind,
+    options: &Options,
+) -> Result<EnclaveImage, LayoutError> {
+    layout(BOOTSTRAP, RUNTIME, config, kind, options)
+}
