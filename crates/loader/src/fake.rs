@@ -12,6 +12,7 @@ use bulla_abi::layout::{LayoutKind, SLOT_STRIDE, SLOTS_MAX, tcs_address};
 
 use crate::backend::{Backend, EnterLeaf, Error, Features, Outcome, Registers};
 use crate::descriptors::{Descriptors, Standard};
+use crate::hostile::Hostile;
 use crate::sys::area::Area;
 use crate::sys::signal;
 use crate::threads::{Engine, Slots};
@@ -135,7 +136,7 @@ impl Backend for &'static Fake {
 
 /// A fresh engine. Only the common one ([`engine`]) gets signals.
 pub fn new_engine() -> (&'static Engine, &'static Fake) {
-    engine_with([0, 1, 2])
+    engine_with([0, 1, 2], None)
 }
 
 /// A fresh engine whose standard input is a pipe, and that pipe's other end.
@@ -143,11 +144,17 @@ pub fn engine_with_input() -> (&'static Engine, &'static Fake, PipeWriter) {
     // Interruptions need the handlers.
     engine();
     let (reader, writer) = std::io::pipe().unwrap();
-    let (engine, fake) = engine_with([reader.into_raw_fd(), 1, 2]);
+    let (engine, fake) = engine_with([reader.into_raw_fd(), 1, 2], None);
     (engine, fake, writer)
 }
 
-fn engine_with(standard: [i32; 3]) -> (&'static Engine, &'static Fake) {
+/// A fresh engine that lies.
+pub fn engine_with_hostile(seed: u64) -> (&'static Engine, &'static Fake) {
+    engine();
+    engine_with([0, 1, 2], Some(Hostile::new(seed)))
+}
+
+fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine, &'static Fake) {
     let fake: &'static Fake = Box::leak(Box::new(Fake::new()));
     static MADE: Descriptors = Descriptors::new();
     let engine = Box::leak(Box::new(Engine {
@@ -157,6 +164,7 @@ fn engine_with(standard: [i32; 3]) -> (&'static Engine, &'static Fake) {
         made: &MADE,
         standard: Standard::new(standard),
         quoter: None,
+        hostile,
         log_level: 3,
         boot: AtomicU64::new(0xb007),
         first_entry: AtomicU64::new(0),

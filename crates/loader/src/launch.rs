@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Backend;
 use crate::descriptors::{Descriptors, Standard};
 use crate::host::Quoter;
+use crate::hostile::Hostile;
 use crate::stats::{Phase, Stats};
 use crate::sys::terminal::Settings;
 use crate::sys::time::Moment;
@@ -31,6 +32,8 @@ pub struct Options {
     /// Lines that the enclave logs: 0 errors only … 3 everything.
     pub log_level: u64,
     pub quoter: Option<Box<dyn Quoter>>,
+    /// For tests: answer as a hostile host would, with this seed.
+    pub hostile: Option<u64>,
 }
 
 impl Options {
@@ -43,6 +46,7 @@ impl Options {
             standard: [0, 1, 2],
             log_level: 1,
             quoter: None,
+            hostile: None,
         }
     }
 }
@@ -110,7 +114,12 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
     let backend = options.backend;
     let added_bytes = load(&*backend, &enclave, &mut clock)?;
 
-    let parameters = Box::leak(Box::new(boot_parameters(&*backend, rootfs, clock.moment)));
+    let hostile = options.hostile.map(Hostile::new);
+    let mut parameters = boot_parameters(&*backend, rootfs, clock.moment);
+    if let Some(hostile) = &hostile {
+        hostile.spoil(&mut parameters);
+    }
+    let parameters = Box::leak(Box::new(parameters));
     let engine: &'static Engine = Box::leak(Box::new(Engine {
         kind: enclave.kind,
         backend,
@@ -118,6 +127,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
         made: &MADE,
         standard: Standard::new(options.standard),
         quoter: options.quoter,
+        hostile,
         log_level: options.log_level,
         boot: AtomicU64::new(std::ptr::from_ref(parameters) as u64),
         first_entry: AtomicU64::new(0),
@@ -130,6 +140,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
     engine
         .start(0)
         .map_err(|errno| Error::Thread(errno.into()))?;
+    Hostile::start(engine).map_err(|errno| Error::Thread(errno.into()))?;
     clock.lap("threads");
 
     let end = supervise(engine);

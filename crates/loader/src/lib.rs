@@ -19,6 +19,7 @@ mod error;
 #[allow(unsafe_code)] // the trait has an unsafe function
 mod fake;
 mod host;
+mod hostile;
 mod launch;
 mod stats;
 #[allow(unsafe_code)]

@@ -26,6 +26,7 @@ use crate::Error;
 use crate::backend::{Backend, EnterLeaf, Outcome, Registers};
 use crate::descriptors::{Descriptors, Standard};
 use crate::host::{self, Quoter, Reply};
+use crate::hostile::{Hostile, Tampered};
 use crate::launch::ExitStatus;
 use crate::stats::Counters;
 use crate::sys::area::Area;
@@ -152,6 +153,7 @@ pub struct Engine {
     pub made: &'static Descriptors,
     pub standard: Standard,
     pub quoter: Option<Box<dyn Quoter>>,
+    pub hostile: Option<Hostile>,
     pub log_level: u64,
     /// Address of the boot parameters, until slot 0 has taken it.
     pub boot: AtomicU64,
@@ -262,15 +264,9 @@ impl Engine {
                     if self.ending.load(Ordering::Relaxed) {
                         sleep_forever();
                     }
-                    match host::serve(self, slot, &registers) {
-                        Reply::Return(value) => {
-                            registers = Registers {
-                                rdi: EnterReason::Return as u64,
-                                rsi: value,
-                                ..Registers::default()
-                            }
-                        }
-                        Reply::Leave => return,
+                    match self.serve(slot, tcs, registers) {
+                        Some(next) => registers = next,
+                        None => return,
                     }
                 }
                 Outcome::Exception {
@@ -295,6 +291,40 @@ impl Engine {
                     registers = exception_entry(vector, error_code, address);
                 }
             }
+        }
+    }
+
+    /// Serves the host call in `registers`: what to enter with, or nothing when the slot was given
+    /// up.
+    #[inline(always)]
+    fn serve(&'static self, slot: &Slot, tcs: u64, registers: Registers) -> Option<Registers> {
+        if let Some(hostile) = &self.hostile {
+            match hostile.tamper(self, slot, &registers) {
+                Tampered::Skip(lie) => return Some(lie),
+                Tampered::Instead(lie) => {
+                    self.serve_truly(slot, &registers)?;
+                    return Some(lie);
+                }
+                Tampered::Before(mut lie) => {
+                    let truth = self.serve_truly(slot, &registers)?;
+                    self.backend.enter(tcs, EnterLeaf::Eenter, &mut lie);
+                    return Some(truth);
+                }
+                Tampered::Not => {}
+            }
+        }
+        self.serve_truly(slot, &registers)
+    }
+
+    #[inline(always)]
+    fn serve_truly(&'static self, slot: &Slot, registers: &Registers) -> Option<Registers> {
+        match host::serve(self, slot, registers) {
+            Reply::Return(value) => Some(Registers {
+                rdi: EnterReason::Return as u64,
+                rsi: value,
+                ..Registers::default()
+            }),
+            Reply::Leave => None,
         }
     }
 
