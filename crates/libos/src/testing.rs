@@ -22,8 +22,10 @@ use sha2::{Digest, Sha256};
 
 use crate::errno::{EFAULT, EINVAL, EIO, ENOMEM, ENOSYS};
 use crate::fs::context::FsContext;
+use crate::fs::inode::{FileId, Inode};
 use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
+use crate::mm::map::Request;
 use crate::platform::{Atomic, Platform, Protection, UserFault};
 use crate::process::Process;
 use crate::process::thread::StartState;
@@ -99,18 +101,69 @@ pub fn thread_in(mm: Arc<AddressSpace>) -> Arc<Thread> {
         start,
     ));
     process.threads.lock().push(Arc::downgrade(&thread));
+    thread.mm().attach(&thread);
     thread
 }
 
 /// Fresh zeroed read-write user memory for a test.
-pub fn alloc_user(_thread: &Arc<Thread>, len: u64) -> u64 {
-    static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(0x20_0000_0000);
-    let len = len.next_multiple_of(PAGE);
-    let address = NEXT.fetch_add(len + PAGE, core::sync::atomic::Ordering::Relaxed);
-    platform()
-        .commit(address, len, Protection::READ | Protection::WRITE)
-        .expect("fresh pages");
-    address
+pub fn alloc_user(thread: &Arc<Thread>, len: u64) -> u64 {
+    let protection = Protection::READ | Protection::WRITE;
+    thread
+        .mm()
+        .map(Request::anonymous(len, protection))
+        .expect("addresses and memory")
+}
+
+/// A file of which only the content matters.
+pub struct MemoryFile {
+    id: u64,
+    pub content: Mutex<Vec<u8>>,
+}
+
+impl MemoryFile {
+    pub fn new(content: Vec<u8>) -> Arc<MemoryFile> {
+        static NEXT: core::sync::atomic::AtomicU64 = core::sync::atomic::AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+        Arc::new(MemoryFile {
+            id,
+            content: Mutex::new(content),
+        })
+    }
+}
+
+impl Inode for MemoryFile {
+    fn as_any(&self) -> &dyn core::any::Any {
+        self
+    }
+
+    fn id(&self) -> FileId {
+        FileId {
+            device: 0x7e57,
+            inode: self.id,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        lock(&self.content).len() as u64
+    }
+
+    fn read_bytes(&self, offset: u64, to: &mut [u8]) -> Result<usize> {
+        let content = lock(&self.content);
+        let from = content.get(offset as usize..).unwrap_or_default();
+        let len = from.len().min(to.len());
+        to[..len].copy_from_slice(&from[..len]);
+        Ok(len)
+    }
+
+    fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<usize> {
+        let mut content = lock(&self.content);
+        let end = offset as usize + from.len();
+        if content.len() < end {
+            content.resize(end, 0);
+        }
+        content[offset as usize..end].copy_from_slice(from);
+        Ok(from.len())
+    }
 }
 
 /// Answers this host thread's host calls with `hook` from now on.

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::map::checked_range;
-use super::{Space, Backing, Locked, PAGE, Vma, VmaFlags};
+use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags};
 use crate::Result;
 use crate::errno::{EINVAL, ENOMEM};
 use crate::platform::Protection;
@@ -44,8 +44,11 @@ impl Space {
             return Err(EINVAL.because("unknown advice"));
         }
         let mut locked = self.lock();
-        let pieces: Vec<Vma> =
-            locked.vmas.overlapping(&range).map(|vma| vma.clipped(&range)).collect();
+        let pieces: Vec<Vma> = locked
+            .vmas
+            .overlapping(&range)
+            .map(|vma| vma.clipped(&range))
+            .collect();
         for piece in &pieces {
             match advice {
                 DONTNEED | DONTNEED_LOCKED | FREE => {
@@ -117,7 +120,10 @@ impl Space {
         }
         let present =
             |page: &u64| u8::from(locked.is_live(*page) || locked.saved.contains_key(page));
-        Ok(range.step_by(PAGE as usize).map(|page| present(&page)).collect())
+        Ok(range
+            .step_by(PAGE as usize)
+            .map(|page| present(&page))
+            .collect())
     }
 
     /// mlock and munlock. Enclave memory is never swapped by us, so locking only brings it in.
@@ -130,7 +136,9 @@ impl Space {
             return Err(ENOMEM.because("a part of the range is not mapped"));
         }
         let is_locked = lock != Lock::Off;
-        locked.vmas.update(&range, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
+        locked
+            .vmas
+            .update(&range, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
         if lock == Lock::Now {
             locked.populate(&range)?;
         }
@@ -144,7 +152,9 @@ impl Space {
         let all = crate::platform::platform().user_range();
         if current != Lock::OnFault || !future {
             let is_locked = current != Lock::Off;
-            locked.vmas.update(&all, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
+            locked
+                .vmas
+                .update(&all, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
         }
         if current == Lock::Now {
             locked.populate(&all)?;
@@ -187,6 +197,7 @@ pub enum Lock {
 
 impl Locked<'_> {
     fn flag(&mut self, piece: &Vma, flag: VmaFlags, on: bool) {
-        self.vmas.update(&piece.range(), |vma| vma.flags.set(flag, on));
+        self.vmas
+            .update(&piece.range(), |vma| vma.flags.set(flag, on));
     }
 }

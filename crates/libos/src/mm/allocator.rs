@@ -22,7 +22,9 @@ pub struct Allocator {
     used: BTreeMap<u64, (u64, u32)>,
 }
 
-static ALLOCATOR: SpinLock<Allocator> = SpinLock::new(Allocator { used: BTreeMap::new() });
+static ALLOCATOR: SpinLock<Allocator> = SpinLock::new(Allocator {
+    used: BTreeMap::new(),
+});
 
 /// Where a new mapping may go.
 #[derive(Clone, Debug)]
@@ -39,7 +41,9 @@ pub struct Wanted {
 /// Finds addresses nobody uses and takes them. ENOMEM.
 pub fn allocate(wanted: &Wanted) -> Result<u64> {
     let mut allocator = ALLOCATOR.lock();
-    let start = allocator.find(wanted).ok_or(ENOMEM.because("no addresses left"))?;
+    let start = allocator
+        .find(wanted)
+        .ok_or(ENOMEM.because("no addresses left"))?;
     allocator.add(start..start + wanted.len);
     Ok(start)
 }
@@ -71,7 +75,10 @@ pub fn is_free(range: &Range<u64>) -> bool {
 
 /// Whether these addresses have at most one user each.
 pub fn at_most_one_user(range: &Range<u64>) -> bool {
-    ALLOCATOR.lock().overlapping(range).all(|(_, (_, users))| users <= 1)
+    ALLOCATOR
+        .lock()
+        .overlapping(range)
+        .all(|(_, (_, users))| users <= 1)
 }
 
 /// Whether these are the application's addresses.
@@ -82,7 +89,11 @@ pub fn is_user(range: &Range<u64>) -> bool {
 
 impl Allocator {
     fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = (u64, (u64, u32))> {
-        let first = self.used.range(..=range.start).next_back().map_or(range.start, |(&at, _)| at);
+        let first = self
+            .used
+            .range(..=range.start)
+            .next_back()
+            .map_or(range.start, |(&at, _)| at);
         let start = range.start;
         self.used
             .range(first..range.end.max(first))
@@ -99,7 +110,8 @@ impl Allocator {
         let low = wanted.within.start.max(user.start);
         let high = wanted.within.end.min(user.end);
         let below = wanted.below.clamp(low, high);
-        self.find_down(low, below, wanted).or_else(|| self.find_down(low, high, wanted))
+        self.find_down(low, below, wanted)
+            .or_else(|| self.find_down(low, high, wanted))
     }
 
     /// The highest free place that ends at or below `high`.
@@ -133,9 +145,15 @@ impl Allocator {
     }
 
     fn merge(&mut self, range: Range<u64>) {
-        let from = self.used.range(..range.start).next_back().map_or(range.start, |(&at, _)| at);
+        let from = self
+            .used
+            .range(..range.start)
+            .next_back()
+            .map_or(range.start, |(&at, _)| at);
         let mut at = from;
-        while let Some((&start, &(end, users))) = self.used.range(at..=range.end).next() {
+        while at <= range.end
+            && let Some((&start, &(end, users))) = self.used.range(at..=range.end).next()
+        {
             match self.used.get(&end) {
                 Some(&(next_end, next_users)) if next_users == users && end <= range.end => {
                     self.used.remove(&end);
@@ -176,8 +194,11 @@ impl Allocator {
         }
         self.split(range.start);
         self.split(range.end);
-        let starts: alloc::vec::Vec<u64> =
-            self.used.range(range.clone()).map(|(&start, _)| start).collect();
+        let starts: alloc::vec::Vec<u64> = self
+            .used
+            .range(range.clone())
+            .map(|(&start, _)| start)
+            .collect();
         for start in starts {
             if let Some(value) = self.used.get_mut(&start) {
                 value.1 -= 1;
@@ -195,7 +216,12 @@ mod tests {
     use super::*;
 
     fn wanted(len: u64, below: u64) -> Wanted {
-        Wanted { len, align: PAGE, within: 0x10000..0x100_0000, below }
+        Wanted {
+            len,
+            align: PAGE,
+            within: 0x10000..0x100_0000,
+            below,
+        }
     }
 
     #[test]
@@ -225,10 +251,16 @@ mod tests {
         a.add(0x80000..0x90000);
         assert_eq!(a.find(&wanted(0x1000, 0x100000)), Some(0xff000));
         assert_eq!(a.find(&wanted(0x1000, 0x88000)), Some(0x7f000));
-        assert_eq!(a.find(&wanted(0x71000, 0x90000)), Some(0x100_0000 - 0x71000));
+        assert_eq!(
+            a.find(&wanted(0x71000, 0x90000)),
+            Some(0x100_0000 - 0x71000)
+        );
         assert_eq!(a.find(&wanted(0x70000, 0x90000)), Some(0x10000));
         assert_eq!(a.find(&wanted(0x1000_0000, 0x90000)), None);
-        let aligned = Wanted { align: 0x20000, ..wanted(0x1000, 0xff000) };
+        let aligned = Wanted {
+            align: 0x20000,
+            ..wanted(0x1000, 0xff000)
+        };
         assert_eq!(a.find(&aligned), Some(0xe0000));
     }
 }

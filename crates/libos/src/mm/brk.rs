@@ -3,7 +3,7 @@
 use core::ops::Range;
 
 use super::vma::Around;
-use super::{Space, Backing, PAGE, Vma, VmaFlags, accounting, allocator, page_up};
+use super::{Backing, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up};
 use crate::Result;
 use crate::errno::ENOMEM;
 use crate::platform::{Protection, platform};
@@ -40,7 +40,11 @@ impl Space {
         if room >= PAGE {
             locked.reserved.push(start..start + room);
         }
-        locked.brk = Brk { start, end: start, limit: start + room.max(PAGE) - PAGE };
+        locked.brk = Brk {
+            start,
+            end: start,
+            limit: start + room.max(PAGE) - PAGE,
+        };
         Ok(())
     }
 
@@ -51,7 +55,9 @@ impl Space {
         if wanted < brk.start || wanted > brk.limit {
             return brk.end;
         }
-        let (Some(old), Some(new)) = (page_up(brk.end), page_up(wanted)) else { return brk.end };
+        let (Some(old), Some(new)) = (page_up(brk.end), page_up(wanted)) else {
+            return brk.end;
+        };
         if new < old {
             locked.unmap(&(new..old));
         } else if new > old {

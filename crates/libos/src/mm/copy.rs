@@ -7,7 +7,7 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::{Space, Locked, PAGE, page_down};
+use super::{Locked, PAGE, Space, page_down};
 use crate::Result;
 use crate::errno::{EFAULT, EINVAL};
 use crate::platform::{Atomic, Protection, UserFault, platform};
@@ -35,72 +35,92 @@ impl Space {
     pub fn read(&self, address: u64, to: &mut [u8]) -> Result<()> {
         let len = to.len();
         let cell = core::cell::RefCell::new(to);
-        self.copy(address, len, Copier {
-            access: Protection::READ,
-            live: &mut |at, range| platform().copy_from_user(at, &mut cell.borrow_mut()[range]),
-            saved: &mut |part, range| {
-                if let SavedPart::Read(page) = part {
-                    cell.borrow_mut()[range].copy_from_slice(page);
-                }
+        self.copy(
+            address,
+            len,
+            Copier {
+                access: Protection::READ,
+                live: &mut |at, range| platform().copy_from_user(at, &mut cell.borrow_mut()[range]),
+                saved: &mut |part, range| {
+                    if let SavedPart::Read(page) = part {
+                        cell.borrow_mut()[range].copy_from_slice(page);
+                    }
+                },
             },
-        })
+        )
     }
 
     /// Copies to user memory; EFAULT.
     pub fn write(&self, address: u64, from: &[u8]) -> Result<()> {
-        self.copy(address, from.len(), Copier {
-            access: Protection::WRITE,
-            live: &mut |at, range| platform().copy_to_user(at, &from[range]),
-            saved: &mut |part, range| {
-                if let SavedPart::Write(page) = part {
-                    page.copy_from_slice(&from[range]);
-                }
+        self.copy(
+            address,
+            from.len(),
+            Copier {
+                access: Protection::WRITE,
+                live: &mut |at, range| platform().copy_to_user(at, &from[range]),
+                saved: &mut |part, range| {
+                    if let SavedPart::Write(page) = part {
+                        page.copy_from_slice(&from[range]);
+                    }
+                },
             },
-        })
+        )
     }
 
     /// Clears user memory; EFAULT.
     pub fn clear(&self, address: u64, len: usize) -> Result<()> {
-        self.copy(address, len, Copier {
-            access: Protection::WRITE,
-            live: &mut |at, range| platform().clear_user(at, range.len()),
-            saved: &mut |part, _| {
-                if let SavedPart::Write(page) = part {
-                    page.fill(0);
-                }
+        self.copy(
+            address,
+            len,
+            Copier {
+                access: Protection::WRITE,
+                live: &mut |at, range| platform().clear_user(at, range.len()),
+                saved: &mut |part, _| {
+                    if let SavedPart::Write(page) = part {
+                        page.fill(0);
+                    }
+                },
             },
-        })
+        )
     }
 
     /// User memory into the calling thread's host buffer at `offset`; EFAULT.
     pub fn host_put(&self, offset: u64, address: u64, len: usize) -> Result<()> {
-        self.copy(address, len, Copier {
-            access: Protection::READ,
-            live: &mut |at, range| {
-                platform().host_put_user(offset + range.start as u64, at, range.len())
+        self.copy(
+            address,
+            len,
+            Copier {
+                access: Protection::READ,
+                live: &mut |at, range| {
+                    platform().host_put_user(offset + range.start as u64, at, range.len())
+                },
+                saved: &mut |part, range| {
+                    if let SavedPart::Read(page) = part {
+                        // The buffer's size was the caller's to respect.
+                        let _ = platform().host_put(offset + range.start as u64, page);
+                    }
+                },
             },
-            saved: &mut |part, range| {
-                if let SavedPart::Read(page) = part {
-                    // The buffer's size was the caller's to respect.
-                    let _ = platform().host_put(offset + range.start as u64, page);
-                }
-            },
-        })
+        )
     }
 
     /// The calling thread's host buffer at `offset` into user memory; EFAULT.
     pub fn host_get(&self, offset: u64, address: u64, len: usize) -> Result<()> {
-        self.copy(address, len, Copier {
-            access: Protection::WRITE,
-            live: &mut |at, range| {
-                platform().host_get_user(offset + range.start as u64, at, range.len())
+        self.copy(
+            address,
+            len,
+            Copier {
+                access: Protection::WRITE,
+                live: &mut |at, range| {
+                    platform().host_get_user(offset + range.start as u64, at, range.len())
+                },
+                saved: &mut |part, range| {
+                    if let SavedPart::Write(page) = part {
+                        let _ = platform().host_get(offset + range.start as u64, page);
+                    }
+                },
             },
-            saved: &mut |part, range| {
-                if let SavedPart::Write(page) = part {
-                    let _ = platform().host_get(offset + range.start as u64, page);
-                }
-            },
-        })
+        )
     }
 
     /// An atomic operation on an aligned 32-bit word in user memory; the old value. EINVAL when
@@ -114,20 +134,24 @@ impl Space {
             Atomic::Load => Protection::READ,
             _ => Protection::WRITE,
         };
-        self.copy(address, 4, Copier {
-            access,
-            live: &mut |at, _| {
-                old.set(platform().atomic_user(at, operation)?);
-                Ok(())
+        self.copy(
+            address,
+            4,
+            Copier {
+                access,
+                live: &mut |at, _| {
+                    old.set(platform().atomic_user(at, operation)?);
+                    Ok(())
+                },
+                saved: &mut |part, _| match part {
+                    SavedPart::Read(word) => old.set(word_of(word)),
+                    SavedPart::Write(word) => {
+                        old.set(word_of(word));
+                        word.copy_from_slice(&operation.apply(old.get()).to_le_bytes());
+                    }
+                },
             },
-            saved: &mut |part, _| match part {
-                SavedPart::Read(word) => old.set(word_of(word)),
-                SavedPart::Write(word) => {
-                    old.set(word_of(word));
-                    word.copy_from_slice(&operation.apply(old.get()).to_le_bytes());
-                }
-            },
-        })?;
+        )?;
         Ok(old.get())
     }
 
@@ -257,9 +281,10 @@ impl super::State {
             return true;
         }
         match self.vmas.find(page) {
-            Some(super::Vma { backing: super::Backing::Shared(object, _), .. }) => {
-                object.is_live(page)
-            }
+            Some(super::Vma {
+                backing: super::Backing::Shared(object, _),
+                ..
+            }) => object.is_live(page),
             _ => false,
         }
     }

@@ -6,7 +6,7 @@
 use core::ops::Range;
 
 use super::vma::{Around, FileBacking, page_protection};
-use super::{Space, Backing, Locked, PAGE, Vma, VmaFlags, accounting, allocator, page_down};
+use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_down};
 use crate::errno::{EFAULT, EIO, ENOMEM};
 use crate::platform::{Protection, platform};
 use crate::{Errno, Result};
@@ -107,7 +107,11 @@ impl Locked<'_> {
         if !grows || above.end - start > MOST || start < GUARD {
             return None;
         }
-        if self.vmas.before(above.start).is_some_and(|below| below.end + GUARD > start) {
+        if self
+            .vmas
+            .before(above.start)
+            .is_some_and(|below| below.end + GUARD > start)
+        {
             return None;
         }
         if !allocator::allocate_at(start..above.start) {
@@ -123,7 +127,11 @@ impl Locked<'_> {
     /// Brings in the page of a mapping and some of its neighbours.
     fn bring_in(&mut self, vma: &Vma, page: u64) -> core::result::Result<(), Fault> {
         if let Backing::Shared(object, _) = &vma.backing {
-            let max = if object.is_file() { FILE_AROUND_MAX } else { AROUND_MAX };
+            let max = if object.is_file() {
+                FILE_AROUND_MAX
+            } else {
+                AROUND_MAX
+            };
             let window = window(vma, page, vma.range(), max);
             self.remember(page, &window);
             return object.bring_in(window, page, vma.page_protection());
@@ -131,7 +139,11 @@ impl Locked<'_> {
         if !self.resident {
             return self.make_saved(vma, page);
         }
-        let max = if matches!(vma.backing, Backing::File(_)) { FILE_AROUND_MAX } else { AROUND_MAX };
+        let max = if matches!(vma.backing, Backing::File(_)) {
+            FILE_AROUND_MAX
+        } else {
+            AROUND_MAX
+        };
         let hole = self.live.hole_around(page, vma.range());
         let window = window(vma, page, hole, max);
         match self.bring_in_range(vma, window.clone(), page) {
@@ -149,7 +161,10 @@ impl Locked<'_> {
 
     fn remember(&mut self, page: u64, window: &Range<u64>) {
         if let Some(vma) = self.vmas.find_mut(page) {
-            vma.around = Around { start: window.start, end: window.end };
+            vma.around = Around {
+                start: window.start,
+                end: window.end,
+            };
         }
     }
 
@@ -176,7 +191,11 @@ impl Locked<'_> {
             }
             Err(errno) => {
                 accounting::uncharge(len);
-                Err(if errno == ENOMEM { Fault::NoMemory } else { Fault::Unreadable })
+                Err(if errno == ENOMEM {
+                    Fault::NoMemory
+                } else {
+                    Fault::Unreadable
+                })
             }
         }
     }
@@ -196,8 +215,11 @@ impl Locked<'_> {
 
     /// See [`Space::populate`].
     pub(super) fn populate(&mut self, range: &Range<u64>) -> Result<()> {
-        let pieces: alloc::vec::Vec<Vma> =
-            self.vmas.overlapping(range).map(|vma| vma.clipped(range)).collect();
+        let pieces: alloc::vec::Vec<Vma> = self
+            .vmas
+            .overlapping(range)
+            .map(|vma| vma.clipped(range))
+            .collect();
         for vma in pieces {
             if vma.protection.is_empty() {
                 continue;
@@ -271,7 +293,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<()> {
     platform().commit(range.start, len, READ_WRITE)?;
     let offset = file.offset + (range.start - vma.start);
     let result = platform()
-        .fill(range.start, len, &mut |bytes| read_file(file, offset, bytes))
+        .fill(range.start, len, &mut |bytes| {
+            read_file(file, offset, bytes)
+        })
         .and_then(|()| super::sites::prepare(vma, file, range.clone()))
         .and_then(|()| match protection == READ_WRITE {
             true => Ok(()),
@@ -287,11 +311,16 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<()> {
 pub(super) fn read_file(file: &FileBacking, offset: u64, bytes: &mut [u8]) -> Result<()> {
     let mut done = 0;
     while done < bytes.len() {
-        let read = file.inode.read_bytes(offset + done as u64, &mut bytes[done..])?;
+        let read = file
+            .inode
+            .read_bytes(offset + done as u64, &mut bytes[done..])?;
         if read == 0 {
             break;
         }
-        done = done.checked_add(read).filter(|&done| done <= bytes.len()).ok_or(EIO)?;
+        done = done
+            .checked_add(read)
+            .filter(|&done| done <= bytes.len())
+            .ok_or(EIO)?;
     }
     bytes[done..].fill(0);
     Ok(())

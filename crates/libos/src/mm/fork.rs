@@ -9,9 +9,7 @@ use core::ops::Range;
 
 use super::map::without;
 use super::residency::{self, Member};
-use super::{
-    AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator,
-};
+use super::{AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
 use crate::process::thread::Work;
@@ -21,7 +19,10 @@ impl AddressSpace {
     /// A copy of this address space for a child process. `thread` is the caller; it waits for its
     /// own space's turn before it returns to user code. ENOMEM, and then nothing has changed.
     pub fn fork(&self, thread: &Arc<Thread>) -> Result<Arc<AddressSpace>> {
-        let child = Space::new(Member { resident: false, ..Member::default() });
+        let child = Space::new(Member {
+            resident: false,
+            ..Member::default()
+        });
         // From here on a failure drops the child, which frees what it has so far.
         let child = Arc::new(AddressSpace { space: child });
         let mut guard = residency::lock();
@@ -34,11 +35,16 @@ impl AddressSpace {
         let result = parent.copy_into(&child.space);
         if let Err(errno) = result {
             if parent.member.lock().neighbours.is_empty() {
-                parent.conflicted.store(false, core::sync::atomic::Ordering::SeqCst);
+                parent
+                    .conflicted
+                    .store(false, core::sync::atomic::Ordering::SeqCst);
             }
             return Err(errno);
         }
-        child.space.conflicted.store(true, core::sync::atomic::Ordering::SeqCst);
+        child
+            .space
+            .conflicted
+            .store(true, core::sync::atomic::Ordering::SeqCst);
         let mut neighbours = parent.member.lock().neighbours.clone();
         neighbours.push(parent.clone());
         for other in &neighbours {

@@ -9,7 +9,7 @@ use super::fault::{EAGER_MAX, effective};
 use super::shared::{self, SharedObject};
 use super::vma::{Around, FileBacking};
 use super::{
-    Space, Backing, Locked, PAGE, Vma, VmaFlags, accounting, allocator, page_up, residency,
+    Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up, residency,
 };
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EINVAL, ENOMEM};
@@ -66,13 +66,18 @@ pub const MAPS_MAX: usize = 65530;
 impl Space {
     /// Makes a mapping; its address.
     pub fn map(&self, request: Request) -> Result<u64> {
-        let len = page_up(request.len).filter(|&len| len > 0).ok_or(EINVAL)?;
+        if request.len == 0 {
+            return Err(EINVAL.because("a mapping without length"));
+        }
+        let len = page_up(request.len).ok_or(ENOMEM)?;
         let user = platform().user_range();
         if len > user.end - user.start {
             return Err(ENOMEM.because("longer than the address range"));
         }
         let demanding = request.protection.contains(Protection::WRITE)
-            && !request.flags.intersects(VmaFlags::NORESERVE | VmaFlags::SHARED);
+            && !request
+                .flags
+                .intersects(VmaFlags::NORESERVE | VmaFlags::SHARED);
         if demanding && len > accounting::limit() {
             return Err(ENOMEM.because("more than the container's memory"));
         }
@@ -104,7 +109,11 @@ impl Space {
     }
 
     /// Finds addresses for a private mapping and takes them; what was there is gone.
-    pub(super) fn take_addresses(&self, placement: Placement, len: u64) -> Result<(Locked<'_>, u64)> {
+    pub(super) fn take_addresses(
+        &self,
+        placement: Placement,
+        len: u64,
+    ) -> Result<(Locked<'_>, u64)> {
         let mut locked = self.lock();
         if locked.dead || locked.vmas.len() >= MAPS_MAX {
             return Err(ENOMEM.because("too many mappings"));
@@ -145,7 +154,14 @@ impl Space {
 
     /// MAP_SHARED.
     fn map_shared(&self, request: Request, len: u64) -> Result<u64> {
-        let Request { placement, protection, flags, source, populate, .. } = request;
+        let Request {
+            placement,
+            protection,
+            flags,
+            source,
+            populate,
+            ..
+        } = request;
         let file = match source {
             Source::Anonymous => None,
             Source::File(file) => Some(file),
@@ -213,6 +229,17 @@ impl Space {
         Ok(())
     }
 
+    /// Unmaps a range but keeps its addresses from being used again by anyone.
+    pub fn keep_free(&self, range: Range<u64>) -> Result<()> {
+        let mut locked = self.lock();
+        if !locked.vmas.covers(&range) {
+            return Err(ENOMEM.because("nothing is mapped there"));
+        }
+        let parts = locked.take_out(&range);
+        locked.reserved.extend(parts);
+        Ok(())
+    }
+
     /// Changes the protection of a range. ENOMEM where nothing is mapped, EACCES for writing to a
     /// shared file opened for reading.
     pub fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
@@ -243,9 +270,18 @@ impl Locked<'_> {
             return Ok(hint);
         }
         let low = placement == Placement::Low;
-        let within = if low { user.start..1 << 31 } else { user.clone() };
+        let within = if low {
+            user.start..1 << 31
+        } else {
+            user.clone()
+        };
         let below = if low { within.end } else { self.mmap_base };
-        allocator::allocate(&Wanted { len, align: PAGE, within, below })
+        allocator::allocate(&Wanted {
+            len,
+            align: PAGE,
+            within,
+            below,
+        })
     }
 
     /// Adds a mapping whose addresses are taken.
@@ -265,7 +301,9 @@ impl Locked<'_> {
         if !self.resident {
             return Ok(());
         }
-        let Some(vma) = self.vmas.find(range.start) else { return Ok(()) };
+        let Some(vma) = self.vmas.find(range.start) else {
+            return Ok(());
+        };
         let small = range.end - range.start <= EAGER_MAX && !accounting::is_scarce();
         let writable = vma.protection.contains(Protection::WRITE);
         let text = vma.protection.contains(Protection::EXECUTE);
@@ -444,7 +482,10 @@ pub(super) fn without(reserved: &[Range<u64>], range: &Range<u64>) -> Vec<Range<
         parts = parts
             .into_iter()
             .flat_map(|part| {
-                [part.start..part.end.min(hole.start), part.start.max(hole.end)..part.end]
+                [
+                    part.start..part.end.min(hole.start),
+                    part.start.max(hole.end)..part.end,
+                ]
             })
             .filter(|part| part.start < part.end)
             .collect();
@@ -472,6 +513,283 @@ pub(super) fn checked_range(address: u64, len: u64) -> Result<Range<u64>> {
         return Err(EINVAL.because("the address is not page aligned"));
     }
     let len = page_up(len).ok_or(EINVAL.because("the length wraps"))?;
-    let end = address.checked_add(len).ok_or(EINVAL.because("the range wraps"))?;
+    let end = address
+        .checked_add(len)
+        .ok_or(EINVAL.because("the range wraps"))?;
     Ok(address..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errno::EFAULT;
+    use crate::mm::AddressSpace;
+    use crate::testing::{self, MemoryFile};
+
+    const RW: Protection = Protection::READ.union(Protection::WRITE);
+    const R: Protection = Protection::READ;
+    const NONE: Protection = Protection::empty();
+
+    fn space() -> Arc<AddressSpace> {
+        testing::platform();
+        AddressSpace::new()
+    }
+
+    fn file(content: Vec<u8>, offset: u64) -> Source {
+        let inode = MemoryFile::new(content);
+        Source::File(FileBacking {
+            inode,
+            offset,
+            path: None,
+        })
+    }
+
+    fn request(placement: Placement, len: u64, protection: Protection) -> Request {
+        Request {
+            placement,
+            ..Request::anonymous(len, protection)
+        }
+    }
+
+    #[test]
+    fn small_maps_are_eager_large_ones_lazy() {
+        let mm = space();
+        let small = mm.map(Request::anonymous(EAGER_MAX, RW)).unwrap();
+        assert_eq!(testing::platform().committed(small..small + EAGER_MAX), 64);
+        let large = mm.map(Request::anonymous(64 << 20, RW)).unwrap();
+        assert_eq!(testing::platform().committed(large..large + (64 << 20)), 0);
+        mm.write(large + 0x12345, b"x").unwrap();
+        assert_eq!(testing::platform().committed(large..large + (64 << 20)), 16);
+        // A walk brings in more and more.
+        for at in (0x20000..0x800000).step_by(4096) {
+            mm.write(large + at, &[1]).unwrap();
+        }
+        let mut byte = [9];
+        mm.read(large + 0x12345, &mut byte).unwrap();
+        assert_eq!(byte, *b"x");
+        mm.unmap(large, 64 << 20).unwrap();
+        assert_eq!(testing::platform().committed(large..large + (64 << 20)), 0);
+        assert_eq!(mm.read(large, &mut byte), Err(EFAULT));
+    }
+
+    #[test]
+    fn fixed_replaces_and_noreplace_does_not() {
+        let mm = space();
+        let at = mm.map(Request::anonymous(0x10000, RW)).unwrap();
+        mm.write(at + 0x4000, b"old").unwrap();
+        assert_eq!(
+            mm.map(request(Placement::Free(at + 0x4000), 0x1000, RW)),
+            Err(EEXIST)
+        );
+        assert_eq!(
+            mm.map(request(Placement::Fixed(at + 0x4000), 0x2000, R)),
+            Ok(at + 0x4000)
+        );
+        let mut bytes = [9; 3];
+        mm.read(at + 0x4000, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 3]);
+        assert_eq!(mm.write(at + 0x4000, b"x"), Err(EFAULT));
+        assert_eq!(
+            mm.map(request(Placement::Fixed(at + 1), 0x1000, RW)),
+            Err(EINVAL)
+        );
+        assert_eq!(
+            mm.map(request(Placement::Fixed(0x1000), 0x1000, RW)),
+            Err(crate::errno::EPERM)
+        );
+        assert_eq!(mm.map(Request::anonymous(0, RW)), Err(EINVAL));
+        assert_eq!(mm.map(Request::anonymous(u64::MAX, RW)), Err(ENOMEM));
+        mm.unmap(at, 0x10000).unwrap();
+        assert!(allocator::is_free(&(at..at + 0x10000)));
+    }
+
+    #[test]
+    fn hints_low_addresses_and_huge_reservations() {
+        let mm = space();
+        let other = space();
+        // Go's first arena.
+        let arena = 0xc0_0000_0000;
+        assert_eq!(
+            mm.map(request(Placement::Hint(arena), 64 << 20, NONE)),
+            Ok(arena)
+        );
+        let second = other
+            .map(request(Placement::Hint(arena), 64 << 20, NONE))
+            .unwrap();
+        assert_ne!(second, arena);
+        let low = mm.map(request(Placement::Low, 0x1000, RW)).unwrap();
+        assert!(low < 1 << 31);
+        let reserved = mm.map(Request::anonymous(64 << 30, NONE)).unwrap();
+        mm.protect(reserved + (8 << 20), 1 << 20, RW).unwrap();
+        mm.write(reserved + (8 << 20), b"heap").unwrap();
+        assert_eq!(mm.write(reserved, b"x"), Err(EFAULT));
+        assert_eq!(mm.sizes().total, (64 << 20 | 0x1000 | 64 << 30) / PAGE);
+        let total = (64 << 30) / PAGE + (64 << 20) / PAGE + 1;
+        assert_eq!(mm.sizes().total, total);
+    }
+
+    #[test]
+    fn protection_splits_and_faults() {
+        let mm = space();
+        let at = mm.map(Request::anonymous(0x8000, RW)).unwrap();
+        mm.protect(at + 0x2000, 0x2000, R).unwrap();
+        assert_eq!(mm.write(at + 0x1ffe, b"1234"), Err(EFAULT));
+        let mut bytes = [0; 4];
+        mm.read(at + 0x1ffe, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"12\0\0");
+        use crate::mm::Fault;
+        assert_eq!(
+            mm.handle_fault(at + 0x2000, Protection::WRITE),
+            Err(Fault::NotAllowed)
+        );
+        assert_eq!(
+            mm.handle_fault(at + 0x8000, Protection::READ),
+            Err(Fault::NotMapped)
+        );
+        mm.protect(at, 0x8000, NONE).unwrap();
+        assert_eq!(mm.read(at, &mut bytes), Err(EFAULT));
+        mm.protect(at, 0x8000, RW).unwrap();
+        mm.read(at + 0x1ffe, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"12\0\0");
+        assert_eq!(mm.maps().len(), 1);
+        assert_eq!(mm.protect(at, 0x9000, RW), Err(ENOMEM));
+        assert_eq!(mm.protect(at + 1, 0x1000, RW), Err(EINVAL));
+    }
+
+    #[test]
+    fn files_end_with_zeros_then_sigbus() {
+        let mm = space();
+        let content: Vec<u8> = (0..0x2345u32).map(|i| i as u8).collect();
+        let mut map = Request::anonymous(0x8000, R);
+        map.source = file(content.clone(), 0x1000);
+        let at = mm.map(map).unwrap();
+        let mut bytes = [1; 0x2000];
+        mm.read(at, &mut bytes).unwrap();
+        assert_eq!(bytes[..0x1345], content[0x1000..]);
+        assert!(bytes[0x1345..].iter().all(|&byte| byte == 0));
+        let fault = mm.handle_fault(at + 0x2000, Protection::READ);
+        assert_eq!(fault, Err(crate::mm::Fault::Unreadable));
+        // A private write does not reach the file.
+        mm.protect(at, 0x1000, RW).unwrap();
+        mm.write(at, b"mine").unwrap();
+        mm.read(at, &mut bytes[..4]).unwrap();
+        assert_eq!(&bytes[..4], b"mine");
+    }
+
+    #[test]
+    fn shared_files_have_one_home_and_are_written_back() {
+        let inode = MemoryFile::new(alloc::vec![7; 0x3000]);
+        let shared = |offset, len| {
+            let mut map = Request::anonymous(len, RW);
+            map.flags = VmaFlags::SHARED;
+            let file = FileBacking {
+                inode: inode.clone(),
+                offset,
+                path: None,
+            };
+            map.source = Source::File(file);
+            map
+        };
+        let (one, two) = (space(), space());
+        let at = one.map(shared(0, 0x3000)).unwrap();
+        assert_eq!(two.map(shared(0x1000, 0x1000)), Ok(at + 0x1000));
+        assert_eq!(one.map(shared(0, 0x3000)), Err(ENOMEM));
+        one.write(at + 0x1004, b"hello").unwrap();
+        let mut bytes = [0; 5];
+        two.read(at + 0x1004, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"hello");
+        assert_eq!(two.read(at, &mut bytes), Err(EFAULT));
+        let id = crate::fs::inode::Inode::id(&*inode);
+        let mut read = [7; 16];
+        shared::read_overlay(id, 0x1000, &mut read);
+        assert_eq!(&read[4..9], b"hello");
+        shared::write_overlay(id, 0x1006, b"LP");
+        two.read(at + 0x1004, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"heLPo");
+        drop(one);
+        two.read(at + 0x1004, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"heLPo");
+        drop(two);
+        assert_eq!(&inode.content.lock().unwrap()[0x1004..0x1009], b"heLPo");
+        assert!(allocator::is_free(&(at..at + 0x3000)));
+        assert_eq!(testing::platform().committed(at..at + 0x3000), 0);
+    }
+
+    #[test]
+    fn brk_moves_within_its_room() {
+        let mm = space();
+        let base = mm.map(Request::anonymous(0x1000, RW)).unwrap();
+        mm.unmap(base, 0x1000).unwrap();
+        let start = 0x30_0000_0000;
+        mm.set_up_brk(start).unwrap();
+        assert_eq!(mm.brk(0), start);
+        assert_eq!(mm.brk(start + 0x21000), start + 0x21000);
+        mm.write(start + 0x20ff8, b"heap end").unwrap();
+        assert_eq!(mm.write(start + 0x20ff9, b"heap end"), Err(EFAULT));
+        assert_eq!(mm.brk(start + 0x1234), start + 0x1234);
+        assert_eq!(mm.brk(start + 0x21000), start + 0x21000);
+        let mut bytes = [1; 8];
+        mm.read(start + 0x20ff8, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 8]);
+        assert_eq!(mm.brk(start - 1), start + 0x21000);
+        assert_eq!(mm.maps()[0].name, "[heap]");
+        drop(mm);
+        assert!(allocator::is_free(&(start..start + (8 << 30))));
+    }
+
+    #[test]
+    fn remap_grows_in_place_or_moves_the_content() {
+        use crate::mm::remap::{Keep, Move};
+        let mm = space();
+        let at = mm.map(Request::anonymous(0x4000, RW)).unwrap();
+        mm.write(at + 0x3000, b"last").unwrap();
+        let guard = mm
+            .map(request(Placement::Hint(at + 0x4000), 0x1000, RW))
+            .unwrap();
+        assert_eq!(
+            mm.remap(at, 0x4000, 0x8000, Move::Never, Keep::No),
+            Err(ENOMEM)
+        );
+        let moved = mm.remap(at, 0x4000, 0x8000, Move::May, Keep::No).unwrap();
+        assert_ne!(moved, at);
+        let mut bytes = [0; 4];
+        mm.read(moved + 0x3000, &mut bytes).unwrap();
+        assert_eq!(&bytes, b"last");
+        assert_eq!(mm.read(at, &mut bytes), Err(EFAULT));
+        mm.write(moved + 0x7000, b"more").unwrap();
+        assert_eq!(
+            mm.remap(moved, 0x8000, 0x1000, Move::Never, Keep::No),
+            Ok(moved)
+        );
+        assert_eq!(
+            mm.remap(moved, 0x1000, 0x2000, Move::Never, Keep::No),
+            Ok(moved)
+        );
+        let kept = mm
+            .remap(moved, 0x2000, 0x2000, Move::May, Keep::Yes)
+            .unwrap();
+        assert_ne!(kept, moved);
+        mm.write(moved, b"zero").unwrap();
+        let there = Move::To(guard);
+        assert_eq!(mm.remap(kept, 0x1000, 0x1000, there, Keep::No), Ok(guard));
+        assert_eq!(
+            mm.remap(0x10000, 0x1000, 0x1000, Move::May, Keep::No),
+            Err(EFAULT)
+        );
+    }
+
+    #[test]
+    fn dontneed_gives_pages_back() {
+        let mm = space();
+        let at = mm.map(Request::anonymous(0x4000, RW)).unwrap();
+        mm.write(at, b"data").unwrap();
+        mm.advise(at, 0x1000, 4).unwrap();
+        assert_eq!(testing::platform().committed(at..at + 0x4000), 3);
+        assert_eq!(mm.core(at, 0x4000).unwrap(), [0, 1, 1, 1]);
+        let mut bytes = [1; 4];
+        mm.read(at, &mut bytes).unwrap();
+        assert_eq!(bytes, [0; 4]);
+        assert_eq!(mm.advise(at, 0x1000, 7), Err(EINVAL));
+        assert_eq!(mm.advise(at, 0x5000, 4), Err(ENOMEM));
+    }
 }

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use super::{Space, Backing, PAGE, VmaFlags};
+use super::{Backing, PAGE, Space, VmaFlags};
 use crate::fs::inode::FileId;
 use crate::fs::path::PathRef;
 use crate::platform::Protection;
@@ -83,7 +83,11 @@ impl Space {
     /// How large the space is.
     pub fn sizes(&self) -> Sizes {
         let locked = self.lock();
-        let mut sizes = Sizes { total: locked.total / PAGE, peak: locked.peak_pages, ..Sizes::default() };
+        let mut sizes = Sizes {
+            total: locked.total / PAGE,
+            peak: locked.peak_pages,
+            ..Sizes::default()
+        };
         for vma in locked.vmas.iter() {
             let pages = locked.resident_pages(vma);
             sizes.resident += pages;
@@ -106,8 +110,11 @@ impl super::Locked<'_> {
         match &vma.backing {
             Backing::Shared(object, _) => object.count(&vma.range()),
             _ => {
-                let live: u64 =
-                    self.live.runs(vma.range()).map(|run| (run.end - run.start) / PAGE).sum();
+                let live: u64 = self
+                    .live
+                    .runs(vma.range())
+                    .map(|run| (run.end - run.start) / PAGE)
+                    .sum();
                 live + self.saved.range(vma.range()).count() as u64
             }
         }

@@ -64,7 +64,9 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// An empty address space.
     pub fn new() -> Arc<AddressSpace> {
-        Arc::new(AddressSpace { space: Space::new(Member::default()) })
+        Arc::new(AddressSpace {
+            space: Space::new(Member::default()),
+        })
     }
 }
 
@@ -174,7 +176,11 @@ impl Space {
             }
             let state = self.state.lock();
             if !self.conflicted.load(Ordering::SeqCst) {
-                return Locked { state, resident: true, _residency: None };
+                return Locked {
+                    state,
+                    resident: true,
+                    _residency: None,
+                };
             }
         }
     }
@@ -182,14 +188,21 @@ impl Space {
     /// Locks the state under the residency lock.
     pub(crate) fn lock_with(&self, guard: residency::Guard) -> Locked<'_> {
         let resident = self.member.lock().resident;
-        Locked { state: self.state.lock(), resident, _residency: Some(guard) }
+        Locked {
+            state: self.state.lock(),
+            resident,
+            _residency: Some(guard),
+        }
     }
 
     /// A thread starts to run in this space (clone, exec, the first process).
     pub fn attach(&self, thread: &Arc<Thread>) {
         let mut threads = self.threads.lock();
         threads.retain(|known| known.strong_count() > 0);
-        if !threads.iter().any(|known| core::ptr::eq(known.as_ptr(), Arc::as_ptr(thread))) {
+        if !threads
+            .iter()
+            .any(|known| core::ptr::eq(known.as_ptr(), Arc::as_ptr(thread)))
+        {
             threads.push(Arc::downgrade(thread));
         }
     }
@@ -211,7 +224,11 @@ impl Space {
 
     /// The threads that run in this space.
     pub fn threads(&self) -> Vec<Arc<Thread>> {
-        self.threads.lock().iter().filter_map(Weak::upgrade).collect()
+        self.threads
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
     }
 
     /// What exec recorded about the program.

@@ -17,7 +17,10 @@ pub struct PageSet {
 
 impl PageSet {
     pub const fn new() -> PageSet {
-        PageSet { chunks: BTreeMap::new(), count: 0 }
+        PageSet {
+            chunks: BTreeMap::new(),
+            count: 0,
+        }
     }
 
     /// Number of pages in the set.
@@ -64,7 +67,11 @@ impl PageSet {
             while page < end.min(chunk_end) {
                 let bit = page % 64;
                 let len = (64 - bit).min(end - page);
-                let mask = if len == 64 { u64::MAX } else { ((1 << len) - 1) << bit };
+                let mask = if len == 64 {
+                    u64::MAX
+                } else {
+                    ((1 << len) - 1) << bit
+                };
                 let word = &mut chunk[(page % CHUNK / 64) as usize];
                 let before = word.count_ones();
                 change(word, mask);
@@ -80,7 +87,9 @@ impl PageSet {
     /// The first page of the range that is in the set.
     pub fn next(&self, range: Range<u64>) -> Option<u64> {
         let (first, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
-        for (&index, chunk) in self.chunks.range(first / CHUNK..end.div_ceil(CHUNK).max(first / CHUNK))
+        for (&index, chunk) in self
+            .chunks
+            .range(first / CHUNK..end.div_ceil(CHUNK).max(first / CHUNK))
         {
             for (at, &word) in chunk.iter().enumerate() {
                 let base = index * CHUNK + at as u64 * 64;
@@ -101,8 +110,10 @@ impl PageSet {
     /// The last page of the range that is in the set.
     pub fn last(&self, range: Range<u64>) -> Option<u64> {
         let (first, end) = (range.start / PAGE, range.end.div_ceil(PAGE));
-        for (&index, chunk) in
-            self.chunks.range(first / CHUNK..end.div_ceil(CHUNK).max(first / CHUNK)).rev()
+        for (&index, chunk) in self
+            .chunks
+            .range(first / CHUNK..end.div_ceil(CHUNK).max(first / CHUNK))
+            .rev()
         {
             for (at, &word) in chunk.iter().enumerate().rev() {
                 let base = index * CHUNK + at as u64 * 64;
@@ -110,7 +121,11 @@ impl PageSet {
                     continue;
                 }
                 let keep = (end - base).min(64);
-                let word = if keep == 64 { word } else { word & ((1 << keep) - 1) };
+                let word = if keep == 64 {
+                    word
+                } else {
+                    word & ((1 << keep) - 1)
+                };
                 if word != 0 {
                     let page = base + 63 - u64::from(word.leading_zeros());
                     return (page >= first).then_some(page * PAGE);
@@ -127,7 +142,9 @@ impl PageSet {
 
     /// The run of missing pages around `address` within a range.
     pub fn hole_around(&self, address: u64, range: Range<u64>) -> Range<u64> {
-        let start = self.last(range.start..address).map_or(range.start, |page| page + PAGE);
+        let start = self
+            .last(range.start..address)
+            .map_or(range.start, |page| page + PAGE);
         let end = self.next(address..range.end).unwrap_or(range.end);
         start..end
     }
@@ -141,7 +158,9 @@ impl PageSet {
         let mut at = start;
         while at < end {
             let page = at / PAGE;
-            let Some(chunk) = self.chunks.get(&(page / CHUNK)) else { return at };
+            let Some(chunk) = self.chunks.get(&(page / CHUNK)) else {
+                return at;
+            };
             let bit = page % 64;
             let ones = (!(chunk[(page % CHUNK / 64) as usize] >> bit)).trailing_zeros();
             let ones = u64::from(ones).min(64 - bit);
@@ -185,7 +204,10 @@ impl Iterator for Holes<'_> {
         if start >= self.range.end {
             return None;
         }
-        let end = self.set.next(start..self.range.end).unwrap_or(self.range.end);
+        let end = self
+            .set
+            .next(start..self.range.end)
+            .unwrap_or(self.range.end);
         self.range.start = end;
         Some(start..end)
     }
@@ -204,12 +226,24 @@ mod tests {
         set.insert(0x40_0000_0000..0x40_0000_1000);
         assert_eq!(set.count(), 111);
         let all = 0..0x80_0000_0000;
-        let runs: Vec<_> = set.runs(all.clone()).map(|r| (r.start / PAGE, r.end / PAGE)).collect();
+        let runs: Vec<_> = set
+            .runs(all.clone())
+            .map(|r| (r.start / PAGE, r.end / PAGE))
+            .collect();
         assert_eq!(runs, [(60, 70), (500, 600), (0x400_0000, 0x400_0001)]);
-        let holes: Vec<_> = set.holes(0..700 * PAGE).map(|r| r.start / PAGE..r.end / PAGE).collect();
+        let holes: Vec<_> = set
+            .holes(0..700 * PAGE)
+            .map(|r| r.start / PAGE..r.end / PAGE)
+            .collect();
         assert_eq!(holes, [0..60, 70..500, 600..700]);
-        assert_eq!(set.hole_around(80 * PAGE, 0..1000 * PAGE), 70 * PAGE..500 * PAGE);
-        assert_eq!(set.hole_around(80 * PAGE, 75 * PAGE..90 * PAGE), 75 * PAGE..90 * PAGE);
+        assert_eq!(
+            set.hole_around(80 * PAGE, 0..1000 * PAGE),
+            70 * PAGE..500 * PAGE
+        );
+        assert_eq!(
+            set.hole_around(80 * PAGE, 75 * PAGE..90 * PAGE),
+            75 * PAGE..90 * PAGE
+        );
         assert_eq!(set.remove(0..0x80_0000_0000), 111);
         assert_eq!(set.count(), 0);
         assert!(set.chunks.is_empty());

@@ -7,7 +7,7 @@ use core::ops::Range;
 
 use super::map::{MAPS_MAX, Placement};
 use super::vma::Around;
-use super::{Space, Backing, Locked, PAGE, Vma, VmaFlags, accounting, allocator, page_up};
+use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up};
 use crate::Result;
 use crate::errno::{EFAULT, EINVAL, ENOMEM};
 use crate::platform::{Protection, platform};
@@ -53,7 +53,9 @@ impl Space {
             }
         }
         let mut locked = self.lock();
-        let Some(vma) = locked.vmas.find(address).cloned() else { return Err(EFAULT) };
+        let Some(vma) = locked.vmas.find(address).cloned() else {
+            return Err(EFAULT);
+        };
         if how == Move::Never || how == Move::May && keep == Keep::No {
             if new_len <= old_len {
                 if new_len < old_len {
@@ -91,7 +93,11 @@ impl Space {
         };
         let (mut locked, start) = self.take_addresses(placement, new_len)?;
         let new = start..start + new_len;
-        let found = locked.vmas.find(old.start).filter(|vma| vma.end >= old.end).cloned();
+        let found = locked
+            .vmas
+            .find(old.start)
+            .filter(|vma| vma.end >= old.end)
+            .cloned();
         let result = match found {
             Some(vma) => locked.move_pages(&vma.clipped(&old), &new),
             None => Err(EFAULT.because("another thread has changed the mapping")),
@@ -151,8 +157,7 @@ impl Locked<'_> {
         // The copied pages are no longer sure to be the file's, nor patched for this address.
         moved.flags |= VmaFlags::DIRTY;
         moved.flags -= VmaFlags::SITES | VmaFlags::HEAP;
-        let runs: alloc::vec::Vec<_> =
-            self.live.runs(from.start..from.start + len).collect();
+        let runs: alloc::vec::Vec<_> = self.live.runs(from.start..from.start + len).collect();
         let bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();
         accounting::charge(bytes)?;
         if from.flags.contains(VmaFlags::SITES) {
@@ -198,7 +203,9 @@ fn copy_run(run: &Range<u64>, target: u64, from: Protection, to: Protection) -> 
     platform().commit(target, len, READ_WRITE)?;
     let result = platform()
         .fill(target, len, &mut |bytes| {
-            platform().copy_from_user(run.start, bytes).map_err(|_| EFAULT)
+            platform()
+                .copy_from_user(run.start, bytes)
+                .map_err(|_| EFAULT)
         })
         .and_then(|()| match to == READ_WRITE {
             true => Ok(()),

@@ -34,8 +34,10 @@ pub(crate) struct Residency {
 /// Excludes switching.
 pub(crate) type Guard = SpinGuard<'static, Residency>;
 
-static RESIDENCY: SpinLock<Residency> =
-    SpinLock::new(Residency { spaces: Vec::new(), waiting: Vec::new() });
+static RESIDENCY: SpinLock<Residency> = SpinLock::new(Residency {
+    spaces: Vec::new(),
+    waiting: Vec::new(),
+});
 /// Number of threads in `waiting`, so that going to sleep costs one load.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
@@ -59,7 +61,12 @@ pub(super) struct Member {
 
 impl Default for Member {
     fn default() -> Member {
-        Member { resident: true, neighbours: Vec::new(), until: 0, waiting: 0 }
+        Member {
+            resident: true,
+            neighbours: Vec::new(),
+            until: 0,
+            waiting: 0,
+        }
     }
 }
 
@@ -156,12 +163,16 @@ impl Space {
             let member = other.member.lock();
             member.resident.then_some(member.until)
         });
-        ends.max().unwrap_or(0).max(platform().monotonic() + 1_000_000)
+        ends.max()
+            .unwrap_or(0)
+            .max(platform().monotonic() + 1_000_000)
     }
 
     /// Whether all threads sleep in the kernel.
     fn is_asleep(&self) -> bool {
-        self.threads().iter().all(|thread| thread.asleep.load(Ordering::SeqCst))
+        self.threads()
+            .iter()
+            .all(|thread| thread.asleep.load(Ordering::SeqCst))
     }
 
     /// Makes this space resident, now.
@@ -216,7 +227,10 @@ impl Space {
         guard.spaces.retain(|space| !core::ptr::eq(&**space, self));
         let (neighbours, was_resident) = {
             let mut member = self.member.lock();
-            (core::mem::take(&mut member.neighbours), core::mem::replace(&mut member.resident, false))
+            (
+                core::mem::take(&mut member.neighbours),
+                core::mem::replace(&mut member.resident, false),
+            )
         };
         {
             let mut state = self.state.lock();
@@ -236,7 +250,9 @@ impl Space {
         }
         for other in &neighbours {
             let mut member = other.member.lock();
-            member.neighbours.retain(|space| !core::ptr::eq(&**space, self));
+            member
+                .neighbours
+                .retain(|space| !core::ptr::eq(&**space, self));
             if member.resident && member.neighbours.is_empty() {
                 let _state = other.state.lock();
                 other.conflicted.store(false, Ordering::SeqCst);
@@ -250,7 +266,10 @@ impl Space {
             core::mem::take(&mut locked.reserved)
         };
         reserved.into_iter().for_each(allocator::release);
-        waiting.iter().filter_map(Weak::upgrade).for_each(|thread| thread.notify());
+        waiting
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|thread| thread.notify());
     }
 }
 
@@ -258,7 +277,11 @@ impl Space {
 /// it if it is resident. ENOMEM when somebody has shared memory there.
 pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -> Result<()> {
     let mut others = Vec::new();
-    let Some(this) = guard.spaces.iter().find(|other| core::ptr::eq(&***other, space)).cloned()
+    let Some(this) = guard
+        .spaces
+        .iter()
+        .find(|other| core::ptr::eq(&***other, space))
+        .cloned()
     else {
         return Err(ENOMEM.because("the process is ending"));
     };
@@ -284,6 +307,11 @@ pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -
         link(&this, &other);
         let resident = this.member.lock().resident;
         let other_resident = other.member.lock().resident;
+        if resident && other_resident && this.threads().is_empty() {
+            // A program that is still being loaded has time.
+            this.member.lock().resident = false;
+            continue;
+        }
         if resident && other_resident {
             other.member.lock().resident = false;
             other.stop_threads(None);
@@ -296,14 +324,21 @@ pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -
 }
 
 fn reserves(state: &State, range: &Range<u64>) -> bool {
-    state.reserved.iter().any(|part| part.start < range.end && range.start < part.end)
+    state
+        .reserved
+        .iter()
+        .any(|part| part.start < range.end && range.start < part.end)
 }
 
 /// Makes two spaces neighbours.
 pub(super) fn link(a: &Arc<Space>, b: &Arc<Space>) {
     for (one, other) in [(a, b), (b, a)] {
         let mut member = one.member.lock();
-        if !member.neighbours.iter().any(|known| Arc::ptr_eq(known, other)) {
+        if !member
+            .neighbours
+            .iter()
+            .any(|known| Arc::ptr_eq(known, other))
+        {
             member.neighbours.push(other.clone());
         }
     }
@@ -319,7 +354,9 @@ fn evict(leaver: &mut State, range: &Range<u64>) {
     let runs: Vec<_> = leaver.live.runs(range.clone()).collect();
     for run in runs {
         for page in pages(&run) {
-            let Some(vma) = leaver.vmas.find(page) else { continue };
+            let Some(vma) = leaver.vmas.find(page) else {
+                continue;
+            };
             if vma.is_clean() || leaver.dead {
                 accounting::uncharge(PAGE);
             } else {

@@ -18,11 +18,11 @@ use super::fault::read_file;
 use super::pages::PageSet;
 use super::vma::FileBacking;
 use super::{Fault, PAGE, accounting, allocator, page_down};
+use crate::Result;
 use crate::errno::ENOMEM;
 use crate::fs::inode::FileId;
 use crate::platform::{Protection, platform};
 use crate::sync::SpinLock;
-use crate::Result;
 
 /// Memory that several processes see at the same address.
 pub struct SharedObject {
@@ -52,10 +52,22 @@ impl SharedObject {
     /// A new object whose home addresses the caller has taken from the allocator.
     pub fn new(home: Range<u64>, file: Option<FileBacking>) -> Arc<SharedObject> {
         let id = file.as_ref().map(|file| file.inode.id());
-        let pages = Pages { live: PageSet::new(), protection: READ_WRITE, dirty: false };
-        let object = Arc::new(SharedObject { home, file, pages: SpinLock::new(pages) });
+        let pages = Pages {
+            live: PageSet::new(),
+            protection: READ_WRITE,
+            dirty: false,
+        };
+        let object = Arc::new(SharedObject {
+            home,
+            file,
+            pages: SpinLock::new(pages),
+        });
         if let Some(id) = id {
-            FILES.lock().entry(id).or_default().push(Arc::downgrade(&object));
+            FILES
+                .lock()
+                .entry(id)
+                .or_default()
+                .push(Arc::downgrade(&object));
             FILE_OBJECTS.fetch_add(1, Ordering::SeqCst);
         }
         object
@@ -90,7 +102,11 @@ impl SharedObject {
     /// Live pages within a range.
     pub fn count(&self, range: &Range<u64>) -> u64 {
         let pages = self.pages.lock();
-        pages.live.runs(range.clone()).map(|run| (run.end - run.start) / PAGE).sum()
+        pages
+            .live
+            .runs(range.clone())
+            .map(|run| (run.end - run.start) / PAGE)
+            .sum()
     }
 
     /// Brings in what is missing of `range`; `page` is what is needed.
@@ -101,11 +117,17 @@ impl SharedObject {
         protection: Protection,
     ) -> core::result::Result<(), Fault> {
         let mut pages = self.pages.lock();
-        pages.raise(protection, &self.home).map_err(|_| Fault::NoMemory)?;
+        pages
+            .raise(protection, &self.home)
+            .map_err(|_| Fault::NoMemory)?;
         let mut end = range.end;
         if let Some(file) = &self.file {
             let size = file.inode.size().div_ceil(PAGE).saturating_mul(PAGE);
-            end = end.min(self.home.start.saturating_add(size.saturating_sub(file.offset)));
+            end = end.min(
+                self.home
+                    .start
+                    .saturating_add(size.saturating_sub(file.offset)),
+            );
             if page >= end {
                 return Err(Fault::Unreadable);
             }
@@ -116,7 +138,11 @@ impl SharedObject {
             accounting::charge(len).map_err(|_| Fault::NoMemory)?;
             if let Err(errno) = self.commit(&pages, hole.clone()) {
                 accounting::uncharge(len);
-                return Err(if errno == ENOMEM { Fault::NoMemory } else { Fault::Unreadable });
+                return Err(if errno == ENOMEM {
+                    Fault::NoMemory
+                } else {
+                    Fault::Unreadable
+                });
             }
             pages.live.insert(hole);
         }
@@ -131,7 +157,9 @@ impl SharedObject {
         platform().commit(range.start, len, READ_WRITE)?;
         let offset = file.offset + (range.start - self.home.start);
         let result = platform()
-            .fill(range.start, len, &mut |bytes| read_file(file, offset, bytes))
+            .fill(range.start, len, &mut |bytes| {
+                read_file(file, offset, bytes)
+            })
             .and_then(|()| match pages.protection == READ_WRITE {
                 true => Ok(()),
                 false => platform().protect(range.start, len, pages.protection),
@@ -172,7 +200,9 @@ impl SharedObject {
 
     /// Writes the pages of a range back to the file.
     pub fn write_back(&self, range: Range<u64>) -> Result<()> {
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
         let pages = self.pages.lock();
         if !pages.dirty {
             return Ok(());
@@ -231,7 +261,10 @@ fn objects_of(id: FileId) -> Vec<Arc<SharedObject>> {
         return Vec::new();
     }
     let files = FILES.lock();
-    files.get(&id).map(|objects| objects.iter().filter_map(Weak::upgrade).collect()).unwrap_or_default()
+    files
+        .get(&id)
+        .map(|objects| objects.iter().filter_map(Weak::upgrade).collect())
+        .unwrap_or_default()
 }
 
 /// The object that has a range of a file, and the home address of its start. ENOMEM when an
@@ -295,7 +328,10 @@ impl SharedObject {
         }
         let home = |offset: u64| self.home.start + (offset - file.offset);
         let pages = self.pages.lock();
-        for run in pages.live.runs(page_down(home(start))..home(end).next_multiple_of(PAGE)) {
+        for run in pages
+            .live
+            .runs(page_down(home(start))..home(end).next_multiple_of(PAGE))
+        {
             let from = run.start.max(home(start));
             let to = run.end.min(home(end));
             let at = (from - self.home.start + file.offset - offset) as usize;

@@ -190,17 +190,26 @@ impl VmaMap {
 
     /// The mapping at an address.
     pub fn find(&self, address: u64) -> Option<&Vma> {
-        self.map.range(..=address).next_back().map(|(_, vma)| vma).filter(|vma| address < vma.end)
+        self.map
+            .range(..=address)
+            .next_back()
+            .map(|(_, vma)| vma)
+            .filter(|vma| address < vma.end)
     }
 
     pub fn find_mut(&mut self, address: u64) -> Option<&mut Vma> {
-        let found = self.map.range_mut(..=address).next_back().map(|(_, vma)| vma);
+        let found = self
+            .map
+            .range_mut(..=address)
+            .next_back()
+            .map(|(_, vma)| vma);
         found.filter(|vma| address < vma.end)
     }
 
     /// The first mapping that ends above an address.
     pub fn find_from(&self, address: u64) -> Option<&Vma> {
-        self.find(address).or_else(|| self.map.range(address..).next().map(|(_, vma)| vma))
+        self.find(address)
+            .or_else(|| self.map.range(address..).next().map(|(_, vma)| vma))
     }
 
     /// The mapping that ends at or below an address, the nearest one.
@@ -211,7 +220,9 @@ impl VmaMap {
     /// The mappings that overlap a range, whole.
     pub fn overlapping(&self, range: &Range<u64>) -> impl Iterator<Item = &Vma> {
         let first = self.find(range.start).map_or(range.start, |vma| vma.start);
-        self.map.range(first..range.end.max(first)).map(|(_, vma)| vma)
+        self.map
+            .range(first..range.end.max(first))
+            .map(|(_, vma)| vma)
     }
 
     /// Whether every address of the range is mapped.
@@ -241,8 +252,15 @@ impl VmaMap {
     pub fn remove(&mut self, range: &Range<u64>) -> Vec<Vma> {
         self.split(range.start);
         self.split(range.end);
-        let starts: Vec<u64> = self.map.range(range.clone()).map(|(&start, _)| start).collect();
-        starts.iter().filter_map(|start| self.map.remove(start)).collect()
+        let starts: Vec<u64> = self
+            .map
+            .range(range.clone())
+            .map(|(&start, _)| start)
+            .collect();
+        starts
+            .iter()
+            .filter_map(|start| self.map.remove(start))
+            .collect()
     }
 
     /// Adds a mapping where there is none, and joins it with its neighbours where that is possible.
@@ -258,14 +276,18 @@ impl VmaMap {
     pub fn update(&mut self, range: &Range<u64>, mut change: impl FnMut(&mut Vma)) {
         self.split(range.start);
         self.split(range.end);
-        self.map.range_mut(range.clone()).for_each(|(_, vma)| change(vma));
+        self.map
+            .range_mut(range.clone())
+            .for_each(|(_, vma)| change(vma));
         self.join(range.clone());
     }
 
     fn join(&mut self, range: Range<u64>) {
         let before = self.map.range(..range.start).next_back();
         let mut at = before.map_or(range.start, |(&start, _)| start);
-        while let Some((&start, vma)) = self.map.range(at..=range.end).next() {
+        while at <= range.end
+            && let Some((&start, vma)) = self.map.range(at..=range.end).next()
+        {
             let end = vma.end;
             match self.map.get(&end) {
                 Some(next) if vma.joins(next) => {
