@@ -219,6 +219,14 @@ impl Space {
         Ok(start)
     }
 
+    /// The start of the MAP_GROWSDOWN mapping at an address.
+    pub fn grows_down_from(&self, address: u64) -> Option<u64> {
+        let locked = self.lock();
+        let vma = locked.vmas.find(address)?;
+        let grows = vma.flags.intersects(VmaFlags::GROWSDOWN | VmaFlags::STACK);
+        grows.then_some(vma.start)
+    }
+
     /// Removes all mappings in a range. EINVAL for a bad range.
     pub fn unmap(&self, address: u64, len: u64) -> Result<()> {
         let range = checked_range(address, len)?;

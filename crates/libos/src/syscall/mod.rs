@@ -1,5 +1,8 @@
 //! System calls: dispatch. [`table`] lists them; each family has its file.
 
+pub mod brk;
+pub mod madvise;
+pub mod mmap;
 pub mod table;
 
 use alloc::sync::Arc;
