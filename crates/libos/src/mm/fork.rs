@@ -126,3 +126,201 @@ impl Space {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::errno::EFAULT;
+    use crate::mm::map::{Request, Source};
+    use crate::mm::vma::FileBacking;
+    use crate::platform::Protection;
+    use crate::testing::{self, MemoryFile};
+
+    const RW: Protection = Protection::READ.union(Protection::WRITE);
+    const RX: Protection = Protection::READ.union(Protection::EXECUTE);
+
+    fn text(mm: &Space, address: u64) -> alloc::string::String {
+        let mut bytes = [0; 6];
+        mm.read(address, &mut bytes).unwrap();
+        alloc::string::String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// What is live at an address, as user code of the resident space would see it.
+    fn live(address: u64) -> alloc::string::String {
+        let page = testing::platform().page(address & !0xfff).expect("a live page");
+        let at = (address & 0xfff) as usize;
+        alloc::string::String::from_utf8_lossy(&page[at..at + 6]).into_owned()
+    }
+
+    #[test]
+    fn parent_and_child_each_see_their_own_memory() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x8000, RW)).unwrap();
+        let lazy = parent.map(Request::anonymous(1 << 20, RW)).unwrap();
+        parent.write(at, b"before").unwrap();
+        let used = accounting::used();
+        let child = parent.fork(&thread).unwrap();
+        assert!(child.is_resident() && !parent.is_resident());
+        assert!(thread.work().contains(Work::RESIDENCY));
+        assert!(accounting::used() >= used);
+        assert_eq!(text(&child, at), "before");
+        assert_eq!(text(&parent, at), "before");
+        child.write(at, b"child!").unwrap();
+        parent.write(at + 0x1000, b"parent").unwrap();
+        assert_eq!(live(at), "child!");
+        assert_eq!(text(&parent, at), "before");
+        assert_eq!(text(&child, at + 0x1000), "\0\0\0\0\0\0");
+        // Memory that neither had touched.
+        child.write(lazy, b"c-lazy").unwrap();
+        parent.write(lazy, b"p-lazy").unwrap();
+        assert_eq!(text(&child, lazy), "c-lazy");
+        // New mappings do not meet.
+        let one = child.map(Request::anonymous(0x1000, RW)).unwrap();
+        let two = parent.map(Request::anonymous(0x1000, RW)).unwrap();
+        assert_ne!(one, two);
+        parent.write(two, b"p-mine").unwrap();
+        assert_eq!(child.write(two, b"x"), Err(EFAULT));
+        // The parent's turn, then the child's again.
+        parent.make_resident(&mut residency::lock());
+        assert!(!child.is_resident() && parent.is_resident());
+        assert_eq!((live(at), live(at + 0x1000)), ("before".into(), "parent".into()));
+        assert_eq!(live(lazy), "p-lazy");
+        assert_eq!(text(&child, lazy), "c-lazy");
+        child.write(at + 0x2000, b"late..").unwrap();
+        child.space.make_resident(&mut residency::lock());
+        assert_eq!((live(at), live(at + 0x2000)), ("child!".into(), "late..".into()));
+        assert_eq!(live(lazy), "c-lazy");
+        assert_eq!(live(two), "p-mine", "nobody else needs that address");
+        drop(child);
+        parent.enter_user(&thread);
+        assert!(parent.is_resident() && !thread.work().contains(Work::RESIDENCY));
+        assert_eq!((live(at), live(at + 0x1000)), ("before".into(), "parent".into()));
+        assert_eq!(text(&parent, at + 0x2000), "\0\0\0\0\0\0");
+        assert!(!parent.conflicted.load(core::sync::atomic::Ordering::SeqCst));
+    }
+
+    #[test]
+    fn protections_unmapping_and_files_differ_after_fork() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let inode = MemoryFile::new(alloc::vec![b'f'; 0x4000]);
+        let mut map = Request::anonymous(0x4000, RX);
+        map.source = Source::File(FileBacking { inode, offset: 0, path: None });
+        let code = parent.map(map).unwrap();
+        let at = parent.map(Request::anonymous(0x4000, RW)).unwrap();
+        parent.write(at + 0x1000, b"kept..").unwrap();
+        parent.protect(at + 0x1000, 0x1000, Protection::empty()).unwrap();
+        let child = parent.fork(&thread).unwrap();
+        // Text is handed over, not copied.
+        assert!(parent.lock().saved.keys().all(|page| !(code..code + 0x4000).contains(page)));
+        assert_eq!(text(&parent, code), "ffffff");
+        child.unmap(at, 0x1000).unwrap();
+        child.protect(at + 0x1000, 0x1000, RW).unwrap();
+        assert_eq!(text(&child, at + 0x1000), "kept..");
+        child.write(at + 0x1000, b"child!").unwrap();
+        assert_eq!(parent.read(at + 0x1000, &mut [0]), Err(EFAULT));
+        parent.make_resident(&mut residency::lock());
+        let test = testing::platform();
+        assert_eq!(test.protection(at + 0x1000), Some(Protection::empty()));
+        assert_eq!(live(at + 0x1000), "kept..");
+        assert_eq!(test.protection(at), Some(RW));
+        assert_eq!(test.protection(code), Some(RX));
+        child.space.make_resident(&mut residency::lock());
+        // The child has nothing there, so the parent's page may stay.
+        assert_eq!(test.protection(at), Some(RW));
+        assert_eq!(test.protection(at + 0x1000), Some(RW));
+        assert_eq!(live(at + 0x1000), "child!");
+        assert_eq!(live(code), "ffffff");
+    }
+
+    #[test]
+    fn shared_memory_stays_shared() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let mut map = Request::anonymous(0x4000, RW);
+        map.flags = VmaFlags::SHARED;
+        let at = parent.map(map).unwrap();
+        parent.write(at, b"before").unwrap();
+        let child = parent.fork(&thread).unwrap();
+        child.write(at, b"child!").unwrap();
+        assert_eq!(text(&parent, at), "child!");
+        parent.write(at + 0x2000, b"parent").unwrap();
+        assert_eq!(text(&child, at + 0x2000), "parent");
+        drop(child);
+        assert_eq!(text(&parent, at), "child!");
+    }
+
+    #[test]
+    fn children_of_children_take_turns() {
+        let thread = testing::setup();
+        let first = thread.mm();
+        let at = first.map(Request::anonymous(0x2000, RW)).unwrap();
+        first.write(at, b"gen-0.").unwrap();
+        let second = first.fork(&thread).unwrap();
+        let second_thread = testing::thread_in(second.clone());
+        second.write(at, b"gen-1.").unwrap();
+        let third = second.fork(&second_thread).unwrap();
+        third.write(at, b"gen-2.").unwrap();
+        let spaces = [(&first, "gen-0."), (&second, "gen-1."), (&third, "gen-2.")];
+        for turn in [0, 2, 1, 0, 1, 2] {
+            spaces[turn].0.space.make_resident(&mut residency::lock());
+            assert_eq!(live(at), spaces[turn].1);
+            for (space, content) in spaces {
+                assert_eq!(text(space, at), content);
+            }
+        }
+        // A fork by one that is not resident.
+        let fourth = first.fork(&thread).unwrap();
+        assert_eq!((live(at), text(&fourth, at)), ("gen-0.".into(), "gen-0.".into()));
+        drop(fourth);
+        drop(second);
+        drop(third);
+        second_thread.process.set_mm(AddressSpace::new());
+        first.enter_user(&thread);
+        assert_eq!(live(at), "gen-0.");
+    }
+
+    #[test]
+    fn a_waiting_parent_runs_when_the_child_sleeps_or_its_slice_ends() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x1000, RW)).unwrap();
+        parent.write(at, b"parent").unwrap();
+        let child = parent.fork(&thread).unwrap();
+        let child_thread = testing::thread_in(child.clone());
+        child.write(at, b"child!").unwrap();
+        let start = std::time::Instant::now();
+        parent.enter_user(&thread);
+        assert!(start.elapsed().as_millis() >= 40, "the child's first slice");
+        assert_eq!(live(at), "parent");
+        assert!(child_thread.work().contains(Work::RESIDENCY));
+        child.enter_user(&child_thread);
+        assert_eq!(live(at), "child!");
+        // A sleeping child does not keep the parent waiting.
+        child.space.member.lock().until = u64::MAX;
+        child_thread.asleep.store(true, core::sync::atomic::Ordering::SeqCst);
+        parent.enter_user(&thread);
+        assert_eq!(live(at), "parent");
+    }
+
+    #[test]
+    fn advice_about_fork() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x3000, RW)).unwrap();
+        for page in 0..3 {
+            parent.write(at + page * PAGE, b"secret").unwrap();
+        }
+        parent.advise(at, PAGE, 18).unwrap();
+        parent.advise(at + PAGE, PAGE, 10).unwrap();
+        let child = parent.fork(&thread).unwrap();
+        assert_eq!(text(&child, at), "\0\0\0\0\0\0");
+        assert_eq!(child.read(at + PAGE, &mut [0]), Err(EFAULT));
+        assert_eq!(text(&child, at + 2 * PAGE), "secret");
+        parent.make_resident(&mut residency::lock());
+        for page in 0..3 {
+            assert_eq!(live(at + page * PAGE), "secret");
+        }
+    }
+}
