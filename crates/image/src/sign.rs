@@ -20,6 +20,8 @@ pub enum SignError {
     Signature(#[from] SignatureError),
     #[error("a family id or an extended product id needs the KSS attribute; turn it on")]
     NeedsKss,
+    #[error("vendor {0:#x}: Linux accepts 0 and 0x8086 (Intel) only")]
+    Vendor(u32),
     #[error("{0:04}-{1:02}-{2:02} is not a date")]
     Date(u16, u8, u8),
 }
@@ -150,6 +152,9 @@ impl Description {
         let kss = self.attributes.flags & self.attribute_mask.flags & flags::KSS != 0;
         if !kss && (self.isv_family_id != [0; 16] || self.isv_ext_prod_id != [0; 16]) {
             return Err(SignError::NeedsKss);
+        }
+        if ![0, 0x8086].contains(&self.vendor) {
+            return Err(SignError::Vendor(self.vendor));
         }
         Ok(SigStruct {
             vendor: self.vendor,

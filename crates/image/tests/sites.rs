@@ -212,6 +212,46 @@ fn hostile_files_give_errors_not_panics() {
     }
 }
 
+#[test]
+fn landing_pads_are_branch_targets() {
+    // An exception handler that starts right after a `syscall`, as no compiler would put it.
+    let source = r#"asm("
+        .globl _start, __gxx_personality_v0
+        .type _start, @function
+        __gxx_personality_v0: ret
+        _start: .cfi_startproc
+        .cfi_personality 0x1b, __gxx_personality_v0
+        .cfi_lsda 0x1b, area
+        1: call _start
+        2: xor %edi, %edi
+        syscall
+        3: cmp $-4096, %rax
+        ja 1b
+        ret
+        .cfi_endproc
+        .size _start, . - _start
+        .section .gcc_except_table, \"a\", @progbits
+        area: .byte 0xff, 0xff, 1
+        .uleb128 6f - 5f
+        5: .uleb128 1b - _start
+        .uleb128 2b - 1b
+        .uleb128 PAD - _start
+        .uleb128 0
+        6: .text
+    ");"#;
+    let form = |pad: &str| {
+        let source = source
+            .replace("PAD", pad)
+            .replace("\\\"", "\\\"")
+            .replace('\n', "\\n\\\n");
+        let file = common::compile("landing", &source, &[]);
+        let list = find_sites(&file).unwrap();
+        list.sites.iter().map(|site| site.form).collect::<Vec<_>>()
+    };
+    assert_eq!(form("2b"), [Form::After { len: 6 }]);
+    assert_eq!(form("3b"), [Form::Trap]);
+}
+
 /// Prints the numbers for the files named in BULLA_SITES, and how long they take.
 #[test]
 fn report() {

@@ -2,8 +2,10 @@
 //! table of Go programs (`.gopclntab`). Every source is optional and none is trusted: bounds only
 //! say where decoding may begin.
 
-use super::{Header, LE, Segment};
-use gimli::{BaseAddresses, CieOrFde, EhFrame, LittleEndian as GimliLittle, UnwindSection};
+use super::{Header, LE, Segment, landing};
+use gimli::{
+    BaseAddresses, CieOrFde, EhFrame, LittleEndian as GimliLittle, Pointer, UnwindSection,
+};
 use object::elf;
 use object::read::elf::{FileHeader, SectionHeader, SectionTable, Sym};
 
@@ -16,20 +18,27 @@ pub(super) struct Part {
     pub known: bool,
 }
 
+/// What is known about a segment before it is decoded.
+pub(super) struct Bounds {
+    pub parts: Vec<Part>,
+    /// Where the unwinder may enter.
+    pub landing_pads: Vec<u64>,
+}
+
 /// Splits a segment into functions and what lies between them.
-pub(super) fn functions(header: &Header, file: &[u8], segment: &Segment<'_>) -> Vec<Part> {
-    let mut known = Vec::new();
+pub(super) fn functions(header: &Header, file: &[u8], segment: &Segment<'_>) -> Bounds {
+    let (mut known, mut landing_pads) = (Vec::new(), Vec::new());
     // A file without usable section headers has one part, which is not known to be a function.
     if let Ok(sections) = header.sections(LE, file) {
-        from_eh_frame(&sections, file, &mut known);
+        from_eh_frame(&sections, file, &mut known, &mut landing_pads);
         from_symbols(&sections, file, &mut known);
         from_go(&sections, file, &mut known);
     }
-    split(
-        segment.address,
-        segment.address + segment.data.len() as u64,
-        known,
-    )
+    let end = segment.address + segment.data.len() as u64;
+    Bounds {
+        parts: split(segment.address, end, known),
+        landing_pads,
+    }
 }
 
 /// Turns claimed ranges, which may overlap or lie anywhere, into parts of `[start, end)`.
@@ -87,12 +96,18 @@ fn section<'data>(
     Some((section.sh_addr(LE), section.data(LE, file).ok()?))
 }
 
-fn from_eh_frame(sections: &Sections<'_>, file: &[u8], known: &mut Vec<(u64, u64)>) {
+fn from_eh_frame(
+    sections: &Sections<'_>,
+    file: &[u8],
+    known: &mut Vec<(u64, u64)>,
+    landing_pads: &mut Vec<u64>,
+) {
     let Some((address, data)) = section(sections, file, ".eh_frame") else {
         return;
     };
     let frames = EhFrame::new(data, GimliLittle);
     let text = section(sections, file, ".text").map_or(0, |(address, _)| address);
+    let areas = section(sections, file, ".gcc_except_table");
     let bases = BaseAddresses::default()
         .set_eh_frame(address)
         .set_text(text);
@@ -103,6 +118,12 @@ fn from_eh_frame(sections: &Sections<'_>, file: &[u8], known: &mut Vec<(u64, u64
         {
             let start = fde.initial_address();
             known.push((start, start.saturating_add(fde.len())));
+            if let (Some(Pointer::Direct(area)), Some((address, data))) = (fde.lsda(), areas)
+                && let Some(area) = data.get(area.wrapping_sub(address) as usize..)
+            {
+                // What cannot be read has no landing pads that we could know.
+                let _ = landing::read(area, start, landing_pads);
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Decoding, and the choice of a form for each site.
 
 use super::Segment;
-use super::bounds::Part;
+use super::bounds::{Bounds, Part};
 use bulla_abi::sites::{Form, Kind, Site};
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind};
 use std::collections::VecDeque;
@@ -61,13 +61,14 @@ struct Scan {
 }
 
 /// Lists the sites of a segment.
-pub(super) fn find(segment: &Segment<'_>, parts: &[Part]) -> Vec<Site> {
+pub(super) fn find(segment: &Segment<'_>, bounds: &Bounds) -> Vec<Site> {
     let mut code = Context::new(segment);
-    let with_sites: Vec<Part> = parts
+    bounds
+        .landing_pads
         .iter()
-        .copied()
-        .filter(|part| code.survey(*part))
-        .collect();
+        .for_each(|&pad| code.targets.set(pad));
+    let parts = bounds.parts.iter().copied();
+    let with_sites: Vec<Part> = parts.filter(|part| code.survey(*part)).collect();
     let mut sites = Vec::new();
     for part in with_sites {
         for part in code.split(part) {
@@ -131,7 +132,7 @@ struct Context<'a, 'data> {
     /// Where instructions start.
     starts: Bits,
     /// Where control may come from elsewhere: direct branches, calls, addresses that are taken,
-    /// starts of known functions.
+    /// landing pads, starts of known functions.
     targets: Bits,
     /// Those of them that look like starts of functions.
     entries: Bits,

@@ -7,6 +7,7 @@
 
 mod bounds;
 mod code;
+mod landing;
 
 use bulla_abi::sites::{Form, Site, SiteList, VERSION};
 use object::read::elf::{FileHeader, ProgramHeader};
