@@ -488,10 +488,15 @@ pub(super) fn read_live(page: u64, protection: Protection) -> Arc<[u8]> {
     Arc::from(&bytes[..])
 }
 
-fn write_live(page: u64, bytes: &[u8], protection: Protection) {
-    if protection.contains(Protection::WRITE) {
-        let _ = platform().copy_to_user(page, bytes);
-    } else {
-        let _ = platform().write_protected(page, bytes);
+/// Writes within a live page, whatever its protection.
+pub(super) fn write_live(address: u64, bytes: &[u8], protection: Protection) {
+    let page = super::page_down(address);
+    let writable = protection.contains(Protection::WRITE);
+    if !writable {
+        let _ = platform().protect(page, PAGE, Protection::READ | Protection::WRITE);
+    }
+    let _ = platform().copy_to_user(address, bytes);
+    if !writable {
+        let _ = platform().protect(page, PAGE, protection);
     }
 }

@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::fault::read_file;
 use super::pages::PageSet;
+use super::residency::write_live;
 use super::vma::FileBacking;
 use super::{Fault, PAGE, accounting, allocator, page_down};
 use crate::Result;
@@ -285,7 +286,7 @@ pub fn find(id: FileId, offset: u64, len: u64) -> Result<Option<(Arc<SharedObjec
 /// Replaces what was read from a file by what shared mappings hold of it.
 pub fn read_overlay(id: FileId, offset: u64, bytes: &mut [u8]) {
     for object in objects_of(id) {
-        object.overlay(offset, bytes.len(), |address, range| {
+        object.overlay(offset, bytes.len(), |address, range, _| {
             let _ = platform().copy_from_user(address, &mut bytes[range]);
         });
     }
@@ -294,8 +295,15 @@ pub fn read_overlay(id: FileId, offset: u64, bytes: &mut [u8]) {
 /// Copies what is written to a file into the shared mappings that hold it.
 pub fn write_overlay(id: FileId, offset: u64, bytes: &[u8]) {
     for object in objects_of(id) {
-        object.overlay(offset, bytes.len(), |address, range| {
-            let _ = platform().write_protected(address, &bytes[range]);
+        object.overlay(offset, bytes.len(), |address, range, protection| {
+            let mut done = 0;
+            let part = &bytes[range];
+            while done < part.len() {
+                let at = address + done as u64;
+                let step = ((PAGE - at % PAGE) as usize).min(part.len() - done);
+                write_live(at, &part[done..done + step], protection);
+                done += step;
+            }
         });
     }
 }
@@ -310,7 +318,7 @@ pub fn truncate(id: FileId, size: u64) {
         let page_end = end.next_multiple_of(PAGE);
         if end % PAGE != 0 && object.is_live(page_down(end)) {
             let zeros = vec![0; (page_end - end) as usize];
-            let _ = platform().write_protected(end, &zeros);
+            write_live(end, &zeros, object.pages.lock().protection);
         }
         object.discard(page_end..object.home.end);
     }
@@ -318,7 +326,7 @@ pub fn truncate(id: FileId, size: u64) {
 
 impl SharedObject {
     /// Calls `copy` for the live parts of a file range: home address, range of the buffer.
-    fn overlay(&self, offset: u64, len: usize, mut copy: impl FnMut(u64, Range<usize>)) {
+    fn overlay(&self, offset: u64, len: usize, mut copy: impl FnMut(u64, Range<usize>, Protection)) {
         let Some(file) = &self.file else { return };
         let size = self.home.end - self.home.start;
         let start = offset.max(file.offset);
@@ -335,7 +343,7 @@ impl SharedObject {
             let from = run.start.max(home(start));
             let to = run.end.min(home(end));
             let at = (from - self.home.start + file.offset - offset) as usize;
-            copy(from, at..at + (to - from) as usize);
+            copy(from, at..at + (to - from) as usize, pages.protection);
         }
     }
 }

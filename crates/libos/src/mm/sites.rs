@@ -16,3 +16,18 @@ pub(super) fn forget(_vma: &Vma) {}
 
 /// Puts the original bytes back: the mapping becomes writable.
 pub(super) fn undo(_vma: &Vma) {}
+
+/// The address the unmodified program would be at: `rip`, or for an address in a trampoline the
+/// one it stands for.
+pub fn canonical(rip: u64) -> u64 {
+    rip
+}
+
+/// Where to continue for a canonical address: itself, or its copy in a trampoline when the bytes
+/// there were rewritten.
+pub fn resume_address(rip: u64) -> u64 {
+    rip
+}
+
+/// The `syscall` at `site` trapped, called with number `number`.
+pub fn syscall_trapped(_thread: &alloc::sync::Arc<crate::Thread>, _site: u64, _number: u64) {}
