@@ -240,10 +240,7 @@ fn landing_pads_are_branch_targets() {
         6: .text
     ");"#;
     let form = |pad: &str| {
-        let source = source
-            .replace("PAD", pad)
-            .replace("\\\"", "\\\"")
-            .replace('\n', "\\n\\\n");
+        let source = source.replace("PAD", pad).replace('\n', "\\n\\\n");
         let file = common::compile("landing", &source, &[]);
         let list = find_sites(&file).unwrap();
         list.sites.iter().map(|site| site.form).collect::<Vec<_>>()
