@@ -8,9 +8,6 @@ use bulla_abi::layout::LayoutKind;
 use bulla_image::{Content, Date, Description, EnclaveImage, Options, SigStruct};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-static BOOTSTRAP: &[u8] = include_bytes!(env!("BULLA_BOOTSTRAP"));
-static RUNTIME: &[u8] = include_bytes!(env!("BULLA_RUNTIME"));
-
 impl From<Layout> for LayoutKind {
     fn from(layout: Layout) -> LayoutKind {
         match layout {
@@ -27,9 +24,7 @@ pub fn build(
     options: &Options,
 ) -> Result<EnclaveImage, Failure> {
     let config = prepared.config(kind);
-    Ok(bulla_image::layout(
-        BOOTSTRAP, RUNTIME, &config, kind, options,
-    )?)
+    Ok(bulla_image::embedded::image(&config, kind, options)?)
 }
 
 /// A SIGSTRUCT for the image by this machine's development key, kept so that the next start of the

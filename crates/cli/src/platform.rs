@@ -40,7 +40,11 @@ pub fn open(arguments: &PlatformArguments) -> Result<Opened, Failure> {
 }
 
 fn open_hardware() -> Result<Opened, Failure> {
-    Err(Failure::new("this build has no hardware platform"))
+    let backend = bulla_loader::backend::hardware::Hardware::open().map_err(Failure::new)?;
+    Ok(Opened {
+        backend: Box::new(backend),
+        profile: None,
+    })
 }
 
 fn emulated(_profile: Option<&str>) -> Result<Opened, Failure> {
