@@ -3,3 +3,10 @@
 /// Shared under CLONE_FS.
 #[derive(Default)]
 pub struct FsContext {}
+
+impl FsContext {
+    /// A copy for fork without CLONE_FS.
+    pub fn copy(&self) -> alloc::sync::Arc<FsContext> {
+        alloc::sync::Arc::new(FsContext {})
+    }
+}

@@ -54,6 +54,19 @@ impl FdTable {
         Ok(fd as i32)
     }
 
+    /// A copy for fork without CLONE_FILES.
+    pub fn copy(&self) -> Arc<FdTable> {
+        Arc::new(FdTable { entries: SpinLock::new(self.entries.lock().clone()) })
+    }
+
+    /// execve: takes out what is marked close-on-exec. Dropping the result closes the files.
+    #[must_use = "dropping the files closes them, outside the table's lock"]
+    pub fn take_close_on_exec(&self) -> Vec<Arc<OpenFile>> {
+        let mut entries = self.entries.lock();
+        let marked = entries.iter_mut().filter(|e| e.as_ref().is_some_and(|e| e.close_on_exec));
+        marked.filter_map(|entry| entry.take().map(|entry| entry.file)).collect()
+    }
+
     /// Takes a descriptor out of the table; EBADF.
     pub fn remove(&self, fd: i32) -> Result<Arc<OpenFile>> {
         let mut entries = self.entries.lock();

@@ -189,9 +189,6 @@ pub fn sleep_once(thread: &Arc<Thread>, seen: u32, deadline: Option<u64>) -> Res
     if deadline.is_some_and(|deadline| platform().monotonic() >= deadline) {
         return Err(ETIMEDOUT);
     }
-    thread.asleep.store(true, Ordering::SeqCst);
-    crate::mm::residency::note_sleep(thread);
-    platform().sleep(thread, seen, deadline);
-    thread.asleep.store(false, Ordering::SeqCst);
+    thread.sleep(seen, deadline);
     Ok(())
 }
