@@ -51,7 +51,9 @@ pub struct ThreadWaker {
 
 impl ThreadWaker {
     pub fn new(thread: &Arc<Thread>) -> Arc<ThreadWaker> {
-        Arc::new(ThreadWaker { thread: Arc::downgrade(thread) })
+        Arc::new(ThreadWaker {
+            thread: Arc::downgrade(thread),
+        })
     }
 }
 
@@ -140,7 +142,10 @@ pub struct PollTable {
 
 impl PollTable {
     pub fn new(wake: Arc<dyn Wake>) -> PollTable {
-        PollTable { wake, queues: Vec::new() }
+        PollTable {
+            wake,
+            queues: Vec::new(),
+        }
     }
 
     /// Registers with `queue`; called by a file's `poll` before it looks at its state.
@@ -189,6 +194,9 @@ pub fn sleep_once(thread: &Arc<Thread>, seen: u32, deadline: Option<u64>) -> Res
     if deadline.is_some_and(|deadline| platform().monotonic() >= deadline) {
         return Err(ETIMEDOUT);
     }
-    thread.sleep(seen, deadline);
+    thread.asleep.store(true, Ordering::SeqCst);
+    crate::mm::residency::note_sleep(thread);
+    platform().sleep(thread, seen, deadline);
+    thread.asleep.store(false, Ordering::SeqCst);
     Ok(())
 }
