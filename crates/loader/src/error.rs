@@ -23,12 +23,11 @@ pub enum Error {
     #[error("signal handling cannot be set up: {0}")]
     Signals(std::io::Error),
     #[error(
-        "thread slot {slot} cannot be entered: ENCLU[{leaf}] raised exception {vector} \
+        "thread slot {slot} cannot be entered: EENTER raised exception {vector} \
          (error code {code:#x}, address {address:#x}); the enclave was stopped or lost its memory"
     )]
     Entry {
         slot: u32,
-        leaf: &'static str,
         vector: u16,
         code: u16,
         address: u64,

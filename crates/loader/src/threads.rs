@@ -270,17 +270,18 @@ impl Engine {
                     }
                 }
                 Outcome::Exception {
-                    leaf: leaf @ (2 | 3),
+                    leaf: 2,
                     vector,
                     error_code,
                     address,
                 } => self.finish(Err(Error::Entry {
                     slot: slot.index,
-                    leaf: if leaf == 2 { "EENTER" } else { "ERESUME" },
                     vector,
                     code: error_code,
                     address,
                 })),
+                // In the enclave, or in ERESUME, which looks the same (an AEX leaves 3 in RAX). If
+                // it was ERESUME, this entry is not what the enclave expects and it stops.
                 Outcome::Exception {
                     vector,
                     error_code,

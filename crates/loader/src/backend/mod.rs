@@ -46,7 +46,8 @@ pub struct Registers {
 pub enum Outcome {
     /// EEXIT; the registers hold what the enclave passed.
     Exit,
-    /// An exception in the enclave (after the AEX), or in ENCLU itself (`leaf` 2 or 3 with #GP or #PF).
+    /// An exception. `leaf` 2: EENTER itself raised it. Else it was raised in the enclave (after the
+    /// AEX), or by ERESUME, which the vDSO reports alike.
     Exception {
         leaf: u32,
         vector: u16,
