@@ -1,12 +1,16 @@
 //! The kernel: its global state and the runtime's entry points.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use bulla_abi::config::Config;
 use spin::Once;
 
-use crate::platform::{Exception, Platform};
+use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
+use crate::process::{exit, table};
+use crate::signal::send::{Origin, to_process};
+use crate::signal::{self, SigInfo, info};
 use crate::{Registers, Result, Thread, syscall};
 
 /// Global state. Everything else hangs off processes.
@@ -16,11 +20,33 @@ pub struct Kernel {
 
 static KERNEL: Once<Kernel> = Once::new();
 
+impl Kernel {
+    /// Most threads at once: the configuration's number.
+    pub fn max_threads(&self) -> usize {
+        self.config.threads.max(1) as usize
+    }
+
+    /// Host name and NIS domain name.
+    pub fn names(&self) -> (Vec<u8>, Vec<u8>) {
+        let host = if self.config.hostname.is_empty() {
+            "localhost"
+        } else {
+            &self.config.hostname
+        };
+        (host.as_bytes().to_vec(), b"(none)".to_vec())
+    }
+}
+
 /// The kernel; set by [`boot`].
 pub fn kernel() -> &'static Kernel {
     KERNEL
         .get()
         .expect("boot builds the kernel before anything else runs")
+}
+
+/// Sets the configuration; later calls change nothing (tests).
+pub(crate) fn set_kernel(config: Config) {
+    KERNEL.call_once(|| Kernel { config });
 }
 
 /// Why the first process could not be started.
@@ -38,11 +64,8 @@ pub fn boot(
     config: Config,
 ) -> core::result::Result<Arc<Thread>, BootError> {
     crate::platform::set_platform(platform);
-    KERNEL.call_once(|| Kernel { config });
-    Err(BootError {
-        code: 125,
-        message: "no program loader yet".into(),
-    })
+    set_kernel(config);
+    crate::process::boot::first_thread(&kernel().config)
 }
 
 /// What the runtime does next with a thread.
@@ -54,25 +77,113 @@ pub enum Next {
     Exit,
 }
 
-/// One system call of user code.
+/// One system call of user code. `rip` is the address after the `syscall`.
 pub fn handle_syscall(thread: &Arc<Thread>, registers: &mut Registers) {
     syscall::dispatch(thread, registers);
 }
 
-/// A fault of user code.
-pub fn handle_exception(_thread: &Arc<Thread>, _registers: &mut Registers, _exception: Exception) {}
+/// A fault of user code: brings the page in, or becomes the signal that Linux sends.
+pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, exception: Exception) {
+    registers.orig_rax = u64::MAX;
+    let at = registers.rip;
+    let info = match exception.vector {
+        14 => match page_fault(thread, &exception) {
+            Some(info) => info,
+            None => return,
+        },
+        0 => SigInfo::fault(signal::SIGFPE, info::FPE_INTDIV, at),
+        1 => SigInfo::fault(signal::SIGTRAP, info::TRAP_TRACE, at),
+        3 => SigInfo::kernel(signal::SIGTRAP),
+        4 | 5 => SigInfo::kernel(signal::SIGSEGV),
+        6 => SigInfo::fault(signal::SIGILL, info::ILL_ILLOPN, at),
+        16 | 19 => SigInfo::fault(signal::SIGFPE, math_code(exception.vector), at),
+        17 => SigInfo::fault(signal::SIGBUS, info::BUS_ADRALN, 0),
+        11 | 12 => SigInfo::kernel(signal::SIGBUS),
+        // #GP and whatever else a CPU may raise.
+        _ => SigInfo::kernel(signal::SIGSEGV),
+    };
+    signal::note_fault(thread, exception);
+    signal::send::force(thread, info);
+}
 
-/// Before user code runs (again): call when the thread's work word is not 0, and before the first
-/// entry to user code.
-pub fn before_user(thread: &Arc<Thread>, _registers: &mut Registers) -> Next {
-    if thread.work().contains(Work::EXIT) {
-        Next::Exit
+/// `None` when the page has been brought in.
+fn page_fault(thread: &Arc<Thread>, exception: &Exception) -> Option<SigInfo> {
+    let access = if exception.error_code & 16 != 0 {
+        Protection::EXECUTE
+    } else if exception.error_code & 2 != 0 {
+        Protection::WRITE
     } else {
-        Next::User
+        Protection::READ
+    };
+    let fault = match thread.mm().handle_fault(exception.address, access) {
+        Ok(()) => return None,
+        Err(fault) => fault,
+    };
+    let (number, code) = fault.signal();
+    if number == signal::SIGKILL {
+        exit::group_exit(&thread.process, signal::SIGKILL);
+        return None;
+    }
+    Some(SigInfo::fault(number, code, exception.address))
+}
+
+/// si_code of a floating-point fault, from the unmasked exception that is flagged first (x87
+/// status word or MXCSR, both with the same bits: IE DE ZE OE UE PE).
+fn math_code(vector: u8) -> i32 {
+    let mut state = alloc::vec![0u8; crate::platform().fpu_size()];
+    crate::platform().fpu_save(&mut state);
+    let half = |at: usize| u32::from(u16::from_le_bytes([state[at], state[at + 1]]));
+    let flagged = if vector == 16 {
+        let (control, status) = (half(0), half(2));
+        status & !control
+    } else {
+        let mxcsr = u32::from_le_bytes([state[24], state[25], state[26], state[27]]);
+        mxcsr & !(mxcsr >> 7)
+    };
+    match flagged {
+        f if f & 1 != 0 => info::FPE_FLTINV,
+        f if f & 4 != 0 => info::FPE_FLTDIV,
+        f if f & 8 != 0 => info::FPE_FLTOVF,
+        f if f & 0x12 != 0 => info::FPE_FLTUND,
+        f if f & 0x20 != 0 => info::FPE_FLTRES,
+        _ => 0,
     }
 }
 
-/// Signals that the host forwards to the container (bit n−1 = signal n).
-pub fn host_signals(_mask: u64) -> Result<()> {
+/// Before user code runs (again): call when the thread's work word is not 0, and before the first
+/// entry to user code. It may sleep (job control, residency).
+pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
+    loop {
+        let work = thread.work();
+        if work.contains(Work::EXIT) {
+            exit::finish(thread);
+            return Next::Exit;
+        }
+        if work.contains(Work::STOP) {
+            signal::deliver::rest(thread);
+        } else if work.intersects(Work::SIGNAL | Work::RESTORE_MASK) {
+            signal::deliver::deliver(thread, registers);
+        } else if work.contains(Work::RESIDENCY) {
+            thread.mm().enter_user(thread);
+        } else {
+            return Next::User;
+        }
+    }
+}
+
+/// Signals that the host forwards to the container (bit n−1 = signal n): they go to process 1, or
+/// to the foreground group of the console as the terminal would send them.
+pub fn host_signals(mask: u64) -> Result<()> {
+    let Some(init) = table::process(1) else {
+        return Err(crate::errno::ESRCH);
+    };
+    let mut left = mask;
+    while left != 0 {
+        let number = left.trailing_zeros() + 1;
+        left &= left - 1;
+        // As from a parent PID namespace: the sender has no pid here.
+        let info = SigInfo::user(number, info::SI_USER, 0, 0);
+        to_process(&init, info, Origin::Host)?;
+    }
     Ok(())
 }

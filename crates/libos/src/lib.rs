@@ -9,6 +9,7 @@
 //! - [`handle_exception`]: a fault of user code.
 //! - [`before_user`]: what must happen before user code runs again (signals, stops, exit).
 //! - [`host_signals`]: signals that the host forwards to the container.
+//! - [`service_loop`]: what the service thread ([`is_service`]) runs instead of user code.
 //!
 //! # Lock order
 //! residency → process table → process → thread → address space → mount/dentry → inode → file →
@@ -40,9 +41,8 @@ pub mod user;
 pub mod testing;
 
 pub use errno::{Errno, Result};
-pub use kernel::{
-    Kernel, Next, before_user, boot, handle_exception, handle_syscall, host_signals, kernel,
-};
+pub use kernel::{Kernel, Next, before_user, boot, handle_exception, handle_syscall, host_signals, kernel};
 pub use platform::{Exception, Platform, platform};
 pub use process::thread::Thread;
 pub use registers::Registers;
+pub use time::service::{is_service, service_loop};

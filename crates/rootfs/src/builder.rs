@@ -29,6 +29,11 @@ pub struct Attributes {
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
+/// Whether EROFS can hold an extended attribute of this name; adding another one is an error.
+pub fn xattr_is_supported(name: &[u8]) -> bool {
+    format::split_xattr(name).is_some_and(|(_, suffix)| suffix.len() <= 255)
+}
+
 /// Inodes without content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
@@ -203,7 +208,7 @@ impl Builder {
         }
         out.set_len(0)
             .map_err(io_error("truncating", Path::new("the image")))?;
-        image::write(&self.tree, out)
+        image::write(&self.tree, out, self.spool.directory)
     }
 
     fn insert(&mut self, path: &[u8], attributes: Attributes, kind: Kind) -> Result<()> {

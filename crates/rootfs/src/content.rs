@@ -123,7 +123,7 @@ impl Content {
 
 /// Content that came from readers, waiting in one unnamed file.
 pub(crate) struct Spool {
-    directory: PathBuf,
+    pub directory: PathBuf,
     file: Option<Arc<File>>,
     length: u64,
     buffer: Vec<u8>,
@@ -197,8 +197,8 @@ impl Spool {
 
 /// Small pieces of content kept until the metadata is written: in memory up to a bound, then in an
 /// unnamed file.
-#[derive(Default)]
 pub(crate) struct Tails {
+    directory: PathBuf,
     memory: Vec<u8>,
     file: Option<File>,
     length: u64,
@@ -207,6 +207,15 @@ pub(crate) struct Tails {
 const TAILS_IN_MEMORY: usize = 64 << 20;
 
 impl Tails {
+    pub fn new(directory: PathBuf) -> Tails {
+        Tails {
+            directory,
+            memory: Vec::new(),
+            file: None,
+            length: 0,
+        }
+    }
+
     /// Keeps `bytes`; the result finds them again.
     pub fn push(&mut self, bytes: &[u8]) -> io::Result<u64> {
         let position = self.length;
@@ -214,7 +223,7 @@ impl Tails {
             self.memory.extend_from_slice(bytes);
         } else {
             if self.file.is_none() {
-                self.file = Some(tempfile::tempfile()?);
+                self.file = Some(tempfile::tempfile_in(&self.directory)?);
             }
             let file = self.file.as_ref().expect("made above");
             file.write_all_at(bytes, position - self.memory.len() as u64)?;

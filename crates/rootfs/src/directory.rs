@@ -45,11 +45,19 @@ pub struct Options {
 /// what is mounted on them included; what cannot be read or stored is an error.
 pub fn from_directory(path: &Path, out: File, options: &Options) -> Result<Rootfs> {
     let mut builder = Builder::new();
-    add_tree(&mut builder, path, options)?;
+    let image = out
+        .metadata()
+        .map_err(io_error("reading", Path::new("the image")))?;
+    add_tree(&mut builder, path, (image.dev(), image.ino()), options)?;
     builder.finish(out)
 }
 
-fn add_tree(builder: &mut Builder, root: &Path, options: &Options) -> Result<()> {
+fn add_tree(
+    builder: &mut Builder,
+    root: &Path,
+    image: (u64, u64),
+    options: &Options,
+) -> Result<()> {
     let metadata = fs::metadata(root).map_err(io_error("reading", root))?;
     if !metadata.is_dir() {
         let reason = "not a directory; name the directory that holds the container's files";
@@ -69,8 +77,15 @@ fn add_tree(builder: &mut Builder, root: &Path, options: &Options) -> Result<()>
             let name = directory.join(entry.file_name());
             let source = here.join(entry.file_name());
             let metadata = entry.metadata().map_err(io_error("reading", &source))?;
+            let key = (metadata.dev(), metadata.ino());
+            if key == image {
+                let reason = "the image cannot be inside the directory; write it elsewhere";
+                return Err(Error::Path {
+                    path: source,
+                    reason,
+                });
+            }
             if metadata.nlink() > 1 && !metadata.is_dir() {
-                let key = (metadata.dev(), metadata.ino());
                 if let Some(first) = links.get(&key) {
                     builder.add_hardlink(bytes(&name), bytes(first))?;
                     continue;

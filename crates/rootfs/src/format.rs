@@ -200,7 +200,8 @@ pub(crate) fn check_attributes(attributes: &Attributes) -> Result<(), String> {
     Ok(())
 }
 
-fn split_xattr(name: &[u8]) -> Option<(u8, &[u8])> {
+/// The number of the name's prefix, and the rest.
+pub(crate) fn split_xattr(name: &[u8]) -> Option<(u8, &[u8])> {
     XATTR_PREFIXES.iter().find_map(|&(prefix, index)| {
         let suffix = name.strip_prefix(prefix)?;
         // A prefix with a dot needs something after it, a whole name must end.

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::thread;
 
@@ -26,7 +26,8 @@ use crate::verity::ImageWriter;
 const SHARE_MIN: u64 = 256;
 
 /// Writes the image and its hash tree.
-pub(crate) fn write(tree: &Tree, out: File) -> Result<Rootfs> {
+/// `spool` is a directory for unnamed temporary files.
+pub(crate) fn write(tree: &Tree, out: File, spool: PathBuf) -> Result<Rootfs> {
     let order = tree.order();
     let mut image = Image {
         tree,
@@ -34,7 +35,7 @@ pub(crate) fn write(tree: &Tree, out: File) -> Result<Rootfs> {
         build_time: most_common_time(tree),
         shared: find_shared(tree, &order)?,
         plans: tree.nodes.iter().map(|_| Plan::default()).collect(),
-        tails: Tails::default(),
+        tails: Tails::new(spool),
         writer: ImageWriter::new(out),
     };
     // The superblock comes last.

@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use bulla_abi::config::Rootfs;
-use bulla_rootfs::{Attributes, Builder, Options, Special, from_directory};
+use bulla_rootfs::{Attributes, Builder, Options, Ownership, Special, from_directory};
 use common::*;
 use rustix::fs::{XattrFlags, lsetxattr};
 
@@ -359,6 +359,74 @@ fn the_order_of_entries_means_nothing() {
     assert_eq!(tree[&b"/a"[..]].mode, 0o40711);
     assert_eq!(tree[&b"/b"[..]].mode, 0o40755);
     check_with_tools(&directory.path().join("image"), &forward.0);
+}
+
+#[test]
+fn a_copy_gives_the_same_image() {
+    let built = built(varied_tree);
+    for sparse in ["--sparse=always", "--sparse=never"] {
+        let directory = tempfile::tempdir().unwrap();
+        let (copy, image) = (
+            directory.path().join("copy"),
+            directory.path().join("image"),
+        );
+        run("cp", &[&"-a", &sparse, &built.tree, &copy]).unwrap();
+        assert_eq!(build(&copy, &image), built.rootfs);
+        assert!(fs::read(&image).unwrap() == fs::read(&built.image).unwrap());
+    }
+}
+
+#[test]
+fn options_replace_owner_time_and_attributes() {
+    let directory = tempfile::tempdir().unwrap();
+    let (tree, image) = (
+        directory.path().join("tree"),
+        directory.path().join("image"),
+    );
+    fs::create_dir(&tree).unwrap();
+    varied_tree(&tree);
+    let options = Options {
+        ownership: Ownership::Fixed { uid: 5, gid: 6 },
+        modified: Some((7, 8)),
+        without_xattrs: true,
+    };
+    let rootfs = from_directory(&tree, create(&image), &options).unwrap();
+    let mut original = describe_directory(&tree);
+    for described in original.values_mut() {
+        (described.owner, described.modified) = ((5, 6), (7, 8));
+        described.xattrs.clear();
+    }
+    // All inodes are short ones now.
+    assert_same(&original, &describe_image(&open(&image, &rootfs)));
+    check_with_tools(&image, &rootfs);
+    with_mounted(&image, |mounted| {
+        assert_same(&original, &describe_directory(mounted))
+    });
+    let inside = create(&tree.join("image"));
+    let message = from_directory(&tree, inside, &options)
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("elsewhere"), "{message}");
+}
+
+#[test]
+#[ignore = "takes long; BULLA_TEST_TREE names a directory, else /usr/bin"]
+fn a_directory_of_this_machine_is_read_back() {
+    let tree = std::env::var_os("BULLA_TEST_TREE").map_or("/usr/bin".into(), PathBuf::from);
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    let rootfs = build(&tree, &image);
+    let mut original = describe_directory(&tree);
+    let found = describe_image(&open(&image, &rootfs));
+    for (path, described) in &mut original {
+        // Other names may be outside.
+        described.links = found[path].links;
+    }
+    assert_same(&original, &found);
+    check_with_tools(&image, &rootfs);
+    with_mounted(&image, |mounted| {
+        assert_same(&found, &describe_directory(mounted))
+    });
 }
 
 #[test]

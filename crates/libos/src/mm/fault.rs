@@ -184,7 +184,10 @@ impl Locked<'_> {
         accounting::charge(len).map_err(|_| Fault::NoMemory)?;
         let result = commit(vma, range.clone());
         match result {
-            Ok(()) => {
+            Ok(has_sites) => {
+                if has_sites && let Some(vma) = self.vmas.find_mut(range.start) {
+                    vma.flags |= VmaFlags::SITES;
+                }
                 self.live.insert(range);
                 self.peak_pages = self.peak_pages.max(self.live.count());
                 Ok(())
@@ -283,12 +286,13 @@ fn clip_to_file(
     Ok(range.start..end)
 }
 
-/// Commits pages of a private mapping with their content and protection.
-fn commit(vma: &Vma, range: Range<u64>) -> Result<()> {
+/// Commits pages of a private mapping with their content and protection; whether system-call sites
+/// in them were rewritten.
+fn commit(vma: &Vma, range: Range<u64>) -> Result<bool> {
     let len = range.end - range.start;
     let protection = vma.page_protection();
     let Backing::File(file) = &vma.backing else {
-        return platform().commit(range.start, len, protection);
+        return platform().commit(range.start, len, protection).map(|()| false);
     };
     platform().commit(range.start, len, READ_WRITE)?;
     let offset = file.offset + (range.start - vma.start);
@@ -297,9 +301,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<()> {
             read_file(file, offset, bytes)
         })
         .and_then(|()| super::sites::prepare(vma, file, range.clone()))
-        .and_then(|()| match protection == READ_WRITE {
-            true => Ok(()),
-            false => platform().protect(range.start, len, protection),
+        .and_then(|has_sites| match protection == READ_WRITE {
+            true => Ok(has_sites),
+            false => platform().protect(range.start, len, protection).map(|()| has_sites),
         });
     if result.is_err() {
         platform().decommit(range.start, len);

@@ -332,10 +332,15 @@ impl Locked<'_> {
 
     /// Removes all mappings in a range.
     pub(super) fn unmap(&mut self, range: &Range<u64>) {
+        let has_sites =
+            self.vmas.overlapping(range).any(|vma| vma.flags.contains(VmaFlags::SITES));
         for part in self.take_out(range) {
             for part in self.without_reserved(&part) {
                 allocator::release(part);
             }
+        }
+        if has_sites {
+            super::sites::dropped(range);
         }
     }
 
@@ -397,9 +402,6 @@ impl Locked<'_> {
 
     /// Frees the pages of a mapping, live or saved. Shared objects keep theirs.
     pub(super) fn drop_pages(&mut self, vma: &Vma) {
-        if vma.flags.contains(VmaFlags::SITES) {
-            super::sites::forget(vma);
-        }
         let range = vma.range();
         let runs: Vec<_> = self.live.runs(range.clone()).collect();
         for run in runs {
@@ -443,7 +445,7 @@ impl Locked<'_> {
             }
             _ => {
                 if writable && piece.flags.contains(VmaFlags::SITES) {
-                    super::sites::undo(piece);
+                    super::sites::undo(piece, &self.live);
                 }
                 if effective(piece.protection) != pages {
                     for run in self.live.runs(range.clone()) {

@@ -161,7 +161,7 @@ impl Locked<'_> {
         let bytes: u64 = runs.iter().map(|run| run.end - run.start).sum();
         accounting::charge(bytes)?;
         if from.flags.contains(VmaFlags::SITES) {
-            super::sites::undo(from);
+            super::sites::undo(from, &self.live);
         }
         let protection = moved.page_protection();
         for (at, run) in runs.iter().enumerate() {

@@ -326,12 +326,7 @@ pub fn truncate(id: FileId, size: u64) {
 
 impl SharedObject {
     /// Calls `copy` for the live parts of a file range: home address, range of the buffer.
-    fn overlay(
-        &self,
-        offset: u64,
-        len: usize,
-        mut copy: impl FnMut(u64, Range<usize>, Protection),
-    ) {
+    fn overlay(&self, offset: u64, len: usize, mut copy: impl FnMut(u64, Range<usize>, Protection)) {
         let Some(file) = &self.file else { return };
         let size = self.home.end - self.home.start;
         let start = offset.max(file.offset);

@@ -1,9 +1,31 @@
 //! Who a process is: user and group ids, capabilities.
+//!
+//! Credentials belong to the process, not to each thread as on Linux: every libc changes them for
+//! all threads together.
 
 use alloc::vec::Vec;
 
-/// Ids as setresuid(2) and setfsuid(2) know them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What a container under Docker's defaults may do: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL,
+/// SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+
+pub const CAP_CHOWN: u32 = 0;
+pub const CAP_DAC_OVERRIDE: u32 = 1;
+pub const CAP_DAC_READ_SEARCH: u32 = 2;
+pub const CAP_FOWNER: u32 = 3;
+pub const CAP_FSETID: u32 = 4;
+pub const CAP_KILL: u32 = 5;
+pub const CAP_SETGID: u32 = 6;
+pub const CAP_SETUID: u32 = 7;
+pub const CAP_SETPCAP: u32 = 8;
+pub const CAP_SYS_CHROOT: u32 = 18;
+pub const CAP_SYS_NICE: u32 = 23;
+pub const CAP_SYS_RESOURCE: u32 = 24;
+/// Highest capability number known.
+pub const CAP_LAST: u32 = 40;
+
+/// Ids as setresuid(2) and setfsuid(2) know them, and capabilities(7).
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Credentials {
     pub ruid: u32,
     pub euid: u32,
@@ -14,4 +36,133 @@ pub struct Credentials {
     pub sgid: u32,
     pub fsgid: u32,
     pub groups: Vec<u32>,
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
+    pub bounding: u64,
+    /// PR_SET_KEEPCAPS.
+    pub keep_capabilities: bool,
+    /// PR_SET_SECUREBITS.
+    pub secure_bits: u32,
+}
+
+impl Default for Credentials {
+    fn default() -> Credentials {
+        Credentials::new(0, 0, Vec::new())
+    }
+}
+
+impl Credentials {
+    /// A user as a container starts with it: root has Docker's default capabilities.
+    pub fn new(uid: u32, gid: u32, groups: Vec<u32>) -> Credentials {
+        let own = if uid == 0 { DEFAULT_CAPABILITIES } else { 0 };
+        Credentials {
+            ruid: uid,
+            euid: uid,
+            suid: uid,
+            fsuid: uid,
+            rgid: gid,
+            egid: gid,
+            sgid: gid,
+            fsgid: gid,
+            groups,
+            effective: own,
+            permitted: own,
+            inheritable: 0,
+            ambient: 0,
+            bounding: DEFAULT_CAPABILITIES,
+            keep_capabilities: false,
+            secure_bits: 0,
+        }
+    }
+
+    /// Whether a capability is effective.
+    pub fn has(&self, capability: u32) -> bool {
+        self.effective >> capability & 1 != 0
+    }
+
+    /// Whether a signal from this user to `target` is allowed (kill(2)).
+    pub fn may_signal(&self, target: &Credentials) -> bool {
+        self.has(CAP_KILL)
+            || [self.euid, self.ruid]
+                .iter()
+                .any(|&id| id == target.ruid || id == target.suid)
+    }
+
+    /// Whether `gid` is the effective or a supplementary group.
+    pub fn in_group(&self, gid: u32) -> bool {
+        self.fsgid == gid || self.groups.contains(&gid)
+    }
+
+    /// After a change of user ids: what capabilities(7) says of transitions from and to 0.
+    pub fn adjust_capabilities(&mut self, old: &Credentials) {
+        let was_root = [old.ruid, old.euid, old.suid].contains(&0);
+        let is_root = [self.ruid, self.euid, self.suid].contains(&0);
+        if was_root && !is_root {
+            if !self.keep_capabilities {
+                self.permitted = 0;
+                self.effective = 0;
+            }
+            self.ambient = 0;
+        }
+        if old.euid == 0 && self.euid != 0 {
+            self.effective = 0;
+        }
+        if old.euid != 0 && self.euid == 0 {
+            self.effective = self.permitted;
+        }
+    }
+
+    /// execve: a set-user-ID or set-group-ID program (`None`: not one), capabilities anew.
+    pub fn exec(&mut self, set_uid: Option<u32>, set_gid: Option<u32>) {
+        if let Some(uid) = set_uid {
+            self.euid = uid;
+        }
+        if let Some(gid) = set_gid {
+            self.egid = gid;
+        }
+        (self.suid, self.fsuid) = (self.euid, self.euid);
+        (self.sgid, self.fsgid) = (self.egid, self.egid);
+        let privileged = set_uid.is_some() || set_gid.is_some();
+        if privileged {
+            self.ambient = 0;
+        }
+        if self.euid == 0 || self.ruid == 0 {
+            self.permitted = self.bounding | self.inheritable;
+            self.effective = if self.euid == 0 { self.permitted } else { 0 };
+        } else {
+            self.permitted = self.ambient;
+            self.effective = self.ambient;
+        }
+        self.keep_capabilities = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropping_root_drops_capabilities() {
+        let root = Credentials::default();
+        assert!(root.has(CAP_KILL));
+        let mut user = root.clone();
+        (user.ruid, user.euid, user.suid, user.fsuid) = (1000, 1000, 1000, 1000);
+        user.adjust_capabilities(&root);
+        assert_eq!((user.effective, user.permitted), (0, 0));
+        assert!(!user.may_signal(&root));
+        assert!(root.may_signal(&user));
+    }
+
+    #[test]
+    fn a_set_user_id_program_gains_root() {
+        let mut user = Credentials::new(1000, 1000, Vec::new());
+        user.exec(Some(0), None);
+        assert_eq!(
+            (user.ruid, user.euid, user.suid, user.fsuid),
+            (1000, 0, 0, 0)
+        );
+        assert!(user.has(CAP_SETUID));
+    }
 }

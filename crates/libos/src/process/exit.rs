@@ -1,6 +1,25 @@
 //! The end of threads and processes.
+//!
+//! Ending is asked for with Work::EXIT and carried out by the thread itself, in [`finish`], on the
+//! way to user code: no kernel function is ever abandoned half-way.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::thread::Work;
+use super::{Process, table};
+use crate::fs::context::FsContext;
+use crate::fs::table::FdTable;
+use crate::mm::AddressSpace;
+use crate::platform::{Atomic, platform};
+use crate::signal::action::{SA_NOCLDWAIT, SIG_IGN};
+use crate::signal::info::{CLD_EXITED, CLD_KILLED, SigInfo};
+use crate::signal::send::{Origin, child_info, to_group, to_process};
+use crate::signal::{SIGCHLD, SIGCONT, SIGHUP, SIGKILL};
+use crate::sync::futex;
+use crate::sync::wait::Events;
+use crate::{Result, Thread};
 
 /// What a thread leaves behind when it ends.
 #[derive(Default)]
@@ -16,5 +35,296 @@ pub struct ThreadExit {
 impl ThreadExit {
     pub fn robust_list(&self) -> u64 {
         self.robust_list.load(Ordering::Relaxed)
+    }
+}
+
+/// exit: this thread only. `status` as wait reports it.
+pub fn thread_exit(thread: &Arc<Thread>, status: u32) {
+    thread.exit.status.store(status, Ordering::Relaxed);
+    thread.add_own_work(Work::EXIT);
+}
+
+/// exit_group, a fatal signal, or exec's parent killed: every thread of the process ends. The
+/// first status given stays.
+pub fn group_exit(process: &Arc<Process>, status: u32) {
+    let value = 1 << 32 | u64::from(status);
+    let first = process
+        .group_exit
+        .compare_exchange(0, value, Ordering::SeqCst, Ordering::SeqCst);
+    if first.is_ok() {
+        process.signals.group.lock().stopped_by = 0;
+    }
+    for thread in process.live_threads() {
+        thread.add_work(Work::EXIT);
+    }
+}
+
+/// Carries out a thread's end. Called once, by the thread itself; afterwards it runs no user code.
+pub fn finish(thread: &Arc<Thread>) {
+    let process = &thread.process;
+    let mm = thread.mm();
+    release_futexes(thread, &mm);
+    thread.clock.finish();
+    process
+        .times
+        .ended_threads
+        .fetch_add(thread.clock.cpu_time(), Ordering::Relaxed);
+    let sleeps = thread.clock.sleeps.load(Ordering::Relaxed);
+    process
+        .times
+        .ended_sleeps
+        .fetch_add(sleeps, Ordering::Relaxed);
+    thread.set_files(Arc::new(FdTable::default()));
+    let is_last = {
+        let mut table = table::lock();
+        let mut threads = process.threads.lock();
+        threads.retain(|other| !core::ptr::eq(other.as_ptr(), Arc::as_ptr(thread)));
+        let is_last = threads.is_empty();
+        drop(threads);
+        table.remove_thread(thread.tid());
+        is_last
+    };
+    if is_last {
+        let status = process
+            .group_exit()
+            .unwrap_or(thread.exit.status.load(Ordering::Relaxed));
+        process_end(thread, status);
+    } else {
+        // exec waits for the others to go; a stop may have waited for this one.
+        for other in process.live_threads() {
+            other.notify();
+        }
+        crate::signal::deliver::complete_stop(process, 0);
+    }
+    mm.detach(thread);
+    thread.set_fs(kernel_fs());
+}
+
+/// What threads that have ended refer to instead of their file system context.
+fn kernel_fs() -> Arc<FsContext> {
+    static EMPTY: spin::Once<Arc<FsContext>> = spin::Once::new();
+    EMPTY.call_once(|| Arc::new(FsContext::default())).clone()
+}
+
+/// The last thread of a process has gone: zombie, orphans, the parent.
+fn process_end(thread: &Arc<Thread>, status: u32) {
+    let process = &thread.process;
+    process
+        .group_exit
+        .store(3 << 32 | u64::from(status), Ordering::SeqCst);
+    process.timers.clear();
+    if process.pid == 1 {
+        // The container ends with its first process; the others go with the enclave.
+        platform().exit(status);
+    }
+    process.release_vfork_parent();
+    release_children(process);
+    let left_group = orphan_group(process);
+    announce(process, status);
+    process.ended.wake(Events::IN);
+    for group in left_group {
+        // POSIX: a newly orphaned group with a stopped member gets SIGHUP and SIGCONT.
+        let _ = to_group(group, SigInfo::kernel(SIGHUP), Origin::Inside);
+        let _ = to_group(group, SigInfo::kernel(SIGCONT), Origin::Inside);
+    }
+}
+
+/// Children go to the nearest subreaper or process 1.
+fn release_children(process: &Arc<Process>) {
+    let mut heirs: Vec<(Arc<Process>, Option<u32>)> = Vec::new();
+    let reaper = {
+        let mut table = table::lock();
+        let reaper = table.reaper_of(process.pid);
+        let children = table
+            .node(process.pid)
+            .map(|n| n.children.clone())
+            .unwrap_or_default();
+        for pid in children {
+            table.reparent(pid, reaper);
+            if let Some(node) = table.node(pid) {
+                heirs.push((node.process.clone(), node.zombie));
+            }
+        }
+        table.node(reaper).map(|node| node.process.clone())
+    };
+    for (child, zombie) in heirs {
+        let signal = child.parent_death_signal.load(Ordering::Relaxed);
+        if signal != 0 && zombie.is_none() {
+            let _ = to_process(&child, SigInfo::kernel(signal), Origin::Inside);
+        }
+        child.exit_signal.store(SIGCHLD, Ordering::Relaxed);
+        if let (Some(status), Some(_)) = (zombie, &reaper) {
+            announce(&child, status);
+        }
+    }
+}
+
+/// Groups that the end of `process` orphans and that have a stopped member.
+fn orphan_group(process: &Arc<Process>) -> Vec<u32> {
+    let table = table::lock();
+    let is_stopped = |process: &Process| process.signals.group.lock().stopped_by != 0;
+    let group = process.group();
+    let mut groups = Vec::new();
+    if table.is_orphaned_group(group, process.pid)
+        && table
+            .group_members(group)
+            .iter()
+            .any(|p| p.pid != process.pid && is_stopped(p))
+    {
+        groups.push(group);
+    }
+    groups
+}
+
+/// The process becomes a zombie, or vanishes when its parent does not want to know.
+fn announce(process: &Arc<Process>, status: u32) {
+    let parent = process.parent();
+    let signal = process.exit_signal.load(Ordering::Relaxed);
+    let action = parent.as_ref().map(|parent| parent.signals.action(SIGCHLD));
+    let unwanted = signal == SIGCHLD
+        && action.is_none_or(|a| a.handler == SIG_IGN || a.flags & SA_NOCLDWAIT != 0);
+    {
+        let mut table = table::lock();
+        if unwanted {
+            drop(table.reap(process.pid));
+        } else if let Some(node) = table.node_mut(process.pid) {
+            node.zombie = Some(status);
+        }
+    }
+    let Some(parent) = parent else { return };
+    if signal != 0 && action.is_none_or(|action| action.handler != SIG_IGN) {
+        let (code, value) = match status & 0x7f {
+            0 => (CLD_EXITED, status >> 8 & 0xff),
+            signal => (CLD_KILLED, signal),
+        };
+        let info = child_info(process, signal, code, value);
+        let _ = to_process(&parent, info, Origin::Inside);
+    }
+    parent.children_changed.wake(Events::empty());
+}
+
+/// Ends every other thread of the process and waits until they are gone (execve). EAGAIN (which
+/// nobody sees) when the thread must end itself.
+pub fn end_other_threads(thread: &Arc<Thread>) -> Result<()> {
+    let process = &thread.process;
+    let others = |process: &Process| -> Vec<Arc<Thread>> {
+        let mut threads = process.live_threads();
+        threads.retain(|other| !Arc::ptr_eq(other, thread));
+        threads
+    };
+    for other in others(process) {
+        other.add_work(Work::EXIT);
+    }
+    loop {
+        let seen = thread.event_count();
+        if process.group_exit().is_some() {
+            return Err(crate::errno::EAGAIN.because("the process ends"));
+        }
+        // By the list, not by upgrades: a thread that is dropped is still on its way out.
+        if process.threads.lock().len() <= 1 {
+            return Ok(());
+        }
+        thread.sleep(seen, None);
+    }
+}
+
+/// Most entries of a robust list that are looked at (Linux's ROBUST_LIST_LIMIT).
+const ROBUST_LIST_LIMIT: usize = 2048;
+
+/// Robust futexes of the dying thread, then clear_child_tid. Also when execve replaces memory.
+pub fn release_futexes(thread: &Arc<Thread>, mm: &Arc<AddressSpace>) {
+    let head = thread.exit.robust_list.swap(0, Ordering::Relaxed);
+    if head != 0 {
+        // A list that cannot be read to its end is the program's problem.
+        let _ = walk_robust_list(thread, mm, head);
+    }
+    let address = thread.exit.clear_child_tid.swap(0, Ordering::Relaxed);
+    if address != 0 && mm.write(address, &0u32.to_le_bytes()).is_ok() {
+        let _ = futex::wake(mm, address, false, 1, !0);
+    }
+}
+
+fn walk_robust_list(thread: &Arc<Thread>, mm: &Arc<AddressSpace>, head: u64) -> Result<()> {
+    let word = |address: u64| -> Result<u64> {
+        let mut bytes = [0; 8];
+        mm.read(address, &mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
+    };
+    let offset = word(head.wrapping_add(8))?;
+    let pending = word(head.wrapping_add(16))?;
+    let mut entry = word(head)?;
+    for _ in 0..ROBUST_LIST_LIMIT {
+        if entry & !1 == head {
+            break;
+        }
+        // The next entry first: the owner may be freed once it is released.
+        let next = word(entry & !1)?;
+        if entry & !1 != pending & !1 {
+            release_robust(
+                thread,
+                mm,
+                (entry & !1).wrapping_add(offset),
+                entry & 1 != 0,
+                false,
+            )?;
+        }
+        entry = next;
+    }
+    if pending & !1 != 0 {
+        release_robust(
+            thread,
+            mm,
+            (pending & !1).wrapping_add(offset),
+            pending & 1 != 0,
+            true,
+        )?;
+    }
+    Ok(())
+}
+
+fn release_robust(
+    thread: &Arc<Thread>,
+    mm: &Arc<AddressSpace>,
+    address: u64,
+    inherits: bool,
+    is_pending: bool,
+) -> Result<()> {
+    if address % 4 != 0 {
+        return Err(crate::errno::EINVAL);
+    }
+    loop {
+        let value = mm.atomic(address, Atomic::Load)?;
+        if is_pending && !inherits && value == 0 {
+            // Released, but perhaps not yet announced.
+            futex::wake(mm, address, false, 1, !0)?;
+            return Ok(());
+        }
+        if value & futex::TID_MASK != thread.tid() {
+            return Ok(());
+        }
+        let new = value & futex::WAITERS | futex::OWNER_DIED;
+        let exchange = Atomic::CompareExchange {
+            expected: value,
+            new,
+        };
+        if mm.atomic(address, exchange)? == value {
+            if value & futex::WAITERS != 0 {
+                if inherits {
+                    futex::release_lock(mm, address)?;
+                } else {
+                    futex::wake(mm, address, false, 1, !0)?;
+                }
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Kills every process but the first (reboot, container stop).
+pub fn kill_all() {
+    for process in table::processes() {
+        if process.pid != 1 {
+            group_exit(&process, SIGKILL);
+        }
     }
 }

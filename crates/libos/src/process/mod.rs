@@ -1,17 +1,30 @@
 //! Processes and threads.
 //!
 //! A [`Process`] is what Linux calls a thread group; a [`thread::Thread`] runs on one thread slot
-//! of the enclave for its whole life.
+//! of the enclave for its whole life. [`table`] holds the family tree; everything that concerns
+//! more than one process (parents, groups, sessions, zombies) changes under its lock only.
 
+pub mod boot;
+pub mod clone;
 pub mod credentials;
+pub mod exec;
 pub mod exit;
+pub mod limits;
+pub mod pidfd;
+pub mod table;
 pub mod thread;
+pub mod times;
+pub mod users;
+pub mod wait;
 
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::mm::AddressSpace;
+use crate::signal::ProcessSignals;
 use crate::sync::SpinLock;
+use crate::sync::wait::WaitQueue;
 use thread::Thread;
 
 /// A thread group.
@@ -19,9 +32,38 @@ pub struct Process {
     pub pid: u32,
     /// User memory. Replaced by execve; shared with the parent under CLONE_VM.
     mm: SpinLock<Arc<AddressSpace>>,
-    pub parent: SpinLock<Weak<Process>>,
+    /// Copies of what the table says, so that getppid and its like take no lock.
+    parent_pid: AtomicU32,
+    group: AtomicU32,
+    session: AtomicU32,
     pub threads: SpinLock<Vec<Weak<Thread>>>,
     pub credentials: SpinLock<credentials::Credentials>,
+    pub signals: ProcessSignals,
+    pub limits: limits::Limits,
+    pub times: times::ProcessTimes,
+    pub timers: crate::time::ProcessTimers,
+    /// Woken when a child ends, stops or continues.
+    pub children_changed: Arc<WaitQueue>,
+    /// Woken when this process ends (pidfd).
+    pub ended: Arc<WaitQueue>,
+    /// Signal to the parent at the end: SIGCHLD, or what clone asked for; 0 for none.
+    pub exit_signal: AtomicU32,
+    /// Bit 32: the whole group ends, with the status in the lower half.
+    group_exit: AtomicU64,
+    /// execve has run since fork (setpgid by the parent is then refused).
+    pub has_executed: AtomicBool,
+    /// The thread whose vfork waits for this process.
+    vfork_parent: SpinLock<Option<Weak<Thread>>>,
+    /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
+    pub subreaper: AtomicBool,
+    pub dumpable: AtomicU32,
+    pub no_new_privileges: AtomicBool,
+    pub parent_death_signal: AtomicU32,
+    /// oom_score_adj of /proc, kept as written.
+    pub oom_score_adj: AtomicU32,
+    /// setpriority: 20 − nice, so that getpriority can return it as it is.
+    pub priority: AtomicU32,
+    pub personality: AtomicU32,
 }
 
 impl Process {
@@ -29,9 +71,28 @@ impl Process {
         Arc::new(Process {
             pid,
             mm: SpinLock::new(mm),
-            parent: SpinLock::new(Weak::new()),
+            parent_pid: AtomicU32::new(0),
+            group: AtomicU32::new(pid),
+            session: AtomicU32::new(pid),
             threads: SpinLock::new(Vec::new()),
             credentials: SpinLock::new(credentials::Credentials::default()),
+            signals: ProcessSignals::default(),
+            limits: limits::Limits::default(),
+            times: Default::default(),
+            timers: Default::default(),
+            children_changed: WaitQueue::new(),
+            ended: WaitQueue::new(),
+            exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
+            group_exit: AtomicU64::new(0),
+            has_executed: AtomicBool::new(false),
+            vfork_parent: SpinLock::new(None),
+            subreaper: AtomicBool::new(false),
+            dumpable: AtomicU32::new(1),
+            no_new_privileges: AtomicBool::new(false),
+            parent_death_signal: AtomicU32::new(0),
+            oom_score_adj: AtomicU32::new(0),
+            priority: AtomicU32::new(20),
+            personality: AtomicU32::new(0),
         })
     }
 
@@ -41,6 +102,61 @@ impl Process {
 
     /// execve: replaces the address space.
     pub fn set_mm(&self, mm: Arc<AddressSpace>) {
-        *self.mm.lock() = mm;
+        let old = core::mem::replace(&mut *self.mm.lock(), mm);
+        // Tearing it down may take long: not under the lock.
+        drop(old);
+    }
+
+    /// Process id of the parent; 0 for the first process.
+    pub fn parent_pid(&self) -> u32 {
+        self.parent_pid.load(Ordering::Relaxed)
+    }
+
+    /// Process group.
+    pub fn group(&self) -> u32 {
+        self.group.load(Ordering::Relaxed)
+    }
+
+    /// Session.
+    pub fn session(&self) -> u32 {
+        self.session.load(Ordering::Relaxed)
+    }
+
+    /// The parent, unless it is the host (first process).
+    pub fn parent(&self) -> Option<Arc<Process>> {
+        table::process(self.parent_pid())
+    }
+
+    /// Threads that still run.
+    pub fn live_threads(&self) -> Vec<Arc<Thread>> {
+        self.threads
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect()
+    }
+
+    /// The thread that the process began with, or any other if that one has ended.
+    pub fn main_thread(&self) -> Option<Arc<Thread>> {
+        self.threads.lock().iter().find_map(Weak::upgrade)
+    }
+
+    /// Status that the whole process ends with, once that is decided.
+    pub fn group_exit(&self) -> Option<u32> {
+        let value = self.group_exit.load(Ordering::SeqCst);
+        (value >> 32 != 0).then_some(value as u32)
+    }
+
+    /// Whether the process has ended (it may still be a zombie).
+    pub fn has_ended(&self) -> bool {
+        self.group_exit.load(Ordering::SeqCst) >> 33 != 0
+    }
+
+    /// Lets the parent that vforked this process go on.
+    pub fn release_vfork_parent(&self) {
+        let waiting = self.vfork_parent.lock().take();
+        if let Some(thread) = waiting.and_then(|thread| thread.upgrade()) {
+            thread.notify();
+        }
     }
 }

@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::Process;
 use crate::Registers;
@@ -40,7 +40,8 @@ pub struct StartState {
 
 /// One thread of a process.
 pub struct Thread {
-    pub tid: u32,
+    /// Changes once at most: execve by another thread than the first gives it the process's id.
+    tid: AtomicU32,
     pub process: Arc<Process>,
     /// The thread slot it runs on; u32::MAX before the platform has assigned one.
     pub slot: AtomicU32,
@@ -56,6 +57,11 @@ pub struct Thread {
     /// Everything futexes and thread exit need (clear_child_tid, robust list).
     pub exit: crate::process::exit::ThreadExit,
     pub name: SpinLock<Vec<u8>>,
+    /// Where a futex wait stands.
+    pub futex: crate::sync::futex::FutexWait,
+    pub clock: super::times::ThreadClock,
+    /// prctl(PR_SET_TIMERSLACK), ns; kept, not used.
+    pub timer_slack: AtomicU64,
 }
 
 impl Thread {
@@ -67,7 +73,7 @@ impl Thread {
         start: StartState,
     ) -> Thread {
         Thread {
-            tid,
+            tid: AtomicU32::new(tid),
             process,
             slot: AtomicU32::new(u32::MAX),
             events: AtomicU32::new(0),
@@ -79,7 +85,35 @@ impl Thread {
             signals: Default::default(),
             exit: Default::default(),
             name: SpinLock::new(Vec::new()),
+            futex: Default::default(),
+            clock: super::times::ThreadClock::start(),
+            timer_slack: AtomicU64::new(50_000),
         }
+    }
+
+    /// The thread's id.
+    pub fn tid(&self) -> u32 {
+        self.tid.load(Ordering::Relaxed)
+    }
+
+    /// execve by another thread than the first.
+    pub(super) fn set_tid(&self, tid: u32) {
+        self.tid.store(tid, Ordering::Relaxed);
+    }
+
+    /// Sleeps until notified or the deadline (monotonic, ns); the time does not count as CPU time.
+    pub fn sleep(&self, seen: u32, deadline: Option<u64>) {
+        self.waiting(|| platform().sleep(self, seen, deadline));
+    }
+
+    /// Runs `wait`, a sleep or a host call that waits: its time is not CPU time, and meanwhile the
+    /// thread's address space may lose its turn.
+    pub fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        self.asleep.store(true, Ordering::SeqCst);
+        crate::mm::residency::note_sleep(self);
+        let result = self.clock.asleep(wait);
+        self.asleep.store(false, Ordering::SeqCst);
+        result
     }
 
     pub fn mm(&self) -> Arc<AddressSpace> {

@@ -4,7 +4,7 @@
 //!   threads (the holder may have been descheduled by the host).
 //! - [`wait::WaitQueue`], [`wait::block_on`]: sleeping until an object becomes ready.
 
-pub mod mutex;
+pub mod futex;
 pub mod wait;
 
 use crate::platform::platform;

@@ -51,9 +51,7 @@ pub struct ThreadWaker {
 
 impl ThreadWaker {
     pub fn new(thread: &Arc<Thread>) -> Arc<ThreadWaker> {
-        Arc::new(ThreadWaker {
-            thread: Arc::downgrade(thread),
-        })
+        Arc::new(ThreadWaker { thread: Arc::downgrade(thread) })
     }
 }
 
@@ -142,10 +140,7 @@ pub struct PollTable {
 
 impl PollTable {
     pub fn new(wake: Arc<dyn Wake>) -> PollTable {
-        PollTable {
-            wake,
-            queues: Vec::new(),
-        }
+        PollTable { wake, queues: Vec::new() }
     }
 
     /// Registers with `queue`; called by a file's `poll` before it looks at its state.
@@ -194,9 +189,6 @@ pub fn sleep_once(thread: &Arc<Thread>, seen: u32, deadline: Option<u64>) -> Res
     if deadline.is_some_and(|deadline| platform().monotonic() >= deadline) {
         return Err(ETIMEDOUT);
     }
-    thread.asleep.store(true, Ordering::SeqCst);
-    crate::mm::residency::note_sleep(thread);
-    platform().sleep(thread, seen, deadline);
-    thread.asleep.store(false, Ordering::SeqCst);
+    thread.sleep(seen, deadline);
     Ok(())
 }

@@ -1,17 +1,22 @@
 //! System calls: dispatch. [`table`] lists them; each family has its file.
 
-pub mod at;
-pub mod attribute;
 pub mod brk;
-pub mod descriptor;
-pub mod directory;
-pub mod io;
 pub mod madvise;
 pub mod mmap;
-pub mod names;
-pub mod open;
-pub mod stat;
+pub mod clone;
+pub mod futex;
+pub mod identity;
+pub mod kill;
+pub mod limits;
+pub mod prctl;
+pub mod sched;
+pub mod session;
+pub mod signal;
+pub mod system;
 pub mod table;
+pub mod time;
+pub mod timer;
+pub mod wait;
 
 use alloc::sync::Arc;
 
@@ -114,7 +119,14 @@ pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     let result = handler(&mut context, arguments);
     let value = match result {
         Ok(value) => value as u64,
-        Err(errno) => i64::from(errno.code()).wrapping_neg() as u64,
+        Err(errno) => {
+            if errno.code() >= crate::errno::ERESTARTSYS.code() {
+                // Restarted or turned into EINTR on the way to user code, whether or not the
+                // signal that interrupted the call is still there.
+                thread.add_own_work(crate::process::thread::Work::SIGNAL);
+            }
+            i64::from(errno.code()).wrapping_neg() as u64
+        }
     };
     registers.rax = value;
 }

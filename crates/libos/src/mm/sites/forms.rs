@@ -1,0 +1,250 @@
+//! How a `syscall` can be rewritten, judged from the bytes around it.
+//!
+//! Nothing is decoded from a guessed start: a form is chosen only for byte patterns that leave one
+//! reading. When in doubt the site goes on trapping: slow, never wrong.
+
+use bulla_abi::sites::Form;
+
+/// Bytes before and after a site that are looked at.
+pub const AROUND: usize = 16;
+/// Bytes of a jump with a 32-bit distance.
+pub const JUMP: usize = 5;
+/// Unwinders know signal frames by the bytes of `mov $15, %rax; syscall`, which must stay.
+const RT_SIGRETURN: u64 = 15;
+/// The `syscall` instruction.
+pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+/// Chooses the form for a `syscall` that trapped with `number` in rax. `before` ends where the
+/// instruction starts; `after` starts where it ends. [`Form::After`] is only a proposal: nothing
+/// may branch into the bytes it moves.
+pub fn choose(before: &[u8], after: &[u8], number: u64) -> Form {
+    if number == RT_SIGRETURN {
+        return Form::Trap;
+    }
+    if let Some(len) = number_load(before, Some(number)) {
+        return Form::Number { len };
+    }
+    if stack_move(before) {
+        return Form::Before { len: 5 };
+    }
+    match movable_run(after) {
+        Some(len) => Form::After { len },
+        None => Form::Trap,
+    }
+}
+
+/// Whether the bytes are what `form` was chosen for. `whole` holds [`AROUND`] bytes, the site and
+/// [`AROUND`] bytes.
+pub fn matches(form: Form, before: &[u8], site: &[u8], after: &[u8]) -> bool {
+    if site != SYSCALL {
+        return false;
+    }
+    match form {
+        Form::Trap => false,
+        Form::Number { len } => number_load(before, None) == Some(len),
+        Form::Before { len } => usize::from(len) >= JUMP && before.len() >= len.into(),
+        Form::After { len } => usize::from(len) + 2 >= JUMP && after.len() >= len.into(),
+    }
+}
+
+/// The length of a `mov $number, %eax` (5) or `mov $number, %rax` (7) at the end of `before`.
+fn number_load(before: &[u8], number: Option<u64>) -> Option<u8> {
+    let (rest, immediate) = before.split_last_chunk::<4>()?;
+    let value = i32::from_le_bytes(*immediate);
+    let is = |loaded: u64| number.is_none_or(|number| number == loaded);
+    if rest.ends_with(&[0x48, 0xc7, 0xc0]) && is(value as i64 as u64) {
+        return Some(7);
+    }
+    let (&opcode, rest) = rest.split_last()?;
+    // After a REX prefix with B it would load r8d.
+    let extended = matches!(
+        rest.last(),
+        Some(0x41 | 0x43 | 0x45 | 0x47 | 0x49 | 0x4b | 0x4d | 0x4f)
+    );
+    (opcode == 0xb8 && !extended && is(u64::from(value as u32))).then_some(5)
+}
+
+/// A move between a 64-bit register and a stack slot, or `lea` of one, at the end of `before`:
+/// REX.W, opcode, ModRM with SIB, SIB of rsp, displacement: 5 bytes. musl's and glibc's cancellable
+/// and variadic calls have one there.
+fn stack_move(before: &[u8]) -> bool {
+    let Some((_, last)) = before.split_last_chunk::<5>() else {
+        return false;
+    };
+    let [rex, opcode, modrm, sib, _] = *last;
+    matches!(rex, 0x48 | 0x4c)
+        && matches!(opcode, 0x89 | 0x8b | 0x8d)
+        && modrm & 0xc7 == 0x44
+        && sib == 0x24
+}
+
+/// The length of whole instructions at the start of `after` that do the same anywhere and together
+/// make room for a jump.
+fn movable_run(after: &[u8]) -> Option<u8> {
+    let mut len = 0;
+    while len + 2 < JUMP {
+        len += movable(after.get(len..)?)?;
+    }
+    Some(len as u8)
+}
+
+/// The length of the instruction at the start of `code`, if it is one of those that usually follow
+/// a system call and does the same anywhere.
+fn movable(code: &[u8]) -> Option<usize> {
+    let at = |index: usize| code.get(index).copied();
+    let (rex, opcode, next) = match at(0)? {
+        rex @ 0x40..=0x4f => (rex, at(1)?, 2),
+        opcode => (0, opcode, 1),
+    };
+    let len = match opcode {
+        // push, pop
+        0x50..=0x5f => next,
+        // cmp $imm32, %eax / %rax
+        0x3d => next + 4,
+        // mov, test, cmp, xor, or, add, sub, movslq with a ModRM byte and no immediate
+        0x01 | 0x03 | 0x09 | 0x0b | 0x21 | 0x23 | 0x29 | 0x2b | 0x31 | 0x33 | 0x39 | 0x3b
+        | 0x63 | 0x85 | 0x89 | 0x8b => next + modrm(code.get(next..)?)?,
+        // add, or, and, sub, cmp with an 8-bit immediate
+        0x83 => next + modrm(code.get(next..)?)? + 1,
+        _ => return None,
+    };
+    // A REX prefix before push and pop is only ever B.
+    let plain = rex == 0 || !matches!(opcode, 0x50..=0x5f) || rex == 0x41;
+    (plain && len <= code.len()).then_some(len)
+}
+
+/// The length of a ModRM byte and what belongs to it; `None` for addresses relative to rip and
+/// absolute ones.
+fn modrm(code: &[u8]) -> Option<usize> {
+    let modrm = *code.first()?;
+    let (mode, base) = (modrm >> 6, modrm & 7);
+    let sib = usize::from(mode != 3 && base == 4);
+    if sib == 1 && mode == 0 && code.get(1)? & 7 == 5 {
+        return None;
+    }
+    match mode {
+        3 => Some(1),
+        2 => Some(1 + sib + 4),
+        1 => Some(1 + sib + 1),
+        _ if base == 5 => None,
+        _ => Some(1 + sib),
+    }
+}
+
+/// Whether a chunk of code at `start` may hold a direct branch into `targets` (exclusive of its
+/// first byte... every address in it counts). Every byte is taken for the start of a branch, so
+/// that none can be missed.
+pub fn may_branch_into(code: &[u8], start: u64, targets: &core::ops::Range<u64>) -> bool {
+    for (index, &opcode) in code.iter().enumerate() {
+        let address = start + index as u64;
+        let rest = &code[index + 1..];
+        let long = |rest: &[u8], end: u64| {
+            rest.first_chunk::<4>().is_some_and(|distance| {
+                let distance = i64::from(i32::from_le_bytes(*distance));
+                targets.contains(&end.wrapping_add_signed(distance))
+            })
+        };
+        let found = match opcode {
+            // jcc, jmp, loop, jrcxz with 8 bits
+            0x70..=0x7f | 0xeb | 0xe0..=0xe3 => rest.first().is_some_and(|&distance| {
+                let end = address + 2;
+                targets.contains(&end.wrapping_add_signed(i64::from(distance as i8)))
+            }),
+            0xe8 | 0xe9 => long(rest, address + 5),
+            0x0f => match rest.first() {
+                Some(0x80..=0x8f) => long(&rest[1..], address + 6),
+                _ => false,
+            },
+            // lea and other uses of an address: a jump table's or a handler's. Too many bytes look
+            // like one, so only `lea` with rip is looked at.
+            0x8d => match rest.first() {
+                Some(modrm) if modrm & 0xc7 == 5 => long(&rest[1..], address + 6),
+                _ => false,
+            },
+            _ => false,
+        };
+        if found {
+            return true;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let load = [0x90, 0xb8, 0x27, 0, 0, 0];
+        assert_eq!(choose(&load, &[], 0x27), Form::Number { len: 5 });
+        assert_eq!(choose(&load, &[], 0x28), Form::Trap);
+        // mov $39, %r8d
+        assert_eq!(choose(&[0x41, 0xb8, 0x27, 0, 0, 0], &[], 0x27), Form::Trap);
+        let go = [0x48, 0xc7, 0xc0, 0xe7, 0, 0, 0];
+        assert_eq!(choose(&go, &[], 231), Form::Number { len: 7 });
+        assert_eq!(
+            choose(&[0x48, 0xc7, 0xc0, 15, 0, 0, 0], &[0xc3], 15),
+            Form::Trap
+        );
+        assert_eq!(choose(&[], &[], 0), Form::Trap);
+    }
+
+    #[test]
+    fn stack_slots() {
+        // musl's __syscall_cp_asm: mov %r11, 8(%rsp)
+        let cancel = [0x4c, 0x89, 0x5c, 0x24, 0x08];
+        assert_eq!(choose(&cancel, &[0xc3], 1), Form::Before { len: 5 });
+        // glibc's syscall: mov 8(%rsp), %r9
+        let variadic = [0x4c, 0x8b, 0x4c, 0x24, 0x08];
+        assert_eq!(choose(&variadic, &[0x48, 0x3d], 1), Form::Before { len: 5 });
+    }
+
+    #[test]
+    fn what_follows() {
+        // glibc's read: xor %eax, %eax; syscall; cmp $-4096, %rax; ja
+        let read = [0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0x77, 0x10];
+        assert_eq!(choose(&[0x31, 0xc0], &read, 0), Form::After { len: 6 });
+        // mov %rax, %rdi; call
+        assert_eq!(
+            choose(&[], &[0x48, 0x89, 0xc7, 0xe8], 0),
+            Form::After { len: 3 }
+        );
+        // mov %rax, 8(%rsp)
+        assert_eq!(
+            choose(&[], &[0x48, 0x89, 0x44, 0x24, 8], 0),
+            Form::After { len: 5 }
+        );
+        // mov %eax, disp(%rip); pop %rbx and a jump.
+        assert_eq!(choose(&[], &[0x89, 0x05, 1, 2, 3, 4], 0), Form::Trap);
+        assert_eq!(choose(&[], &[0x5b, 0xeb, 3, 4], 0), Form::Trap);
+        assert_eq!(
+            choose(&[], &[0x5b, 0x5d, 0x41, 0x5c], 0),
+            Form::After { len: 4 }
+        );
+        assert_eq!(choose(&[], &[0xc3, 0x90, 0x90, 0x90], 0), Form::Trap);
+        assert_eq!(choose(&[], &[0x48, 0x3d, 0, 0xf0], 0), Form::Trap);
+    }
+
+    #[test]
+    fn branches() {
+        let targets = 0x1012..0x1015;
+        // jne to 0x1012 from 0x1000; the same one byte further misses the start but not the end.
+        assert!(may_branch_into(&[0x75, 0x10], 0x1000, &targets));
+        assert!(!may_branch_into(&[0x75, 0x0f], 0x1000, &targets));
+        assert!(!may_branch_into(&[0x75, 0x13], 0x1000, &targets));
+        assert!(may_branch_into(&[0xe9, 0x0d, 0, 0, 0], 0x1000, &targets));
+        assert!(may_branch_into(
+            &[0x0f, 0x84, 0x0c, 0, 0, 0],
+            0x1000,
+            &targets
+        ));
+        assert!(may_branch_into(
+            &[0x48, 0x8d, 0x05, 0x0b, 0, 0, 0],
+            0x1000,
+            &targets
+        ));
+        assert!(may_branch_into(&[0xeb, 0xf0], 0x1020, &targets));
+        assert!(!may_branch_into(&[0xe9, 0x0d], 0x1000, &targets));
+    }
+}

@@ -1,0 +1,489 @@
+//! System-call sites in program text, rewritten so that they do not trap.
+//!
+//! Sites belong to files. They are known from a measured list ([`add_list`]) or learned from first
+//! traps ([`syscall_trapped`]), and kept by file and offset. Text is rewritten when it is brought
+//! in ([`prepare`]), before it can execute; a page that is in use is rewritten at the trap, by one
+//! aligned store or with all threads of the process held outside user code.
+//!
+//! - [`forms`]: how a site can be rewritten. [`table`]: the trampolines.
+//!
+//! A program never sees an address in a trampoline: [`canonical`], [`resume_address`].
+//!
+//! Lock order: inside a space's state; the table outside the allocator.
+
+pub mod forms;
+pub mod table;
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use bulla_abi::sites::{Form, Kind, SiteList};
+
+use super::vma::FileBacking;
+use super::{Backing, PAGE, Space, Vma, VmaFlags, allocator, residency};
+use crate::fs::inode::FileId;
+use crate::platform::{Protection, platform};
+use crate::sync::{RwSpinLock, SpinLock};
+use crate::{Result, Thread};
+use forms::AROUND;
+use table::{Patch, Table};
+
+/// The known sites of a file, by offset.
+type Known = BTreeMap<u64, Form>;
+
+static FILES: SpinLock<BTreeMap<FileId, Known>> = SpinLock::new(BTreeMap::new());
+static TABLE: RwSpinLock<Table> = RwSpinLock::new(Table::new());
+/// Whether the table has anything, so that most look-ups cost one load.
+static PATCHED: AtomicBool = AtomicBool::new(false);
+
+/// Most sites learned per file: a bound on kernel memory.
+const LEARNED_MAX: usize = 4096;
+
+/// Adds a measured list of a file's sites.
+pub fn add_list(file: FileId, list: &SiteList) {
+    let mut files = FILES.lock();
+    let known = files.entry(file).or_default();
+    for site in list.sites.iter().filter(|site| site.kind == Kind::Syscall) {
+        known.insert(site.offset, site.form);
+    }
+}
+
+/// The address the unmodified program would be at: `rip`, or for an address in a trampoline the
+/// one it stands for.
+pub fn canonical(rip: u64) -> u64 {
+    if !PATCHED.load(Ordering::Acquire) {
+        return rip;
+    }
+    TABLE.read().canonical(rip)
+}
+
+/// Where to continue for a canonical address: itself, or its copy in a trampoline when the bytes
+/// there were rewritten.
+pub fn resume_address(rip: u64) -> u64 {
+    if !PATCHED.load(Ordering::Acquire) {
+        return rip;
+    }
+    TABLE.read().resume_address(rip)
+}
+
+/// Rewrites the known sites in text that was just brought in: its pages are readable and writable
+/// and nobody executes them yet. Whether there were any.
+pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Result<bool> {
+    if !vma.protection.contains(Protection::EXECUTE) || !vma.is_clean() {
+        return Ok(false);
+    }
+    let first = file.offset + (range.start - vma.start);
+    let offsets = first..first + (range.end - range.start);
+    let known: Vec<(u64, Form)> = match FILES.lock().get(&file.inode.id()) {
+        Some(known) => known
+            .range(offsets)
+            .filter(|(_, form)| **form != Form::Trap)
+            .map(|(&offset, &form)| (range.start + (offset - first), form))
+            .collect(),
+        None => return Ok(false),
+    };
+    let wanted: Vec<_> = known
+        .into_iter()
+        .filter_map(|(site, form)| Some((site, form, original(site, form, &range)?)))
+        .collect();
+    if wanted.is_empty() {
+        return Ok(false);
+    }
+    // Without trampolines the sites trap, which works as well.
+    let Ok(patches) = TABLE.write().add(wanted) else {
+        return Ok(false);
+    };
+    PATCHED.store(true, Ordering::Release);
+    for patch in &patches {
+        let _ = platform().copy_to_user(patch.range().start, &patch.replacement());
+    }
+    Ok(!patches.is_empty())
+}
+
+/// The bytes that a form would replace, if they are within `range` and what the form is for.
+fn original(site: u64, form: Form, range: &Range<u64>) -> Option<Vec<u8>> {
+    let bytes = table::range(site, form);
+    if bytes.start < range.start || bytes.end.max(site + 2) > range.end {
+        return None;
+    }
+    let (before, at, after) = surroundings(site, range)?;
+    if !forms::matches(form, &before, &at, &after) {
+        return None;
+    }
+    let mut original = vec![0; (bytes.end - bytes.start) as usize];
+    platform().copy_from_user(bytes.start, &mut original).ok()?;
+    Some(original)
+}
+
+/// The bytes before a site, its own and those after it, as far as they lie within `range` and can
+/// be read.
+fn surroundings(site: u64, range: &Range<u64>) -> Option<(Vec<u8>, [u8; 2], Vec<u8>)> {
+    let read = |range: Range<u64>| {
+        let mut bytes = vec![0; (range.end.saturating_sub(range.start)) as usize];
+        platform()
+            .copy_from_user(range.start, &mut bytes)
+            .ok()
+            .map(|()| bytes)
+    };
+    let around = AROUND as u64;
+    let before = site.saturating_sub(around).max(range.start)..site;
+    let after = site + 2..(site + 2 + around).min(range.end);
+    let mut at = [0; 2];
+    platform().copy_from_user(site, &mut at).ok()?;
+    let page = site & !(PAGE - 1);
+    // A neighbouring page may not be there.
+    let before = read(before.clone()).or_else(|| read(before.start.max(page)..before.end))?;
+    let after = read(after.clone()).or_else(|| read(after.start..after.end.min(page + PAGE)))?;
+    Some((before, at, after))
+}
+
+/// A mapping with rewritten sites is gone. Their trampolines go when nobody has the addresses any
+/// more; after a fork another process may.
+pub(super) fn dropped(range: &Range<u64>) {
+    let mut table = TABLE.write();
+    for patch in table.overlapping(range) {
+        if allocator::is_free(&patch.range()) {
+            table.remove(&patch.range());
+        }
+    }
+    PATCHED.store(table.has_moved(), Ordering::Release);
+}
+
+/// Puts the original bytes back: the mapping becomes writable, or moves. `live` says which pages
+/// are there.
+pub(super) fn undo(vma: &Vma, live: &super::pages::PageSet) {
+    let patches = TABLE.read().overlapping(&vma.range());
+    for patch in patches {
+        let range = patch.range();
+        let pages = super::page_down(range.start)..range.end.next_multiple_of(PAGE);
+        let mut at = range.start;
+        // Byte ranges may cross a page that is not there.
+        for page in pages.step_by(PAGE as usize) {
+            let end = range.end.min(page + PAGE);
+            let part = (at - range.start) as usize..(end - range.start) as usize;
+            if live.contains(page) && vma.range().contains(&page) {
+                residency::write_live(at, &patch.original[part], vma.page_protection());
+            }
+            at = end;
+        }
+    }
+}
+
+/// The `syscall` at `site` trapped, called with `number`: learns it, and rewrites it where it is.
+pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
+    let mm = thread.mm();
+    let Some((vma, file)) = mm.text_at(site) else {
+        return;
+    };
+    let offset = file.offset + (site - vma.start);
+    let id = file.inode.id();
+    let known = FILES
+        .lock()
+        .get(&id)
+        .and_then(|known| known.get(&offset).copied());
+    let form = match known {
+        Some(Form::Trap) => return,
+        Some(form) => form,
+        None => {
+            let form = judge(&vma, &file, site, number);
+            let mut files = FILES.lock();
+            let known = files.entry(id).or_default();
+            if known.len() < LEARNED_MAX {
+                known.insert(offset, form);
+            }
+            form
+        }
+    };
+    if form != Form::Trap {
+        mm.patch(thread, site, form);
+    }
+}
+
+/// Chooses a form, and checks that nothing branches into what it moves.
+fn judge(vma: &Vma, file: &FileBacking, site: u64, number: u64) -> Form {
+    let Some((before, at, after)) = surroundings(site, &vma.range()) else {
+        return Form::Trap;
+    };
+    if at != forms::SYSCALL {
+        return Form::Trap;
+    }
+    let form = forms::choose(&before, &after, number);
+    match form {
+        Form::After { .. } if branches_into(vma, file, site + 2..table::range(site, form).end) => {
+            Form::Trap
+        }
+        form => form,
+    }
+}
+
+/// Whether anything in the text mapped around may branch into a range. Very large texts are
+/// searched in the neighbourhood only: whoever lays them out so keeps functions together.
+fn branches_into(vma: &Vma, file: &FileBacking, targets: Range<u64>) -> bool {
+    const ALL: u64 = 16 << 20;
+    const NEAR: u64 = 1 << 20;
+    const CHUNK: u64 = 64 << 10;
+    /// A branch instruction's length.
+    const OVERLAP: u64 = 8;
+    let (start, end) = if vma.len() <= ALL {
+        (vma.start, vma.end)
+    } else {
+        (
+            targets.start.saturating_sub(NEAR).max(vma.start),
+            targets.end.saturating_add(NEAR).min(vma.end),
+        )
+    };
+    let mut buffer = vec![0; (CHUNK + OVERLAP) as usize];
+    let mut at = start;
+    while at < end {
+        let len = (end - at).min(CHUNK + OVERLAP) as usize;
+        let offset = file.offset + (at - vma.start);
+        if super::fault::read_file(file, offset, &mut buffer[..len]).is_err() {
+            return true;
+        }
+        if forms::may_branch_into(&buffer[..len], at, &targets) {
+            return true;
+        }
+        at += CHUNK;
+    }
+    false
+}
+
+impl Space {
+    /// The mapping at an address, if it is text that cannot differ from its file.
+    fn text_at(&self, address: u64) -> Option<(Vma, FileBacking)> {
+        let locked = self.lock();
+        let vma = locked.vmas.find(address)?;
+        let Backing::File(file) = &vma.backing else {
+            return None;
+        };
+        let text = vma.is_clean() && vma.protection.contains(Protection::EXECUTE);
+        (text && address + 2 <= vma.end).then(|| (vma.clone(), file.clone()))
+    }
+
+    /// Rewrites a site in a page that is in use.
+    fn patch(&self, thread: &Arc<Thread>, site: u64, form: Form) {
+        let bytes = table::range(site, form);
+        let word = bytes.start & !7;
+        let one_store = bytes.end <= word + 8 && !matches!(form, Form::After { .. });
+        // With this lock held, threads that were stopped wait for it before they run user code.
+        let guard = residency::lock();
+        if !one_store {
+            self.stop_threads(Some(thread));
+        }
+        let mut locked = self.lock_with(guard);
+        let Some(vma) = locked.vmas.find(site).cloned() else {
+            return;
+        };
+        let pages = super::page_down(bytes.start)..bytes.end.next_multiple_of(PAGE);
+        let live = pages
+            .step_by(PAGE as usize)
+            .all(|page| locked.live.contains(page));
+        if !vma.is_clean() || !live {
+            return;
+        }
+        let Some(original) = original(site, form, &vma.range()) else {
+            return;
+        };
+        let wanted = vec![(site, form, original)];
+        let Ok(patches) = TABLE.write().add(wanted) else {
+            return;
+        };
+        PATCHED.store(true, Ordering::Release);
+        for patch in patches {
+            let _ = store(&patch, one_store, vma.page_protection());
+        }
+        locked
+            .vmas
+            .update(&vma.range(), |vma| vma.flags |= VmaFlags::SITES);
+    }
+}
+
+/// Writes a patch over live text.
+fn store(patch: &Patch, one_store: bool, protection: Protection) -> Result<()> {
+    let range = patch.range();
+    let replacement = patch.replacement();
+    if one_store {
+        let word = range.start & !7;
+        let mut bytes = [0; 8];
+        platform()
+            .copy_from_user(word, &mut bytes)
+            .map_err(|_| crate::errno::EFAULT)?;
+        let at = (range.start - word) as usize;
+        bytes[at..at + replacement.len()].copy_from_slice(&replacement);
+        platform().write_protected(word, &bytes)?;
+    } else {
+        platform().write_protected(range.start, &replacement)?;
+    }
+    // The platform leaves text readable and executable.
+    if protection != Protection::READ | Protection::EXECUTE {
+        let pages = super::page_down(range.start)..range.end.next_multiple_of(PAGE);
+        platform().protect(pages.start, pages.end - pages.start, protection)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::map::{Request, Source};
+    use crate::testing::{self, MemoryFile};
+
+    const RX: Protection = Protection::READ.union(Protection::EXECUTE);
+
+    /// glibc's getpid-like site at 0x103, read-like at 0x200, musl's cancellable one at 0x2ffe
+    /// (across pages).
+    fn text() -> Vec<u8> {
+        let mut bytes = vec![0xcc; 0x4000];
+        bytes[0xfe..0x106].copy_from_slice(&[0xb8, 39, 0, 0, 0, 0x0f, 0x05, 0xc3]);
+        bytes[0x200..0x20a]
+            .copy_from_slice(&[0x31, 0xc0, 0x0f, 0x05, 0x48, 0x3d, 0, 0xf0, 0xff, 0xff]);
+        bytes[0x2ffb..0x3003].copy_from_slice(&[0x4c, 0x89, 0x5c, 0x24, 8, 0x0f, 0x05, 0xc3]);
+        bytes
+    }
+
+    fn map(mm: &Space, inode: &Arc<MemoryFile>) -> u64 {
+        let mut request = Request::anonymous(0x4000, RX);
+        let file = FileBacking {
+            inode: inode.clone(),
+            offset: 0,
+            path: None,
+        };
+        request.source = Source::File(file);
+        mm.map(request).unwrap()
+    }
+
+    fn bytes<const N: usize>(mm: &Space, address: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        mm.read(address, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// The target of the jump at an address.
+    fn jump_target(mm: &Space, address: u64) -> u64 {
+        let [opcode, distance @ ..] = bytes::<5>(mm, address);
+        assert_eq!(opcode, 0xe9, "a jump at {address:#x}");
+        (address + 5).wrapping_add_signed(i64::from(i32::from_le_bytes(distance)))
+    }
+
+    /// Trampolines are not in any mapping: read them as the CPU does.
+    fn code(address: u64) -> [u8; 64] {
+        let mut code = [0; 64];
+        platform().copy_from_user(address, &mut code).unwrap();
+        code
+    }
+
+    #[test]
+    fn a_trap_teaches_the_site_and_later_mappings_never_trap() {
+        let thread = testing::setup();
+        let mm = thread.mm();
+        let inode = MemoryFile::new(text());
+        let base = map(&mm, &inode);
+        syscall_trapped(&thread, base + 0x103, 39);
+        let trampoline = jump_target(&mm, base + 0xfe);
+        assert_eq!(
+            bytes::<2>(&mm, base + 0x103),
+            [0x0f, 0x05],
+            "the instruction stays"
+        );
+        let expected = [
+            &[0xb8, 39, 0, 0, 0][..],
+            &[0x48, 0x8d, 0x0d],
+            &((base + 0x105).wrapping_sub(trampoline + 12) as u32).to_le_bytes(),
+            &[0x4c, 0x8d, 0x1d],
+            &((base + 0x105).wrapping_sub(trampoline + 19) as u32).to_le_bytes(),
+            &[0x65, 0xff, 0x24, 0x25, 0, 1, 0, 0],
+        ]
+        .concat();
+        assert_eq!(code(trampoline)[..expected.len()], expected);
+        assert_eq!(canonical(trampoline), base + 0xfe);
+        assert_eq!(canonical(trampoline + 5), base + 0x103);
+        assert_eq!(canonical(base + 0x103), base + 0x103);
+        assert_eq!(resume_address(base + 0x105), base + 0x105);
+
+        let other = crate::mm::AddressSpace::new();
+        let second = map(&other, &inode);
+        let trampoline = jump_target(&other, second + 0xfe);
+        assert_eq!(canonical(trampoline + 12), second + 0x103);
+        drop(other);
+        assert_eq!(canonical(trampoline), trampoline);
+        assert!(!platform().is_committed(trampoline & !0xfff));
+    }
+
+    #[test]
+    fn moved_instructions_have_two_addresses() {
+        let thread = testing::setup();
+        let mm = thread.mm();
+        let base = map(&mm, &MemoryFile::new(text()));
+        let site = base + 0x202;
+        syscall_trapped(&thread, site, 0);
+        let trampoline = jump_target(&mm, site);
+        let tail = trampoline + 22;
+        assert_eq!(code(trampoline)[22..28], [0x48, 0x3d, 0, 0xf0, 0xff, 0xff]);
+        assert_eq!(code(trampoline)[28], 0xe9);
+        assert_eq!(canonical(trampoline + 7), site);
+        assert_eq!(canonical(tail), site + 2);
+        assert_eq!(canonical(tail + 6), site + 8);
+        assert_eq!(resume_address(site + 2), tail);
+        assert_eq!(resume_address(site + 8), site + 8);
+        assert_eq!(resume_address(site), site);
+
+        let cancel = base + 0x3000;
+        syscall_trapped(&thread, cancel, 1);
+        let trampoline = jump_target(&mm, cancel - 5);
+        assert_eq!(code(trampoline)[..5], [0x4c, 0x89, 0x5c, 0x24, 8]);
+        assert_eq!(canonical(trampoline), cancel - 5);
+        assert_eq!(canonical(trampoline + 5), cancel);
+
+        // Becoming writable brings the original back.
+        mm.protect(base, 0x4000, Protection::READ | Protection::WRITE)
+            .unwrap();
+        assert_eq!(bytes::<0x4000>(&mm, base)[..], text()[..]);
+    }
+
+    #[test]
+    fn a_branch_into_the_moved_bytes_prevents_it() {
+        let thread = testing::setup();
+        let mm = thread.mm();
+        let mut content = text();
+        content[0x1000] = 0xe9;
+        let distance = 0x204i32 - 0x1005;
+        content[0x1001..0x1005].copy_from_slice(&distance.to_le_bytes());
+        let base = map(&mm, &MemoryFile::new(content));
+        syscall_trapped(&thread, base + 0x202, 0);
+        assert_eq!(bytes::<2>(&mm, base + 0x202), [0x0f, 0x05]);
+    }
+
+    #[test]
+    fn measured_lists_are_used_at_once() {
+        let mm = crate::mm::AddressSpace::new();
+        let inode = MemoryFile::new(text());
+        let site = |offset, form| bulla_abi::sites::Site {
+            offset,
+            kind: Kind::Syscall,
+            form,
+        };
+        let list = SiteList {
+            version: bulla_abi::sites::VERSION,
+            sites: vec![
+                site(0x103, Form::Number { len: 5 }),
+                site(0x202, Form::After { len: 6 }),
+                site(0x300, Form::Number { len: 5 }),
+                site(0x3000, Form::Before { len: 5 }),
+            ],
+        };
+        add_list(crate::fs::inode::Inode::id(&*inode), &list);
+        let base = map(&mm, &inode);
+        jump_target(&mm, base + 0xfe);
+        jump_target(&mm, base + 0x202);
+        jump_target(&mm, base + 0x2ffb);
+        assert_eq!(
+            bytes::<4>(&mm, base + 0x2fe),
+            [0xcc; 4],
+            "a list that lies is not believed"
+        );
+    }
+}

@@ -1,0 +1,313 @@
+//! Rewritten sites and their trampolines, by address.
+//!
+//! Trampolines live in *islands*: executable pages next to the text they serve, within reach of a
+//! 32-bit jump, taken from the address allocator and freed with the last site. A trampoline has
+//! the addresses of one site in it; processes that share addresses (after fork) share it, too.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use bulla_abi::sites::Form;
+
+use super::forms::JUMP;
+use crate::Result;
+use crate::mm::allocator::{self, Wanted};
+use crate::mm::{PAGE, accounting};
+use crate::platform::{Protection, platform};
+
+/// Bytes per trampoline: at most 17 moved, two `lea`, two jumps.
+pub const SLOT: u64 = 64;
+/// A jump reaches 2 GiB; keep well within.
+const REACH: u64 = 0x7000_0000;
+/// A trampoline's two `lea` and the jump through the gate.
+const CALL_LEN: usize = 7 + 7 + 8;
+
+/// A rewritten site.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// Address of the `syscall`.
+    pub site: u64,
+    pub form: Form,
+    pub trampoline: u64,
+    /// What stood in the patched range.
+    pub original: Vec<u8>,
+}
+
+impl Patch {
+    /// The addresses whose bytes are rewritten.
+    pub fn range(&self) -> Range<u64> {
+        range(self.site, self.form)
+    }
+
+    /// The bytes that replace the original: a jump, and padding that never runs.
+    pub fn replacement(&self) -> Vec<u8> {
+        let start = self.range().start;
+        let mut bytes = jump(start, self.trampoline);
+        bytes.resize(self.original.len(), 0x90);
+        bytes
+    }
+
+    /// The moved instructions.
+    fn moved(&self) -> &[u8] {
+        match self.form {
+            Form::After { .. } => &self.original[2..],
+            _ => &self.original,
+        }
+    }
+
+    /// The trampoline's code.
+    fn code(&self) -> Vec<u8> {
+        let back = self.site + 2;
+        let mut code = Vec::new();
+        match self.form {
+            Form::After { len } => {
+                let tail = self.trampoline + CALL_LEN as u64;
+                call(&mut code, self.trampoline, back, tail);
+                code.extend_from_slice(self.moved());
+                let end = self.trampoline + code.len() as u64;
+                code.extend_from_slice(&jump(end, back + u64::from(len)));
+            }
+            _ => {
+                code.extend_from_slice(self.moved());
+                call(&mut code, self.trampoline, back, back);
+            }
+        }
+        code.resize(SLOT as usize, 0xcc);
+        code
+    }
+
+    /// The program's address for an offset in the trampoline.
+    fn canonical(&self, offset: u64) -> u64 {
+        let moved = self.moved().len() as u64;
+        match self.form {
+            Form::After { .. } => match offset.checked_sub(CALL_LEN as u64) {
+                None => self.site,
+                Some(offset) => self.site + 2 + offset.min(moved),
+            },
+            _ if offset < moved => self.range().start + offset,
+            _ => self.site,
+        }
+    }
+
+    /// Where to continue for an address inside the patched range.
+    fn resume(&self, rip: u64) -> u64 {
+        let range = self.range();
+        match self.form {
+            Form::After { .. } if rip >= self.site + 2 && rip < range.end => {
+                self.trampoline + CALL_LEN as u64 + (rip - self.site - 2)
+            }
+            Form::Before { .. } if rip > range.start && rip < range.end => {
+                self.trampoline + (rip - range.start)
+            }
+            _ => rip,
+        }
+    }
+}
+
+/// The addresses that a form rewrites.
+pub fn range(site: u64, form: Form) -> Range<u64> {
+    match form {
+        Form::Trap => site..site,
+        Form::Number { len } | Form::Before { len } => site.saturating_sub(len.into())..site,
+        Form::After { len } => site..site + 2 + u64::from(len),
+    }
+}
+
+/// `jmp target` at `from`.
+fn jump(from: u64, target: u64) -> Vec<u8> {
+    let distance = target.wrapping_sub(from + JUMP as u64) as u32;
+    let mut code = alloc::vec![0xe9];
+    code.extend_from_slice(&distance.to_le_bytes());
+    code
+}
+
+/// Appends the system call: rcx = canonical return address, r11 = where to resume, through the
+/// runtime's gate. `start` is the address of the code so far's first byte.
+fn call(code: &mut Vec<u8>, start: u64, canonical: u64, resume: u64) {
+    for (opcode, target) in [
+        ([0x48, 0x8d, 0x0d], canonical),
+        ([0x4c, 0x8d, 0x1d], resume),
+    ] {
+        let end = start + code.len() as u64 + 7;
+        code.extend_from_slice(&opcode);
+        code.extend_from_slice(&(target.wrapping_sub(end) as u32).to_le_bytes());
+    }
+    code.extend_from_slice(&[0x65, 0xff, 0x24, 0x25]);
+    code.extend_from_slice(&platform().gate_offset().to_le_bytes());
+}
+
+/// A page of trampolines.
+struct Island {
+    /// Slots handed out so far, in order.
+    next: u64,
+    /// Slots in use.
+    used: u64,
+}
+
+/// All rewritten sites of the container.
+#[derive(Default)]
+pub struct Table {
+    patches: BTreeMap<u64, Patch>,
+    /// Site by trampoline.
+    trampolines: BTreeMap<u64, u64>,
+    islands: BTreeMap<u64, Island>,
+}
+
+impl Table {
+    pub const fn new() -> Table {
+        Table {
+            patches: BTreeMap::new(),
+            trampolines: BTreeMap::new(),
+            islands: BTreeMap::new(),
+        }
+    }
+
+    /// The patch at a site, if it is for the same bytes.
+    fn existing(&self, site: u64, form: Form, original: &[u8]) -> Option<&Patch> {
+        self.patches
+            .get(&site)
+            .filter(|patch| patch.form == form && patch.original == original)
+    }
+
+    /// Trampolines for sites that lie close together: (site, form, original bytes). Sites whose
+    /// bytes overlap those of another are left out.
+    pub fn add(&mut self, wanted: Vec<(u64, Form, Vec<u8>)>) -> Result<Vec<Patch>> {
+        let mut patches = Vec::new();
+        let mut fresh = Vec::new();
+        let mut last_end = 0;
+        for (site, form, original) in wanted {
+            let range = range(site, form);
+            if range.start < last_end {
+                continue;
+            }
+            last_end = range.end.max(site + 2);
+            match self.existing(site, form, &original) {
+                Some(patch) => patches.push(patch.clone()),
+                // Other bytes in another process at the same address: keep what is there.
+                None if self.patches.contains_key(&site) => {}
+                None => fresh.push(Patch {
+                    site,
+                    form,
+                    original,
+                    trampoline: 0,
+                }),
+            }
+        }
+        for chunk in fresh.chunks_mut((PAGE / SLOT) as usize) {
+            let start = self.take_slots(chunk[0].site, chunk.len() as u64)?;
+            let mut code = Vec::new();
+            for (index, patch) in chunk.iter_mut().enumerate() {
+                patch.trampoline = start + index as u64 * SLOT;
+                code.extend_from_slice(&patch.code());
+            }
+            platform().write_protected(start, &code)?;
+            for patch in chunk {
+                self.trampolines.insert(patch.trampoline, patch.site);
+                self.patches.insert(patch.site, patch.clone());
+                patches.push(patch.clone());
+            }
+        }
+        Ok(patches)
+    }
+
+    /// Slots in a row, near a site.
+    fn take_slots(&mut self, site: u64, count: u64) -> Result<u64> {
+        let near = site.saturating_sub(REACH)..site.saturating_add(REACH);
+        let room = |island: &Island| island.next + count <= PAGE / SLOT;
+        let below = self
+            .islands
+            .range(near.start..site)
+            .rev()
+            .take(8)
+            .find(|(_, i)| room(i));
+        let found = below.map(|(&start, _)| start);
+        let start = match found {
+            Some(start) => start,
+            None => self.make_island(site, near)?,
+        };
+        let island = self.islands.get_mut(&start).ok_or(crate::errno::ENOMEM)?;
+        let slot = start + island.next * SLOT;
+        island.next += count;
+        island.used += count;
+        Ok(slot)
+    }
+
+    fn make_island(&mut self, site: u64, near: Range<u64>) -> Result<u64> {
+        accounting::charge(PAGE)?;
+        let wanted = Wanted {
+            len: PAGE,
+            align: PAGE,
+            within: near,
+            below: site,
+        };
+        let start = allocator::allocate(&wanted).inspect_err(|_| accounting::uncharge(PAGE))?;
+        let text = Protection::READ | Protection::EXECUTE;
+        if let Err(errno) = platform().commit(start, PAGE, text) {
+            allocator::release(start..start + PAGE);
+            accounting::uncharge(PAGE);
+            return Err(errno);
+        }
+        self.islands.insert(start, Island { next: 0, used: 0 });
+        Ok(start)
+    }
+
+    /// The patches whose bytes touch a range.
+    pub fn overlapping(&self, range: &Range<u64>) -> Vec<Patch> {
+        let near = range.start.saturating_sub(32)..range.end.saturating_add(32);
+        let touches = |patch: &&Patch| {
+            let bytes = patch.range();
+            bytes.start < range.end && range.start < bytes.end
+        };
+        self.patches
+            .range(near)
+            .map(|(_, patch)| patch)
+            .filter(touches)
+            .cloned()
+            .collect()
+    }
+
+    /// Forgets the sites of a range, and frees islands that nobody uses any more.
+    pub fn remove(&mut self, range: &Range<u64>) {
+        for patch in self.overlapping(range) {
+            self.patches.remove(&patch.site);
+            self.trampolines.remove(&patch.trampoline);
+            let start = patch.trampoline & !(PAGE - 1);
+            if let Some(island) = self.islands.get_mut(&start) {
+                island.used -= 1;
+                if island.used == 0 {
+                    self.islands.remove(&start);
+                    platform().decommit(start, PAGE);
+                    allocator::release(start..start + PAGE);
+                    accounting::uncharge(PAGE);
+                }
+            }
+        }
+    }
+
+    /// See [`super::canonical`].
+    pub fn canonical(&self, rip: u64) -> u64 {
+        match self.trampolines.range(..=rip).next_back() {
+            Some((&start, site)) if rip < start + SLOT => self
+                .patches
+                .get(site)
+                .map_or(rip, |patch| patch.canonical(rip - start)),
+            _ => rip,
+        }
+    }
+
+    /// See [`super::resume_address`].
+    pub fn resume_address(&self, rip: u64) -> u64 {
+        let near = rip.saturating_sub(32)..rip + 32;
+        let found = self
+            .patches
+            .range(near)
+            .find(|(_, patch)| patch.range().contains(&rip));
+        found.map_or(rip, |(_, patch)| patch.resume(rip))
+    }
+
+    /// Whether any patch has moved instructions that a canonical address can point into.
+    pub fn has_moved(&self) -> bool {
+        !self.patches.is_empty()
+    }
+}

@@ -1,0 +1,85 @@
+//! What execve changes beside memory. The program loader calls [`prepare`] when it is certain that
+//! the new program can be started, and [`commit`] once its memory is complete.
+
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use super::{exit, table};
+use crate::mm::AddressSpace;
+use crate::signal::AlternateStack;
+use crate::{Result, Thread};
+
+/// The point of no return: every other thread of the process ends, the caller takes over the
+/// process's id. An error means that the process is being killed; the caller returns it.
+pub fn prepare(thread: &Arc<Thread>) -> Result<()> {
+    exit::end_other_threads(thread)?;
+    table::lock().take_over_id(thread);
+    Ok(())
+}
+
+/// The new program is in `mm`: futexes of the old memory are released, its space left, signals,
+/// timers, descriptors and identity are reset as execve(2) says. `name` is the file's base name;
+/// `set_uid` and `set_gid` the owner of a set-id file.
+pub fn commit(
+    thread: &Arc<Thread>,
+    mm: Arc<AddressSpace>,
+    name: &[u8],
+    set_uid: Option<u32>,
+    set_gid: Option<u32>,
+) {
+    let process = &thread.process;
+    let old = thread.mm();
+    exit::release_futexes(thread, &old);
+    let files = thread.files();
+    // A table shared with another process (CLONE_FILES) is unshared first.
+    let files = if Arc::strong_count(&files) > 2 {
+        let copy = files.copy();
+        thread.set_files(copy.clone());
+        copy
+    } else {
+        files
+    };
+    drop(files.take_close_on_exec());
+    mm.attach(thread);
+    process.set_mm(mm);
+    old.detach(thread);
+
+    let actions = process.signals.actions();
+    let mut fresh = actions.lock().clone();
+    fresh.reset_for_exec();
+    process
+        .signals
+        .set_actions(Arc::new(crate::sync::SpinLock::new(fresh)));
+    *thread.signals.alternate_stack.lock() = AlternateStack::default();
+    process.timers.clear_posix();
+    process
+        .exit_signal
+        .store(crate::signal::SIGCHLD, Ordering::Relaxed);
+    set_name(thread, name);
+    let mut credentials = process.credentials.lock();
+    let keeps = process.no_new_privileges.load(Ordering::Relaxed);
+    let (set_uid, set_gid) = if keeps {
+        (None, None)
+    } else {
+        (set_uid, set_gid)
+    };
+    if set_uid.is_some() || set_gid.is_some() {
+        process.dumpable.store(0, Ordering::Relaxed);
+        process.parent_death_signal.store(0, Ordering::Relaxed);
+    } else {
+        process.dumpable.store(1, Ordering::Relaxed);
+    }
+    credentials.exec(set_uid, set_gid);
+    drop(credentials);
+    process.has_executed.store(true, Ordering::Relaxed);
+    process.release_vfork_parent();
+}
+
+/// The thread's name, cut as Linux cuts it (TASK_COMM_LEN).
+pub fn set_name(thread: &Thread, name: &[u8]) {
+    let end = name
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(name.len());
+    *thread.name.lock() = name[..end.min(15)].to_vec();
+}

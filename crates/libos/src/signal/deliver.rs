@@ -1,0 +1,192 @@
+//! Delivery: what happens before user code runs again.
+
+use alloc::sync::Arc;
+
+use super::action::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN};
+use super::{Action, IGNORED_BY_DEFAULT, SIGSTOP, STOPPING, SigInfo, UNBLOCKABLE, bit, frame};
+use crate::errno::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS};
+use crate::process::thread::Work;
+use crate::process::{exit, table};
+use crate::{Registers, Thread};
+
+/// Number of `restart_syscall`.
+const RESTART_SYSCALL: u64 = 219;
+
+/// Delivers pending signals: pushes handler frames, carries out default actions, restarts the
+/// interrupted call when no handler runs.
+pub fn deliver(thread: &Arc<Thread>, registers: &mut Registers) {
+    thread.clear_work(Work::SIGNAL);
+    while let Some((info, action)) = next_handler(thread) {
+        let signal = info.number();
+        interrupt_call(registers, Some(&action));
+        let mask = if thread.work().contains(Work::RESTORE_MASK) {
+            thread.signals.saved()
+        } else {
+            thread.signals.blocked()
+        };
+        if frame::push(thread, registers, &info, &action, mask).is_err() {
+            super::send::force_bad_frame(thread, signal);
+            continue;
+        }
+        thread.clear_work(Work::RESTORE_MASK);
+        let mut blocked = thread.signals.blocked() | action.mask;
+        if action.flags & SA_NODEFER == 0 {
+            blocked |= bit(signal);
+        }
+        super::set_blocked(thread, blocked);
+    }
+    if thread.work().intersects(Work::EXIT | Work::STOP) {
+        return; // Comes back here afterwards, unless it ends.
+    }
+    finish_without_handler(thread, registers);
+}
+
+/// No handler runs (any more): the interrupted call restarts, a temporary mask ends.
+pub fn finish_without_handler(thread: &Thread, registers: &mut Registers) {
+    interrupt_call(registers, None);
+    if thread.work().contains(Work::RESTORE_MASK) {
+        thread.clear_work(Work::RESTORE_MASK);
+        super::set_blocked(thread, thread.signals.saved());
+    }
+}
+
+/// Linux's rules for a call that a signal interrupted (arch/x86 `handle_signal` semantics).
+fn interrupt_call(registers: &mut Registers, handler: Option<&Action>) {
+    if registers.orig_rax == u64::MAX {
+        return;
+    }
+    let error = -(registers.rax as i64);
+    let is = |errno: crate::Errno| error == i64::from(errno.code());
+    let restart = |registers: &mut Registers, number: u64| {
+        registers.rax = number;
+        registers.rip = registers.rip.wrapping_sub(2);
+    };
+    let number = registers.orig_rax;
+    match handler {
+        None if is(ERESTARTSYS) || is(ERESTARTNOHAND) => restart(registers, number),
+        None if is(ERESTART_RESTARTBLOCK) => restart(registers, RESTART_SYSCALL),
+        Some(action) if is(ERESTARTSYS) && action.flags & SA_RESTART != 0 => {
+            restart(registers, number);
+        }
+        Some(_) if is(ERESTARTSYS) || is(ERESTARTNOHAND) || is(ERESTART_RESTARTBLOCK) => {
+            registers.rax = (-i64::from(EINTR.code())) as u64;
+        }
+        _ => {}
+    }
+    registers.orig_rax = u64::MAX;
+}
+
+/// The next signal that has a handler. Default actions are carried out on the way.
+fn next_handler(thread: &Arc<Thread>) -> Option<(SigInfo, Action)> {
+    let process = &thread.process;
+    loop {
+        if thread.work().intersects(Work::EXIT | Work::STOP) {
+            return None;
+        }
+        let continuations = process.signals.group.lock().continuations;
+        let info = super::next_of(thread, !thread.signals.blocked())?;
+        let signal = info.number();
+        let action = {
+            let actions = process.signals.actions();
+            let mut actions = actions.lock();
+            let action = actions.get(signal);
+            if action.flags & SA_RESETHAND != 0 && action.handler > SIG_IGN {
+                actions.set(
+                    signal,
+                    Action {
+                        handler: SIG_DFL,
+                        ..action
+                    },
+                );
+            }
+            action
+        };
+        match action.handler {
+            SIG_IGN => continue,
+            SIG_DFL => {}
+            _ => return Some((info, action)),
+        }
+        if bit(signal) & IGNORED_BY_DEFAULT != 0 {
+            continue;
+        }
+        if process.signals.group.lock().unkillable && bit(signal) & UNBLOCKABLE == 0 {
+            continue;
+        }
+        if bit(signal) & STOPPING != 0 {
+            let orphaned = signal != SIGSTOP && table::lock().is_orphaned_group(process.group(), 0);
+            if !orphaned {
+                begin_stop(thread, signal, continuations);
+            }
+            continue;
+        }
+        exit::group_exit(process, signal);
+    }
+}
+
+/// A stop signal takes effect: all threads come to rest in [`rest`].
+fn begin_stop(thread: &Arc<Thread>, signal: u32, continuations: u32) {
+    let process = &thread.process;
+    {
+        let mut group = process.signals.group.lock();
+        if group.continuations != continuations || group.stopped_by != 0 {
+            return;
+        }
+        group.stopped_by = signal;
+        group.stopped_threads = 0;
+        group.stop_complete = false;
+    }
+    for other in process.live_threads() {
+        if other.tid() != thread.tid() {
+            other.add_work(Work::STOP);
+        }
+    }
+    thread.add_own_work(Work::STOP);
+}
+
+/// Work::STOP: sleeps until the process continues or the thread must end.
+pub fn rest(thread: &Arc<Thread>) {
+    let process = &thread.process;
+    let mut counted = false;
+    loop {
+        let seen = thread.event_count();
+        if thread.work().contains(Work::EXIT) {
+            break;
+        }
+        {
+            let mut group = process.signals.group.lock();
+            if group.stopped_by == 0 {
+                break;
+            }
+            if !counted {
+                group.stopped_threads += 1;
+                counted = true;
+            }
+        }
+        complete_stop(process, 0);
+        thread.sleep(seen, None);
+    }
+    thread.clear_work(Work::STOP);
+    // A second stop may have begun in between.
+    if process.signals.group.lock().stopped_by != 0 {
+        thread.add_own_work(Work::STOP);
+    }
+}
+
+/// Reports the stop once every thread rests. `leaving` threads that are about to end do not count.
+pub fn complete_stop(process: &Arc<crate::process::Process>, leaving: usize) {
+    let threads = process.live_threads().len().saturating_sub(leaving);
+    let report = {
+        let mut group = process.signals.group.lock();
+        let complete = group.stopped_by != 0
+            && !group.stop_complete
+            && group.stopped_threads >= threads
+            && threads > 0;
+        if complete {
+            group.stop_complete = true;
+        }
+        complete.then_some(group.stopped_by)
+    };
+    if let Some(signal) = report {
+        super::send::report_stop(process, signal);
+    }
+}

@@ -1,0 +1,122 @@
+//! A queue of pending signals.
+
+use alloc::collections::VecDeque;
+
+use super::{SIGRTMIN, SYNCHRONOUS, SigInfo, bit};
+use crate::Result;
+use crate::errno::EAGAIN;
+
+/// Most real-time signals that one queue holds: bounds kernel memory (RLIMIT_SIGPENDING).
+pub const QUEUE_MAX: usize = 32768;
+
+/// Pending signals with their information, in order of arrival.
+#[derive(Default)]
+pub struct Pending {
+    mask: u64,
+    queue: VecDeque<SigInfo>,
+}
+
+impl Pending {
+    /// Bit n−1: signal n is pending.
+    pub fn mask(&self) -> u64 {
+        self.mask
+    }
+
+    /// Adds a signal. A standard signal that is pending already is merged with it; real-time
+    /// signals queue up. EAGAIN when the queue is full.
+    pub fn add(&mut self, info: SigInfo) -> Result<()> {
+        let signal = info.number();
+        if signal < SIGRTMIN && self.mask & bit(signal) != 0 {
+            return Ok(());
+        }
+        if self.queue.len() >= QUEUE_MAX {
+            if signal < SIGRTMIN {
+                // A standard signal is never lost, only its information.
+                self.mask |= bit(signal);
+                return Ok(());
+            }
+            return Err(EAGAIN.because("too many signals are queued"));
+        }
+        self.mask |= bit(signal);
+        self.queue.push_back(info);
+        Ok(())
+    }
+
+    /// Takes the next signal of `wanted`: faults first, then the lowest number, oldest first.
+    pub fn take(&mut self, wanted: u64) -> Option<SigInfo> {
+        let candidates = self.mask & wanted;
+        if candidates == 0 {
+            return None;
+        }
+        let urgent = candidates & SYNCHRONOUS;
+        let first = if urgent != 0 { urgent } else { candidates };
+        let signal = first.trailing_zeros() + 1;
+        let at = self.queue.iter().position(|info| info.number() == signal);
+        let info = match at.and_then(|at| self.queue.remove(at)) {
+            Some(info) => info,
+            // Its information was dropped when the queue was full.
+            None => SigInfo {
+                signal: signal as i32,
+                ..SigInfo::default()
+            },
+        };
+        if !self.queue.iter().any(|info| info.number() == signal) {
+            self.mask &= !bit(signal);
+        }
+        Some(info)
+    }
+
+    /// Drops all signals in `mask`.
+    pub fn discard(&mut self, mask: u64) {
+        if self.mask & mask != 0 {
+            self.queue.retain(|info| mask & bit(info.number()) == 0);
+            self.mask &= !mask;
+        }
+    }
+
+    /// Changes the first queued entry that `matches` (timer overruns); whether there was one.
+    pub fn update(&mut self, change: impl FnMut(&mut SigInfo) -> bool) -> bool {
+        self.queue.iter_mut().any(change)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::info::SI_QUEUE;
+    use super::super::*;
+    use super::*;
+
+    fn queued(signal: u32, value: u64) -> SigInfo {
+        let mut info = SigInfo::user(signal, SI_QUEUE, 1, 0);
+        info.fields[1] = value;
+        info
+    }
+
+    #[test]
+    fn standard_signals_merge_and_real_time_signals_queue() {
+        let mut pending = Pending::default();
+        pending.add(queued(SIGUSR1, 1)).unwrap();
+        pending.add(queued(SIGUSR1, 2)).unwrap();
+        pending.add(queued(40, 3)).unwrap();
+        pending.add(queued(40, 4)).unwrap();
+        pending.add(queued(35, 5)).unwrap();
+        let order: alloc::vec::Vec<_> = core::iter::from_fn(|| pending.take(!0))
+            .map(|i| (i.number(), i.fields[1]))
+            .collect();
+        assert_eq!(order, [(SIGUSR1, 1), (35, 5), (40, 3), (40, 4)]);
+        assert_eq!(pending.mask(), 0);
+    }
+
+    #[test]
+    fn faults_come_first_and_the_mask_selects() {
+        let mut pending = Pending::default();
+        for signal in [SIGHUP, SIGSEGV, SIGTERM] {
+            pending.add(SigInfo::kernel(signal)).unwrap();
+        }
+        assert_eq!(pending.take(!bit(SIGHUP)).unwrap().number(), SIGSEGV);
+        assert_eq!(pending.take(!bit(SIGHUP)).unwrap().number(), SIGTERM);
+        assert_eq!(pending.take(!bit(SIGHUP)), None);
+        pending.discard(bit(SIGHUP));
+        assert_eq!(pending.mask(), 0);
+    }
+}

@@ -1,0 +1,275 @@
+//! Scheduling calls, as a container without privileges sees them: every thread is SCHED_OTHER.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use core::sync::atomic::Ordering;
+
+use super::{Arguments, Context};
+use crate::errno::{E2BIG, EACCES, EINVAL, EPERM, ESRCH};
+use crate::platform::platform;
+use crate::process::credentials::CAP_SYS_NICE;
+use crate::process::{Process, table};
+use crate::time::Timespec;
+use crate::user::UserPtr;
+use crate::{Result, Thread};
+
+const SCHED_OTHER: i32 = 0;
+const SCHED_FIFO: i32 = 1;
+const SCHED_RR: i32 = 2;
+const SCHED_BATCH: i32 = 3;
+const SCHED_IDLE: i32 = 5;
+const SCHED_DEADLINE: i32 = 6;
+/// SCHED_RESET_ON_FORK.
+const RESET_ON_FORK: i32 = 0x4000_0000;
+
+pub fn sched_yield(context: &mut Context<'_>, _: Arguments) -> Result<usize> {
+    context.thread.clock.asleep(|| platform().yield_now());
+    Ok(0)
+}
+
+/// The thread that a call is about (0: the caller); ESRCH.
+fn target(context: &Context<'_>, pid: i32) -> Result<Arc<Thread>> {
+    match pid {
+        0 => Ok(context.thread.clone()),
+        pid if pid < 0 => Err(EINVAL.because("negative thread id")),
+        pid => table::thread(pid as u32).ok_or(ESRCH),
+    }
+}
+
+/// All CPUs as a bit mask, in bytes padded to whole words.
+fn cpu_mask() -> vec::Vec<u8> {
+    let cpus = platform().cpus().max(1) as usize;
+    let mut mask = vec![0u8; cpus.div_ceil(64) * 8];
+    for cpu in 0..cpus {
+        mask[cpu / 8] |= 1 << (cpu % 8);
+    }
+    mask
+}
+
+pub fn sched_getaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let room = arguments.usize(1);
+    let mask = cpu_mask();
+    if room < mask.len() || room % 8 != 0 {
+        return Err(EINVAL.because("no room for all CPUs"));
+    }
+    target(context, arguments.i32(0))?;
+    context.mm().write(arguments.u64(2), &mask)?;
+    Ok(mask.len())
+}
+
+/// Accepted when at least one CPU exists; threads run wherever the host puts them.
+pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let mask = cpu_mask();
+    let len = arguments.usize(1).min(mask.len());
+    let mut wanted = vec![0u8; len];
+    context.mm().read(arguments.u64(2), &mut wanted)?;
+    target(context, arguments.i32(0))?;
+    if !wanted
+        .iter()
+        .zip(&mask)
+        .any(|(wanted, have)| wanted & have != 0)
+    {
+        return Err(EINVAL.because("no such CPU"));
+    }
+    Ok(0)
+}
+
+pub fn sched_getscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    target(context, arguments.i32(0))?;
+    Ok(SCHED_OTHER as usize)
+}
+
+/// EPERM for real-time policies, as without CAP_SYS_NICE and RLIMIT_RTPRIO.
+fn check_policy(policy: i32, priority: i32) -> Result<()> {
+    match policy & !RESET_ON_FORK {
+        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE if priority == 0 => Ok(()),
+        SCHED_FIFO | SCHED_RR if (1..=99).contains(&priority) => {
+            Err(EPERM.because("real-time scheduling needs privileges"))
+        }
+        SCHED_DEADLINE => Err(EPERM.because("real-time scheduling needs privileges")),
+        _ => Err(EINVAL.because("bad policy or priority")),
+    }
+}
+
+pub fn sched_setscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let priority = arguments.pointer::<i32>(2).read(&context.mm())?;
+    target(context, arguments.i32(0))?;
+    check_policy(arguments.i32(1), priority).map(|()| 0)
+}
+
+pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let priority = arguments.pointer::<i32>(1).read(&context.mm())?;
+    target(context, arguments.i32(0))?;
+    check_policy(SCHED_OTHER, priority).map(|()| 0)
+}
+
+pub fn sched_getparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    target(context, arguments.i32(0))?;
+    arguments.pointer::<i32>(1).write(&context.mm(), &0)?;
+    Ok(0)
+}
+
+pub fn sched_get_priority_max(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    match arguments.i32(0) {
+        SCHED_FIFO | SCHED_RR => Ok(99),
+        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE | SCHED_DEADLINE => Ok(0),
+        _ => Err(EINVAL.because("unknown policy")),
+    }
+}
+
+pub fn sched_get_priority_min(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    match arguments.i32(0) {
+        SCHED_FIFO | SCHED_RR => Ok(1),
+        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE | SCHED_DEADLINE => Ok(0),
+        _ => Err(EINVAL.because("unknown policy")),
+    }
+}
+
+pub fn sched_rr_get_interval(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    target(context, arguments.i32(0))?;
+    // The slice of SCHED_OTHER on a machine with nothing else to do.
+    let slice = Timespec::from_ns(4_000_000);
+    arguments
+        .pointer::<Timespec>(1)
+        .write(&context.mm(), &slice)?;
+    Ok(0)
+}
+
+/// Size of the first version of `struct sched_attr`.
+const ATTRIBUTES_SIZE: usize = 48;
+
+pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (size, flags) = (arguments.usize(2) & 0xffff_ffff, arguments.u32(3));
+    if size < ATTRIBUTES_SIZE || size > 4096 || flags != 0 {
+        return Err(EINVAL.because("bad sched_getattr size or flags"));
+    }
+    let target = target(context, arguments.i32(0))?;
+    let mut bytes = [0u8; ATTRIBUTES_SIZE];
+    bytes[..4].copy_from_slice(&(ATTRIBUTES_SIZE as u32).to_le_bytes());
+    let nice = 20 - target.process.priority.load(Ordering::Relaxed) as i32;
+    bytes[16..20].copy_from_slice(&nice.to_le_bytes());
+    context.mm().write(arguments.u64(1), &bytes)?;
+    Ok(0)
+}
+
+pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(1) == 0 || arguments.u32(2) != 0 {
+        return Err(EINVAL.because("bad sched_setattr arguments"));
+    }
+    let mm = context.mm();
+    let size = arguments.pointer::<u32>(1).read(&mm)? as usize;
+    if size != 0 && size < ATTRIBUTES_SIZE || size > 4096 {
+        return Err(E2BIG);
+    }
+    let mut bytes = [0u8; ATTRIBUTES_SIZE];
+    mm.read(arguments.u64(1), &mut bytes)?;
+    let word =
+        |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let target = target(context, arguments.i32(0))?;
+    check_policy(word(4), word(20))?;
+    set_nice(context.thread, &target.process, word(16))?;
+    Ok(0)
+}
+
+/// Raising a priority needs CAP_SYS_NICE.
+fn set_nice(thread: &Arc<Thread>, process: &Arc<Process>, nice: i32) -> Result<()> {
+    let nice = nice.clamp(-20, 19);
+    let old = 20 - process.priority.load(Ordering::Relaxed) as i32;
+    let (mine, theirs) = (
+        thread.process.credentials.lock().clone(),
+        process.credentials.lock().clone(),
+    );
+    let may = mine.has(CAP_SYS_NICE);
+    if !may && mine.euid != theirs.ruid && mine.euid != theirs.euid {
+        return Err(EPERM.because("another user's process"));
+    }
+    if nice < old && !may {
+        return Err(EACCES.because("raising a priority needs CAP_SYS_NICE"));
+    }
+    process
+        .priority
+        .store((20 - nice) as u32, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Processes that (which, who) means, as getpriority and ioprio_get count.
+fn select(context: &Context<'_>, which: i32, who: u32) -> Result<vec::Vec<Arc<Process>>> {
+    let own = &context.thread.process;
+    let found = match which {
+        0 if who == 0 => vec![own.clone()],
+        0 => table::thread(who)
+            .map(|thread| thread.process.clone())
+            .into_iter()
+            .collect(),
+        1 => {
+            let group = if who == 0 { own.group() } else { who };
+            table::lock().group_members(group)
+        }
+        2 => {
+            let uid = if who == 0 {
+                own.credentials.lock().ruid
+            } else {
+                who
+            };
+            let mut all = table::processes();
+            all.retain(|process| process.credentials.lock().ruid == uid);
+            all
+        }
+        _ => return Err(EINVAL.because("unknown kind of target")),
+    };
+    if found.is_empty() {
+        Err(ESRCH)
+    } else {
+        Ok(found)
+    }
+}
+
+pub fn getpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let processes = select(context, arguments.i32(0), arguments.u32(1))?;
+    let highest = processes
+        .iter()
+        .map(|p| p.priority.load(Ordering::Relaxed))
+        .max();
+    Ok(highest.unwrap_or(20) as usize)
+}
+
+pub fn setpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    for process in select(context, arguments.i32(0), arguments.u32(1))? {
+        set_nice(context.thread, &process, arguments.i32(2))?;
+    }
+    Ok(0)
+}
+
+/// The default of I/O scheduling: class none, level 4.
+pub fn ioprio_get(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
+    select(context, which, arguments.u32(1))?;
+    Ok(4)
+}
+
+pub fn ioprio_set(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
+    select(context, which, arguments.u32(1))?;
+    match arguments.u32(2) >> 13 {
+        0 | 2 | 3 => Ok(0),
+        1 => Err(EPERM.because("real-time I/O needs privileges")),
+        _ => Err(EINVAL.because("unknown I/O class")),
+    }
+}
+
+/// The host schedules: the answer is a valid CPU, steady for a thread.
+pub fn getcpu(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let mm = context.mm();
+    let slot = context.thread.slot.load(Ordering::Relaxed);
+    let cpu = if slot == u32::MAX {
+        0
+    } else {
+        slot % platform().cpus().max(1)
+    };
+    for (pointer, value) in [(arguments.u64(0), cpu), (arguments.u64(1), 0)] {
+        if let Some(to) = UserPtr::<u32>::new(pointer).option() {
+            to.write(&mm, &value)?;
+        }
+    }
+    Ok(0)
+}

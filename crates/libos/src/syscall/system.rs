@@ -1,0 +1,160 @@
+//! uname, host names, getrandom, personality, and calls that a container is refused.
+
+use core::sync::atomic::Ordering;
+
+use super::{Arguments, Context};
+use crate::Result;
+use crate::errno::{EFAULT, EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
+use crate::platform::platform;
+
+/// The kernel release that programs see: what this kernel's interface follows.
+pub const RELEASE: &[u8] = b"6.1.0-bulla";
+/// What uname and /proc/version show as the version.
+pub const VERSION: &[u8] = b"#1 SMP PREEMPT_DYNAMIC Bulla";
+/// Length of each field of `struct new_utsname`.
+const FIELD: usize = 65;
+
+pub fn uname(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let mut bytes = [0u8; FIELD * 6];
+    let (host, domain) = crate::kernel().names();
+    let fields: [&[u8]; 6] = [b"Linux", &host, RELEASE, VERSION, b"x86_64", &domain];
+    for (index, field) in fields.iter().enumerate() {
+        let len = field.len().min(FIELD - 1);
+        bytes[index * FIELD..index * FIELD + len].copy_from_slice(&field[..len]);
+    }
+    context.mm().write(arguments.u64(0), &bytes)?;
+    Ok(0)
+}
+
+/// Setting names needs CAP_SYS_ADMIN, which a container does not have.
+pub fn sethostname(_: &mut Context<'_>, _: Arguments) -> Result<usize> {
+    Err(EPERM.because("the manifest sets the host name"))
+}
+
+/// Most bytes that one getrandom moves at a time through the kernel.
+const CHUNK: usize = 4096;
+
+pub fn getrandom(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    // GRND_NONBLOCK, GRND_RANDOM, GRND_INSECURE; RANDOM and INSECURE exclude each other.
+    let flags = arguments.u32(2);
+    if flags & !7 != 0 || flags & 6 == 6 {
+        return Err(EINVAL.because("unknown getrandom flags"));
+    }
+    let len = arguments.usize(1).min(i32::MAX as usize);
+    let mm = context.mm();
+    let mut chunk = [0u8; CHUNK];
+    let mut done = 0;
+    while done < len {
+        let step = CHUNK.min(len - done);
+        platform().random(&mut chunk[..step]);
+        match mm.write(arguments.u64(0).wrapping_add(done as u64), &chunk[..step]) {
+            Ok(()) => done += step,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+        if done < len && context.thread.interrupted() {
+            break;
+        }
+    }
+    chunk.fill(0);
+    Ok(done)
+}
+
+/// Query, or change to what has no effect here.
+pub fn personality(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let process = &context.thread.process;
+    let old = process.personality.load(Ordering::Relaxed);
+    let new = arguments.u32(0);
+    if new != u32::MAX {
+        // ADDR_NO_RANDOMIZE and its like are kept; another execution domain (PER_*) is not known.
+        if new & 0xff != 0 {
+            return Err(EINVAL.because("only Linux programs run here"));
+        }
+        process.personality.store(new, Ordering::Relaxed);
+    }
+    Ok(old as usize)
+}
+
+pub fn syslog(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    match arguments.i32(0) {
+        0 | 1 => Ok(0),
+        10 => Ok(1 << 18),
+        2..=9 => Err(EPERM.because("the kernel log belongs to the host")),
+        _ => Err(EINVAL.because("unknown syslog action")),
+    }
+}
+
+/// EPERM, as a container without capabilities gets it.
+pub fn not_permitted(_: &mut Context<'_>, _: Arguments) -> Result<usize> {
+    Err(EPERM.because("needs a privilege that containers do not have"))
+}
+
+/// unshare: what a process has for itself already needs no unsharing; namespaces are refused.
+pub fn unshare(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    use crate::process::clone::CloneFlags as F;
+    let flags = F::from_bits(arguments.u64(0)).ok_or(EINVAL.because("unknown flags"))?;
+    if flags.intersects(F::NAMESPACES) {
+        return Err(EPERM.because("namespaces cannot be created in a container"));
+    }
+    let allowed = F::FS | F::FILES | F::SYSVSEM | F::THREAD | F::SIGHAND | F::VM;
+    if !allowed.contains(flags) {
+        return Err(EINVAL.because("cannot be unshared"));
+    }
+    let thread = context.thread;
+    let alone = thread.process.threads.lock().len() <= 1;
+    if flags.intersects(F::THREAD | F::SIGHAND | F::VM) && !alone {
+        return Err(EINVAL.because("the process has other threads"));
+    }
+    if flags.contains(F::FS) {
+        let copy = thread.fs().copy();
+        thread.set_fs(copy);
+    }
+    if flags.contains(F::FILES) {
+        let copy = thread.files().copy();
+        thread.set_files(copy);
+    }
+    Ok(0)
+}
+
+/// setns: there is one namespace of each kind.
+pub fn setns(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    context.thread.files().get(arguments.i32(0))?;
+    Err(EPERM.because("namespaces cannot be entered in a container"))
+}
+
+/// ptrace: no process can be traced. TRACEME and ATTACH say so as a container without
+/// CAP_SYS_PTRACE would see it.
+pub fn ptrace(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    match arguments.u64(0) {
+        0 | 16 | 0x4206 => Err(EPERM.because("tracing is not offered")),
+        1..=3 => Err(EIO.because("the process is not traced")),
+        _ => Err(ESRCH.because("the process is not traced")),
+    }
+}
+
+/// seccomp: filters are not run, so none is accepted. What asks whether one could be is told no.
+pub fn seccomp(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    match arguments.u32(0) {
+        // SECCOMP_SET_MODE_STRICT, _FILTER, GET_ACTION_AVAIL, GET_NOTIF_SIZES.
+        1 if arguments.u64(2) == 0 => Err(EFAULT),
+        0..=3 => Err(EINVAL.because("seccomp is not offered")),
+        _ => Err(EINVAL.because("unknown seccomp operation")),
+    }
+}
+
+/// acct needs CAP_SYS_PACCT.
+pub fn acct(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(0) != 0 {
+        let path = crate::user::read_path(&context.mm(), arguments.u64(0))?;
+        if path.is_empty() {
+            return Err(ENOENT);
+        }
+    }
+    Err(EPERM.because("process accounting needs a privilege that containers do not have"))
+}
+
+/// ENOSYS with a purpose: the C library goes on without (rseq needs the kernel to watch every
+/// preemption, which only the host sees).
+pub fn declined(_: &mut Context<'_>, _: Arguments) -> Result<usize> {
+    Err(ENOSYS)
+}
