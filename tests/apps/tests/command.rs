@@ -1,0 +1,408 @@
+//! The command line around a program: exit codes, options, identity, mistakes.
+
+use bulla_test_apps::{Finished, Program, Side, bulla, image, platform_options, sides};
+use std::process::{Command, Output};
+
+fn run_bulla(arguments: &[&str]) -> Output {
+    let output = Command::new("timeout")
+        .arg("60")
+        .arg(bulla())
+        .args(arguments)
+        .output();
+    output.unwrap_or_else(|error| panic!("cannot start bulla: {error}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn only_enclave() -> bool {
+    sides().contains(&Side::Enclave)
+}
+
+fn shell(script: &str) -> Program {
+    Program::new("busybox", &["/bin/sh", "-c", script])
+}
+
+#[test]
+fn exit_codes_are_the_programs() {
+    for code in [0, 1, 42, 255] {
+        assert_eq!(shell(&format!("exit {code}")).compare().code, Some(code));
+    }
+}
+
+#[test]
+fn exit_codes_after_signals() {
+    if only_enclave() {
+        for (signal, number) in [("KILL", 9), ("TERM", 15), ("SEGV", 11)] {
+            let finished = shell(&format!("kill -{signal} $$")).run(Side::Enclave);
+            assert_eq!(finished.code, Some(128 + number), "{signal}: {finished}");
+        }
+    }
+}
+
+#[test]
+fn entry_points_that_cannot_start() {
+    if !only_enclave() {
+        return;
+    }
+    let run = |words: &[&str]| -> Finished { Program::new("busybox", words).run(Side::Enclave) };
+    for (words, code, said) in [
+        (&["/bin/absent"][..], 127, "/bin/absent"),
+        (&["absent-from-path"], 127, "absent-from-path"),
+        (&["/etc/passwd"], 126, "/etc/passwd"),
+        (&["/etc"], 126, "/etc"),
+    ] {
+        let finished = run(words);
+        assert_eq!(finished.code, Some(code), "{words:?}: {finished}");
+        let lines: Vec<&str> = finished
+            .messages
+            .lines()
+            .filter(|l| l.contains(said))
+            .collect();
+        assert_eq!(lines.len(), 1, "one clear line: {finished}");
+    }
+}
+
+#[test]
+fn a_missing_interpreter_is_named() {
+    if !only_enclave() {
+        return;
+    }
+    let finished =
+        shell("printf '#!/no/such/interpreter\\n' > /tmp/s; chmod +x /tmp/s; /tmp/s; echo $?")
+            .run(Side::Enclave);
+    assert_eq!(finished.stdout, "127\n", "{finished}");
+    // The dynamic hello of the tools image, without its dynamic loader.
+    let directory = tempfile::tempdir().unwrap();
+    let hello = image("tools").rootfs.join("opt/bench/hello");
+    std::fs::copy(hello, directory.path().join("hello")).unwrap();
+    let path = directory.path().to_str().unwrap();
+    let mut arguments = vec!["run".to_owned()];
+    arguments.extend(platform_options());
+    arguments.extend(["--rootfs".into(), path.into(), "/hello".into()]);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let output = run_bulla(&arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(127), "{stderr}");
+    assert!(stderr.contains("ld-linux-x86-64.so.2"), "{stderr}");
+}
+
+#[test]
+fn options_reach_the_program() {
+    if !only_enclave() {
+        return;
+    }
+    let script = "pwd; id -u; id -g; hostname; echo $A; echo ${B-unset}; cat /etc/hostname";
+    let finished = shell(script)
+        .env("A", "from -e")
+        .option(&[
+            "-w",
+            "/tmp",
+            "--user",
+            "1000:1001",
+            "--hostname",
+            "somehost",
+        ])
+        .run(Side::Enclave);
+    let expected = "/tmp\n1000\n1001\nsomehost\nfrom -e\nunset\nsomehost\n";
+    assert_eq!(finished.stdout, expected, "{finished}");
+}
+
+#[test]
+fn an_unknown_user_is_an_error() {
+    if !only_enclave() {
+        return;
+    }
+    let finished = shell("true")
+        .option(&["--user", "nobody-here"])
+        .run(Side::Enclave);
+    assert_eq!(finished.code, Some(125), "{finished}");
+    assert!(finished.messages.contains("nobody-here"), "{finished}");
+}
+
+#[test]
+fn signals_are_forwarded() {
+    let script = "trap 'echo got term; exit 9' TERM; trap 'echo got usr1' USR1
+        echo ready; i=0; while [ $i -lt 300 ]; do sleep 0.1; i=$((i+1)); done";
+    for side in sides() {
+        let mut child = shell(script)
+            .command(side)
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = child.id().to_string();
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+        for signal in ["USR1", "TERM"] {
+            Command::new("kill")
+                .args(["-s", signal, &id])
+                .status()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        let output = child.wait_with_output().unwrap();
+        let stdout = text(&output.stdout);
+        assert_eq!(stdout, "ready\ngot usr1\ngot term\n", "{side:?}");
+        assert_eq!(output.status.code(), Some(9), "{side:?}");
+    }
+}
+
+fn measure(arguments: &[&str]) -> serde_json::Value {
+    let output = run_bulla(&[&["measure", "--json"], arguments].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn measure_predicts_what_run_reports() {
+    if !only_enclave() {
+        return;
+    }
+    let archive = image("busybox").archive;
+    let archive = archive.to_str().unwrap();
+    let workload = ["-e", "A=b", "--hostname", "h", archive, "echo", "x"];
+    let predicted = measure(&workload);
+    for layout in predicted["layouts"].as_array().unwrap() {
+        let name = layout["layout"].as_str().unwrap();
+        let mut arguments = vec!["run", "--json", "--platform", "emulated", "--layout", name];
+        arguments.extend(workload);
+        let output = run_bulla(&arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(text(&output.stdout), "x\n", "{stderr}");
+        let start: serde_json::Value =
+            serde_json::from_str(stderr.lines().next().unwrap()).unwrap();
+        assert_eq!(start["mrenclave"], layout["mrenclave"], "{name}");
+        assert_eq!(start["mrsigner"], predicted["mrsigner"]);
+        assert_eq!(start["emulated"], true);
+        assert!(start["warnings"][0].as_str().unwrap().contains("EMULATED"));
+    }
+}
+
+#[test]
+fn measurements_follow_every_input() {
+    let archive = image("busybox").archive;
+    let archive = archive.to_str().unwrap();
+    let base = measure(&[archive]);
+    assert_eq!(base, measure(&[archive]), "stable");
+    let layout = image("busybox").layout;
+    assert_eq!(
+        base["layouts"],
+        measure(&[layout.to_str().unwrap()])["layouts"],
+        "same content"
+    );
+    for changed in [
+        &["-e", "A=b", archive][..],
+        &["-w", "/tmp", archive],
+        &["--user", "1", archive],
+        &["--hostname", "other", archive],
+        &["--memory", "3G", archive],
+        &["--threads", "100", archive],
+        &["--dns", "192.0.2.1", archive],
+        &["--strace", archive],
+        &["-t", archive],
+        &["--entrypoint", "/bin/ls", archive],
+        &[archive, "ls"],
+    ] {
+        assert_ne!(base["layouts"], measure(changed)["layouts"], "{changed:?}");
+    }
+}
+
+#[test]
+fn emulation_is_announced_loudly() {
+    if !only_enclave() {
+        return;
+    }
+    let finished = shell("true").run(Side::Enclave);
+    assert!(finished.messages.contains("WARNING") && finished.messages.contains("EMULATED"));
+    let finished = shell("true").option(&["--strace"]).run(Side::Enclave);
+    assert!(finished.messages.contains("insecure_strace"), "{finished}");
+}
+
+#[test]
+fn mistakes_get_one_clear_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "no image").unwrap();
+    let file = file.to_str().unwrap();
+    let archive = image("busybox").archive;
+    let truncated = directory.path().join("truncated.tar");
+    let bytes = std::fs::read(&archive).unwrap();
+    std::fs::write(&truncated, &bytes[..bytes.len() / 2]).unwrap();
+    let (archive, truncated) = (archive.to_str().unwrap(), truncated.to_str().unwrap());
+    for (arguments, said) in [
+        (&["run", "absent.tar"][..], "there is no file"),
+        (&["run", file], "neither a docker-archive"),
+        (&["run", truncated], "truncated"),
+        (&["run", directory.path().to_str().unwrap()], "--rootfs"),
+        (&["run", "--rootfs", file, "x"], "needs a directory"),
+        (&["run", "-p", "8080:80", archive], "listen on 8080"),
+        (&["run", "-p", "x", archive], "not a port"),
+        (&["run", "--memory", "lots", archive], "not a size"),
+        (&["run", "--memory", "999999T", archive], "memory"),
+        (&["run", "-w", "relative", archive], "not absolute"),
+        (&["run", "-e", "=x", archive], "environment variable"),
+        (&["run", "--env-file", "absent", archive], "env-file"),
+        (&["run", "--hostname", "a b", archive], "host name"),
+        (&["run", "--profile", "nonesuch", archive], "dcsv3-5.15"),
+        (
+            &[
+                "run",
+                "--platform",
+                "emulated",
+                "--profile",
+                "dcsv2",
+                "--layout",
+                "dynamic",
+                archive,
+            ],
+            "EDMM",
+        ),
+        (&["run"], "required"),
+        (&["run", "--nonsense", archive], "--nonsense"),
+        (&["measure", "absent.tar"], "there is no file"),
+        (&["inspect", file], "neither a docker-archive"),
+    ] {
+        let output = run_bulla(arguments);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(said), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains("panicked"), "{arguments:?}: {stderr}");
+        if !stderr.starts_with("error:") {
+            assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+        }
+    }
+}
+
+#[test]
+fn unreadable_files_are_named() {
+    // As another user, since root may read everything.
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("image.tar");
+    std::fs::copy(image("busybox").archive, &file).unwrap();
+    let set = |mode: &str, path: &std::path::Path| {
+        Command::new("chmod").arg(mode).arg(path).status().unwrap();
+    };
+    set("755", directory.path());
+    set("600", &file);
+    let binary = directory.path().join("bulla");
+    std::fs::copy(bulla(), &binary).unwrap();
+    let output = Command::new("setpriv")
+        .args([
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            "env",
+            "HOME=/tmp",
+        ])
+        .env("BULLA_CACHE", directory.path().join("cache"))
+        .arg(&binary)
+        .arg("inspect")
+        .arg(&file)
+        .output()
+        .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(
+        stderr.contains("Permission denied") && stderr.contains("image.tar"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn killing_bulla_leaves_nothing() {
+    if !only_enclave() {
+        return;
+    }
+    let marker = format!("marker-{}", std::process::id());
+    let mut child = Program::new(
+        "busybox",
+        &["/bin/sh", "-c", "sleep 60 & sleep 60", &marker],
+    )
+    .command(Side::Enclave)
+    .stdout(std::process::Stdio::null())
+    .spawn()
+    .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert!(child.try_wait().unwrap().is_none(), "ended early");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let processes = Command::new("ps").args(["-eo", "args"]).output().unwrap();
+    let left = text(&processes.stdout);
+    assert!(!left.lines().any(|line| line.contains(&marker)), "{left}");
+    let left: Vec<_> = std::fs::read_dir("/dev/shm").unwrap().flatten().collect();
+    assert!(
+        left.iter()
+            .all(|e| !e.file_name().to_string_lossy().contains("bulla")),
+        "{left:?}"
+    );
+}
+
+#[test]
+fn every_profile_runs_a_program() {
+    if !only_enclave() {
+        return;
+    }
+    for profile in ["dcsv2", "dcsv3-5.15", "dcsv3-6.8", "full"] {
+        let finished = Program::new("busybox", &["/bin/sh", "-c", "echo $((6 * 7)) | cat"])
+            .option(&["--profile", profile, "--memory", "256M"])
+            .run(Side::Enclave);
+        assert_eq!(finished.stdout, "42\n", "{profile}: {finished}");
+    }
+}
+
+#[test]
+fn stats_count_something() {
+    if !only_enclave() {
+        return;
+    }
+    let archive = image("busybox").archive;
+    let output = run_bulla(&[
+        "run",
+        "--json",
+        "--stats",
+        "--platform",
+        "emulated",
+        archive.to_str().unwrap(),
+        "echo",
+        "x",
+    ]);
+    let stderr = text(&output.stderr);
+    let end: serde_json::Value = serde_json::from_str(stderr.lines().last().unwrap()).unwrap();
+    assert_eq!(end["exit_code"], 0, "{stderr}");
+    assert!(end["stats"]["entries"].as_u64().unwrap() > 0, "{stderr}");
+    assert!(
+        end["stats"]["host_calls"]["Write"].as_u64().unwrap() > 0,
+        "{stderr}"
+    );
+}
+
+#[test]
+fn doctor_explains() {
+    let output = run_bulla(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let usable = report["platform"] != "none";
+    assert_eq!(output.status.success(), usable);
+    assert!(report["hardware"].as_array().unwrap().len() > 1);
+    // With too small an address space: says so instead of failing.
+    let limited = format!("ulimit -v 4000000; exec {} doctor", bulla().display());
+    let output = Command::new("bash")
+        .args(["-c", &limited])
+        .output()
+        .unwrap();
+    assert!(
+        text(&output.stdout).contains("ulimit -v unlimited"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn completions_are_generated() {
+    for name in ["bash", "zsh", "fish"] {
+        let output = run_bulla(&["completions", name]);
+        assert!(
+            output.status.success() && text(&output.stdout).contains("measure"),
+            "{name}"
+        );
+    }
+}
