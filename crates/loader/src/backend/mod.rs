@@ -4,6 +4,7 @@
 //! (ELRANGE starts at 0, so they equal enclave offsets), sizes are bytes, both multiples of 4096.
 
 pub mod hardware;
+pub mod emulated;
 
 use std::fmt;
 

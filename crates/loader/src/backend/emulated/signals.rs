@@ -1,0 +1,519 @@
+//! Signals: exceptions of the enclave become AEXs, ENCLU is served, sites are patched.
+//!
+//! [`on_signal`] runs on the alternate stack with the host's FS and GS, all signals blocked. It
+//! never enters the enclave: it changes the saved context. What it finds:
+//! - RIP in the enclave (or, with the enclave's FS still loaded, at a place outside ELRANGE where
+//!   the enclave jumped to): an exception of the enclave, or an asynchronous signal;
+//! - RIP at the trap of a gate: an ENCLU that the gate does not serve itself;
+//! - anything else: a crash of the host, left to whoever handled the signal before.
+//!
+//! No lock is taken that the interrupted code may hold: enclave code holds none of ours.
+
+use std::mem::{MaybeUninit, zeroed};
+use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Once, PoisonError};
+
+use super::enclave::Enclave;
+use super::entry;
+use super::epcm::PAGE;
+use super::leaves::{self, EEXIT, Operands};
+use super::ssa::{self, Extended};
+use super::sys;
+use super::thread::{self, Fault, TcsState, Thread, count, mode};
+use crate::backend::Error;
+
+const FAULT_SIGNALS: [i32; 6] = [
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+    libc::SIGTRAP,
+    libc::SIGSYS,
+];
+
+/// What was installed before, for crashes of the host.
+static mut PREVIOUS: [MaybeUninit<libc::sigaction>; 32] = [MaybeUninit::zeroed(); 32];
+static INSTALL: Once = Once::new();
+/// Host-side RDTSCs that were executed in the handler, since PR_SET_TSC hits the host as well.
+pub static HOST_RDTSC: AtomicU64 = AtomicU64::new(0);
+
+/// Installs the handlers of the fault signals, once per process.
+pub fn install() {
+    INSTALL.call_once(|| {
+        for signal in FAULT_SIGNALS {
+            // SAFETY: a valid action; the old one goes to its own place, which is only read after
+            // this signal can arrive here.
+            unsafe {
+                let mut action: libc::sigaction = zeroed();
+                action.sa_sigaction = entry::bulla_emu_signal as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+                libc::sigfillset(&mut action.sa_mask);
+                let previous = (&raw mut PREVIOUS[signal as usize]).cast::<libc::sigaction>();
+                libc::sigaction(signal, &action, previous);
+            }
+        }
+    });
+}
+
+/// Makes `syscall` and `int 0x80` below [`entry::HOST_START`] raise SIGSYS on this thread, and
+/// RDTSC a fault if the platform has none.
+pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
+    const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
+    const PR_SYS_DISPATCH_ON: u64 = 1;
+    let len = u64::MAX - entry::HOST_START;
+    // SAFETY: allows system calls from the host's code only; no selector byte is used.
+    let result = unsafe {
+        libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, entry::HOST_START, len, 0)
+    };
+    if result != 0 {
+        return Err(Error::System {
+            call: "prctl",
+            errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
+            reason: "the emulated platform needs Syscall User Dispatch (Linux 5.11 or newer)"
+                .to_owned(),
+        });
+    }
+    if !rdtsc {
+        set_tsc(libc::PR_TSC_SIGSEGV);
+    }
+    Ok(())
+}
+
+fn set_tsc(setting: i32) {
+    // SAFETY: changes how RDTSC behaves on this thread; `rdtsc_of_host` serves the host's.
+    unsafe { libc::prctl(libc::PR_SET_TSC, setting) };
+}
+
+fn in_text(rip: u64) -> bool {
+    entry::between(rip, &entry::bulla_emu_text, &entry::bulla_emu_text_end)
+}
+
+/// Called by the signal stub; `thread` is null on threads that were never prepared.
+///
+/// # Safety
+/// The arguments are the kernel's, of a signal being delivered to this thread.
+pub unsafe extern "C" fn on_signal(
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+    thread: *mut Thread,
+) {
+    // SAFETY: as for this function; nobody else uses the context meanwhile.
+    let (code, saved) = unsafe { ((*info).si_code, &mut *context) };
+    let rip = saved.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
+    // SAFETY: the thread is this one; its TCS lives while it is in the enclave.
+    let tcs = unsafe {
+        if thread.is_null() || (*thread).tcs.is_null() {
+            None
+        } else {
+            Some(&*(*thread).tcs)
+        }
+    };
+    let Some(tcs) = tcs else {
+        // SAFETY: as for this function.
+        return unsafe { host_signal(signal, code, saved) };
+    };
+    // SAFETY: this thread's structure.
+    let host_fs = unsafe { (*thread).signal_fs == (*thread).host_fs };
+    if rip == entry::address(&entry::bulla_emu_trap) && signal == libc::SIGILL {
+        // SAFETY: the gate left the enclave's state as it was at the site.
+        unsafe { gate_trap(saved, thread, tcs) };
+    } else if !in_text(rip) && (rip < entry::HOST_START || !host_fs) {
+        // SAFETY: the context is the enclave's.
+        unsafe { enclave_signal(signal, info, saved, thread, tcs) };
+    } else {
+        // SAFETY: as for this function.
+        unsafe { host_signal(signal, code, saved) };
+    }
+}
+
+/// A signal for the host itself.
+///
+/// # Safety
+/// As for [`on_signal`].
+unsafe fn host_signal(signal: i32, code: i32, context: &mut libc::ucontext_t) {
+    if signal == libc::SIGSEGV && rdtsc_of_host(context) {
+        return;
+    }
+    // Back to whoever handled it before; the fault repeats and finds them.
+    // SAFETY: `install` stored the action.
+    unsafe {
+        let previous = (&raw const PREVIOUS[signal as usize]).cast::<libc::sigaction>();
+        libc::sigaction(signal, previous, ptr::null_mut());
+        if code <= 0 {
+            libc::raise(signal);
+        }
+    }
+}
+
+/// Length of the RDTSC or RDTSCP at `rip`, else 0.
+fn rdtsc_length(rip: u64) -> i64 {
+    // SAFETY: an instruction that just executed is readable.
+    match unsafe { ptr::read_unaligned(rip as *const [u8; 2]) } {
+        [0x0f, 0x31] => 2,
+        // SAFETY: 0F 01 has a third byte.
+        [0x0f, 0x01] if unsafe { *((rip + 2) as *const u8) } == 0xf9 => 3,
+        _ => 0,
+    }
+}
+
+/// Executes a host's RDTSC that PR_SET_TSC made fault (the vDSO's, mostly).
+fn rdtsc_of_host(context: &mut libc::ucontext_t) -> bool {
+    const GENERAL_PROTECTION: i64 = 13;
+    let registers = &mut context.uc_mcontext.gregs;
+    if registers[libc::REG_TRAPNO as usize] != GENERAL_PROTECTION {
+        return false;
+    }
+    let rip = registers[libc::REG_RIP as usize];
+    let len = rdtsc_length(rip as u64);
+    if len == 0 || thread::current().is_null() {
+        return false;
+    }
+    set_tsc(libc::PR_TSC_ENABLE);
+    let mut aux = 0;
+    // SAFETY: RDTSCP is part of every CPU this runs on.
+    let value = unsafe { std::arch::x86_64::__rdtscp(&mut aux) };
+    set_tsc(libc::PR_TSC_SIGSEGV);
+    registers[libc::REG_RAX as usize] = (value & 0xffff_ffff) as i64;
+    registers[libc::REG_RDX as usize] = (value >> 32) as i64;
+    if len == 3 {
+        registers[libc::REG_RCX as usize] = i64::from(aux);
+    }
+    registers[libc::REG_RIP as usize] = rip + len;
+    HOST_RDTSC.fetch_add(1, Ordering::Relaxed);
+    true
+}
+
+/// A signal while the enclave was running.
+///
+/// # Safety
+/// As for [`on_signal`]; `thread` is in the enclave of `tcs`.
+unsafe fn enclave_signal(
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    context: &mut libc::ucontext_t,
+    thread: *mut Thread,
+    tcs: &TcsState,
+) {
+    // SAFETY: the enclave outlives its TCSs.
+    let enclave = unsafe { &*tcs.enclave };
+    // SAFETY: the kernel's siginfo.
+    if unsafe { (*info).si_code } <= 0 {
+        // Sent by somebody: no exception, but an AEX all the same.
+        // SAFETY: the context is the enclave's.
+        return unsafe { exit_asynchronously(context, thread, None) };
+    }
+    let rip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
+    if signal == libc::SIGILL && code_at::<3>(enclave, rip) == Some([0x0f, 0x01, 0xd7]) {
+        // SAFETY: as for this function.
+        return unsafe { enclu(context, thread, tcs, rip, 3) };
+    }
+    // SAFETY: as for this function.
+    if let Some(fault) = unsafe { exception(signal, info, context, thread, enclave) } {
+        // SAFETY: as for this function.
+        unsafe { exit_asynchronously(context, thread, Some(fault)) };
+    }
+}
+
+/// AEX with the state in the context.
+///
+/// # Safety
+/// The context is the enclave's, `thread` this thread.
+unsafe fn exit_asynchronously(
+    context: &mut libc::ucontext_t,
+    thread: *mut Thread,
+    fault: Option<Fault>,
+) {
+    let gprs = ssa::context_gprs(context);
+    // SAFETY: as for this function.
+    unsafe {
+        let bases = ((*thread).signal_fs, (*thread).signal_gs);
+        let outside = ssa::save(thread, &gprs, bases, Extended::Signal(context), fault);
+        ssa::leave(context, (*thread).tcs_address, outside, &entry::bulla_emu_aep);
+        (*thread).signal_fs = (*thread).host_fs;
+        (*thread).signal_gs = (*thread).host_gs;
+    }
+}
+
+/// The `N` bytes of code at `rip`, if they are in accessible pages of the enclave.
+fn code_at<const N: usize>(enclave: &Enclave, rip: u64) -> Option<[u8; N]> {
+    let last = rip.checked_add(N as u64 - 1)?;
+    let readable = |at: u64| {
+        enclave.contains(at) && enclave.epcm.get(at).host() & 5 != 0
+    };
+    if !readable(rip) || !readable(last) {
+        return None;
+    }
+    // SAFETY: both pages are mapped for reading (execution implies it).
+    Some(unsafe { ptr::read_unaligned(rip as *const [u8; N]) })
+}
+
+/// The exception that a fault signal stands for; `None` if it was resolved here.
+///
+/// # Safety
+/// As for [`enclave_signal`].
+unsafe fn exception(
+    signal: i32,
+    info: *mut libc::siginfo_t,
+    context: &mut libc::ucontext_t,
+    thread: *mut Thread,
+    enclave: &Enclave,
+) -> Option<Fault> {
+    let registers = &mut context.uc_mcontext.gregs;
+    let rip = registers[libc::REG_RIP as usize] as u64;
+    if signal == libc::SIGSYS {
+        // `syscall` and `int 0x80` are illegal: as if the instruction had not been executed.
+        registers[libc::REG_RIP as usize] -= 2;
+        return Some(Fault::UD);
+    }
+    let vector = registers[libc::REG_TRAPNO as usize] as u16;
+    let error_code = registers[libc::REG_ERR as usize] as u16;
+    let plain = |vector| Fault {
+        vector,
+        error_code: 0,
+        address: 0,
+    };
+    match vector {
+        // INT3 is reported like a fault: RIP at the instruction.
+        3 => {
+            registers[libc::REG_RIP as usize] -= 1;
+            Some(plain(3))
+        }
+        13 if illegal(enclave, rip) => Some(Fault::UD),
+        13 => Some(Fault {
+            error_code,
+            ..Fault::GP
+        }),
+        14 => {
+            // SAFETY: the kernel's siginfo of a page fault.
+            let address = unsafe { (*info).si_addr() } as u64;
+            // SAFETY: as for this function.
+            unsafe { page_fault(enclave, thread, rip, address, error_code) }
+        }
+        _ => Some(plain(vector & 31)),
+    }
+}
+
+/// Whether the instruction at `rip`, which raised #GP outside, raises #UD inside (SDM 37.6.1):
+/// port I/O, INT n, RDPMC, RDTSC on SGX1, IRET and far transfers.
+fn illegal(enclave: &Enclave, rip: u64) -> bool {
+    match code_at::<3>(enclave, rip) {
+        Some([0xe4..=0xe7 | 0xec..=0xef | 0x6c..=0x6f | 0xcd | 0xcf, ..]) => true,
+        Some([0xca | 0xcb, ..]) => true,
+        Some([0x0f, 0x33, _]) => true,
+        Some([0x0f, 0x31, _] | [0x0f, 0x01, 0xf9]) => !enclave.profile.features.rdtsc,
+        // CPUID, where the CPU can make it fault.
+        Some([0x0f, 0xa2, _]) => true,
+        // With an operand-size or repeat prefix.
+        Some([0x66 | 0xf2 | 0xf3, 0xe5 | 0xe7 | 0xed | 0xef | 0x6c..=0x6f, _]) => true,
+        _ => false,
+    }
+}
+
+/// # Safety
+/// As for [`enclave_signal`].
+unsafe fn page_fault(
+    enclave: &Enclave,
+    thread: *mut Thread,
+    rip: u64,
+    address: u64,
+    error_code: u16,
+) -> Option<Fault> {
+    const WRITE: u16 = 1 << 1;
+    const FETCH: u16 = 1 << 4;
+    const SGX_VIOLATION: u16 = 1 << 15 | 1;
+    if !enclave.contains(rip) {
+        // A fetch outside ELRANGE is #GP at the target.
+        return Some(Fault::GP);
+    }
+    if !enclave.contains(address) {
+        return Some(Fault {
+            vector: 14,
+            error_code,
+            address,
+        });
+    }
+    let access = match error_code {
+        code if code & FETCH != 0 => 4,
+        code if code & WRITE != 0 => 2,
+        _ => 1,
+    };
+    // SAFETY: this thread's structure.
+    let thread = unsafe { &mut *thread };
+    let repeated = thread.widened == address && thread.widened_count > 3;
+    if !repeated && enclave.epcm.widen(address, access) {
+        thread.widened_count =
+            if thread.widened == address { thread.widened_count + 1 } else { 1 };
+        thread.widened = address;
+        return None;
+    }
+    thread.widened = 0;
+    let entry = enclave.epcm.get(address);
+    let by_epcm = entry.is(super::epcm::VALID)
+        && entry.table() & access != 0
+        && entry.allowed() & access == 0;
+    let error_code = if by_epcm { error_code | SGX_VIOLATION } else { error_code };
+    Some(Fault {
+        vector: 14,
+        error_code,
+        address,
+    })
+}
+
+// -- ENCLU ----------------------------------------------------------------------------------
+
+/// A leaf that a gate did not serve: [RSP] is the address behind the patched site.
+///
+/// # Safety
+/// The context is that of `bulla_emu_trap`.
+unsafe fn gate_trap(context: &mut libc::ucontext_t, thread: *mut Thread, tcs: &TcsState) {
+    const SITE_SIZE: u64 = 6;
+    let registers = &mut context.uc_mcontext.gregs;
+    let rsp = registers[libc::REG_RSP as usize];
+    // SAFETY: the gate just pushed it.
+    let site = unsafe { *(rsp as *const u64) } - SITE_SIZE;
+    registers[libc::REG_RSP as usize] = rsp + 8;
+    registers[libc::REG_RIP as usize] = site as i64;
+    // SAFETY: the context now is the enclave's at the site.
+    unsafe { enclu(context, thread, tcs, site, SITE_SIZE) };
+}
+
+/// Serves an ENCLU of `len` bytes at `rip`.
+///
+/// # Safety
+/// The context is the enclave's at `rip`.
+unsafe fn enclu(
+    context: &mut libc::ucontext_t,
+    thread: *mut Thread,
+    tcs: &TcsState,
+    rip: u64,
+    len: u64,
+) {
+    count(&tcs.traps);
+    // SAFETY: the enclave outlives its TCSs.
+    let enclave = unsafe { &*tcs.enclave };
+    let gprs = ssa::context_gprs(context);
+    let leaf = gprs.rax as u32;
+    if len == 3 {
+        patch(enclave, rip, leaf);
+    }
+    let registers = &mut context.uc_mcontext.gregs;
+    let result = if leaf == EEXIT {
+        if gprs.rbx >> 47 == 0 {
+            registers[libc::REG_RIP as usize] = gprs.rbx as i64;
+            registers[libc::REG_RCX as usize] = entry::address(&entry::bulla_emu_aep) as i64;
+            count(&tcs.exits);
+            // SAFETY: this thread's structure.
+            unsafe {
+                (*thread).signal_fs = (*thread).host_fs;
+                (*thread).signal_gs = (*thread).host_gs;
+            }
+            tcs.busy.store(0, Ordering::Release);
+            return;
+        }
+        Err(Fault::GP)
+    } else {
+        let operands = Operands {
+            rbx: gprs.rbx,
+            rcx: gprs.rcx,
+            rdx: gprs.rdx,
+        };
+        leaves::execute(enclave, tcs, leaf, operands)
+    };
+    match result {
+        Ok(output) => {
+            let (mut rax, mut flags) = (gprs.rax, gprs.rflags);
+            output.apply(&mut rax, &mut flags);
+            registers[libc::REG_RAX as usize] = rax as i64;
+            registers[libc::REG_EFL as usize] = flags as i64;
+            registers[libc::REG_RIP as usize] = (rip + len) as i64;
+        }
+        // SAFETY: as for this function.
+        Err(fault) => unsafe { exit_asynchronously(context, thread, Some(fault)) },
+    }
+}
+
+/// Rewrites a site `enclu; nop5` that is 8-byte aligned into a jump (EEXIT) or call through the
+/// hole, in one store.
+fn patch(enclave: &Enclave, site: u64, leaf: u32) {
+    const SITE: [u8; 8] = [0x0f, 0x01, 0xd7, 0x0f, 0x1f, 0x44, 0x00, 0x00];
+    if site % 8 != 0 || code_at::<8>(enclave, site) != Some(SITE) {
+        return;
+    }
+    let mut sites = enclave.sites.lock().unwrap_or_else(PoisonError::into_inner);
+    let exit = (leaf == EEXIT && sites.len() < entry::EXIT_GATES).then_some(sites.len());
+    let Some(pointer) = enclave.gate_pointer(exit) else { return };
+    let Ok(displacement) = i32::try_from(pointer as i64 - (site + 6) as i64) else { return };
+    let mut code = [0xff, 0x15, 0, 0, 0, 0, 0x66, 0x90];
+    if let Some(index) = exit {
+        code[1] = 0x25;
+        sites.push(site);
+        // SAFETY: an aligned store of a word that is only read through the gate patched below.
+        unsafe { (&raw mut entry::bulla_emu_sites[index]).write_volatile(site + 6) };
+    }
+    code[2..6].copy_from_slice(&displacement.to_le_bytes());
+    let _guard = enclave.epcm.lock();
+    let page = site & !(PAGE - 1);
+    let host = enclave.epcm.get(page).host();
+    // Still executable meanwhile, so that other threads go on.
+    if sys::protect(page, PAGE, 7).is_err() {
+        return;
+    }
+    // SAFETY: the page is writable now; an aligned 8-byte store within one cache line, so every
+    // CPU executes either the old or the new instruction.
+    unsafe { AtomicU64::from_ptr(site as *mut u64) }
+        .store(u64::from_le_bytes(code), Ordering::SeqCst);
+    let _ = sys::protect(page, PAGE, host);
+    enclave.patched.fetch_add(1, Ordering::Relaxed);
+}
+
+// -- kicks ----------------------------------------------------------------------------------
+
+/// See `Backend::kick_in_handler`. Runs with whatever FS the thread had.
+///
+/// # Safety
+/// `context` is the kernel's, of a signal being delivered to this thread.
+pub unsafe fn kick(context: *mut libc::ucontext_t) -> bool {
+    // SAFETY: as for this function.
+    let thread = unsafe { thread::of_context(context) };
+    if thread.is_null() {
+        return false;
+    }
+    // SAFETY: this thread's structure, and nobody else uses the context.
+    let (state, context) = unsafe { (&mut *thread, &mut *context) };
+    if state.tcs.is_null() {
+        state.kick_pending.store(1, Ordering::Relaxed);
+        return false;
+    }
+    let rip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
+    let (fs, gs) = (sys::fs_base(), sys::gs_base());
+    if !in_text(rip) && (rip < entry::HOST_START || fs != state.host_fs) {
+        let gprs = ssa::context_gprs(context);
+        // SAFETY: the context is the enclave's.
+        let outside = unsafe {
+            ssa::save(thread, &gprs, (fs, gs), Extended::Signal(context), None)
+        };
+        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
+    } else if entry::between(rip, &entry::bulla_emu_resume_critical, &entry::bulla_emu_resume_end) {
+        ssa::undo_resume(thread);
+        let outside = (state.host_rsp, 0);
+        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
+    } else if entry::between(rip, &entry::bulla_emu_gate_critical, &entry::bulla_emu_gate_end) {
+        let gprs = state.gate;
+        // SAFETY: the gate holds the enclave's registers, the context its vector state.
+        let outside = unsafe {
+            ssa::save(thread, &gprs, (state.gate_fs, gs), Extended::Signal(context), None)
+        };
+        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
+    } else {
+        state.kick_pending.store(1, Ordering::Relaxed);
+        return state.mode.load(Ordering::Relaxed) != mode::HOST;
+    }
+    // SAFETY: the interrupted context continues in host code.
+    unsafe {
+        sys::set_fs_base(state.host_fs);
+        sys::set_gs_base(state.host_gs);
+    }
+    true
+}

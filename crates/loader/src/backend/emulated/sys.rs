@@ -1,0 +1,186 @@
+//! System calls of the emulator. Raw ones, so that nothing here touches errno: some run in signal
+//! handlers and in the ENCLU gate.
+
+use std::arch::asm;
+
+use crate::backend::Error;
+
+/// A raw system call; negative results are −errno.
+///
+/// # Safety
+/// As the system call demands.
+pub unsafe fn syscall(number: i64, arguments: [u64; 6]) -> i64 {
+    let result: i64;
+    let [a, b, c, d, e, f] = arguments;
+    // SAFETY: the kernel preserves all registers but these; the caller answers for the call.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") number => result,
+            in("rdi") a, in("rsi") b, in("rdx") c, in("r10") d, in("r8") e, in("r9") f,
+            lateout("rcx") _, lateout("r11") _,
+            options(nostack),
+        );
+    }
+    result
+}
+
+fn check(call: &'static str, reason: &str, result: i64) -> Result<u64, Error> {
+    if (-4095..0).contains(&result) {
+        return Err(Error::System {
+            call,
+            errno: -result as i32,
+            reason: reason.to_owned(),
+        });
+    }
+    Ok(result as u64)
+}
+
+const RESERVED: u64 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+
+/// Reserves an address range without access.
+pub fn reserve(address: u64, len: u64) -> Result<(), Error> {
+    let flags = RESERVED | libc::MAP_FIXED_NOREPLACE as u64;
+    // SAFETY: MAP_FIXED_NOREPLACE never touches what is mapped already.
+    let result = unsafe { syscall(libc::SYS_mmap, [address, len, 0, flags, u64::MAX, 0]) };
+    check(
+        "mmap",
+        "the enclave's address range is not free; raise `ulimit -v`, and do not run under a \
+         sanitizer or a debugger that uses low addresses",
+        result,
+    )?;
+    // SAFETY: a hint about memory that is ours; a refusal changes nothing.
+    unsafe {
+        let advice = libc::MADV_HUGEPAGE as u64;
+        syscall(libc::SYS_madvise, [address, len, advice, 0, 0, 0]);
+        let advice = libc::MADV_DONTDUMP as u64;
+        syscall(libc::SYS_madvise, [address, len, advice, 0, 0, 0]);
+    }
+    Ok(())
+}
+
+/// Zeroed memory anywhere, backed only where it is touched.
+pub fn map_sparse(len: u64) -> Result<u64, Error> {
+    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let result = unsafe { syscall(libc::SYS_mmap, [0, len, protection, RESERVED, u64::MAX, 0]) };
+    check("mmap", "no address space for the emulator's tables", result)
+}
+
+/// Removes a mapping that this module made.
+pub fn unmap(address: u64, len: u64) {
+    // SAFETY: callers pass ranges that they own and no longer use.
+    unsafe { syscall(libc::SYS_munmap, [address, len, 0, 0, 0, 0]) };
+}
+
+/// mprotect with the bits of SECINFO (1 read, 2 write, 4 execute), which are also PROT_*.
+pub fn protect(address: u64, len: u64, protection: u64) -> Result<(), Error> {
+    // SAFETY: callers pass ranges in memory that this backend mapped.
+    let result =
+        unsafe { syscall(libc::SYS_mprotect, [address, len, protection & 7, 0, 0, 0]) };
+    check(
+        "mprotect",
+        "cannot change enclave pages; raise vm.max_map_count if it says out of memory",
+        result,
+    )
+    .map(|_| ())
+}
+
+/// Backs a writable range with memory at once.
+pub fn populate(address: u64, len: u64) -> Result<(), Error> {
+    // In chunks, so that one call does not hold the address space for long.
+    const CHUNK: u64 = 64 << 20;
+    let mut at = address;
+    while at < address + len {
+        let size = CHUNK.min(address + len - at);
+        let advice = libc::MADV_POPULATE_WRITE as u64;
+        // SAFETY: the range is ours; populating does not change what it holds.
+        let result = unsafe { syscall(libc::SYS_madvise, [at, size, advice, 0, 0, 0]) };
+        match -result as i32 {
+            libc::EINTR | libc::EAGAIN => continue,
+            // Kernels before 5.14 do not know the advice: pages come with the first touch.
+            libc::EINVAL => return Ok(()),
+            _ => check("madvise", "no memory left for enclave pages", result)?,
+        };
+        at += size;
+    }
+    Ok(())
+}
+
+/// Gives pages back; they hold zeros when they are next made accessible.
+pub fn discard(address: u64, len: u64) -> Result<(), Error> {
+    protect(address, len, 0)?;
+    let advice = libc::MADV_DONTNEED as u64;
+    // SAFETY: the caller owns the range and gives its content up.
+    let result = unsafe { syscall(libc::SYS_madvise, [address, len, advice, 0, 0, 0]) };
+    check("madvise", "cannot discard enclave pages", result).map(|_| ())
+}
+
+/// Makes a page of the reservation into one that points to the emulator's gates.
+pub fn map_fixed(address: u64, len: u64) -> Result<(), Error> {
+    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    // SAFETY: the caller owns the range, which nothing uses.
+    let result = unsafe { syscall(libc::SYS_mmap, [address, len, protection, flags, u64::MAX, 0]) };
+    check("mmap", "cannot map the emulator's page in the enclave's range", result).map(|_| ())
+}
+
+macro_rules! base_registers {
+    ($($(#[$doc:meta])* $read:ident, $write:ident, $rd:literal, $wr:literal;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $read() -> u64 {
+            let value;
+            // SAFETY: FSGSBASE is enabled (checked when the backend is made); reads a register.
+            unsafe { asm!($rd, out(reg) value, options(nomem, nostack, preserves_flags)) };
+            value
+        }
+
+        /// Sets it.
+        ///
+        /// # Safety
+        /// The code that runs next must expect the new base.
+        #[inline(always)]
+        pub unsafe fn $write(value: u64) {
+            // SAFETY: FSGSBASE is enabled; the caller answers for the effect.
+            unsafe { asm!($wr, in(reg) value, options(nostack, preserves_flags)) };
+        }
+    )*};
+}
+
+base_registers! {
+    /// The FS base.
+    fs_base, set_fs_base, "rdfsbase {}", "wrfsbase {}";
+    /// The GS base.
+    gs_base, set_gs_base, "rdgsbase {}", "wrgsbase {}";
+}
+
+/// Whether user code may use RDFSBASE and its kin (Linux 5.9 or newer).
+pub fn has_fsgsbase() -> bool {
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    // SAFETY: reads the auxiliary vector.
+    unsafe { libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 }
+}
+
+/// XCR0: the state components that the host kernel enabled.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
+    // SAFETY: OSXSAVE is set on every x86-64 Linux that runs SGX or this emulator's baseline.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
+             options(nomem, nostack, preserves_flags));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Bytes of a standard-format XSAVE area for `xfrm`.
+pub fn xsave_size(xfrm: u64) -> u64 {
+    let mut size = 576;
+    for component in 2..63 {
+        if xfrm >> component & 1 != 0 {
+            let leaf = std::arch::x86_64::__cpuid_count(0xd, component);
+            size = size.max(u64::from(leaf.eax) + u64::from(leaf.ebx));
+        }
+    }
+    size
+}
