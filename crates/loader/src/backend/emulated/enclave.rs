@@ -30,7 +30,11 @@ pub struct Identity {
     pub isv_ext_prod_id: [u8; 16],
 }
 
+/// Numbers enclaves from 1, so that what a thread remembers of one is never used for another.
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
 pub struct Enclave {
+    number: u64,
     pub base: u64,
     pub size: u64,
     pub secs: Secs,
@@ -83,6 +87,7 @@ impl Enclave {
         sys::reserve(start, base + size - start)?;
         let measurement = Measurement::ecreate(secs.ssa_frame_size, size);
         let mut enclave = Box::new(Enclave {
+            number: NUMBER.fetch_add(1, Ordering::Relaxed),
             base,
             size,
             secs,
@@ -170,7 +175,9 @@ impl Enclave {
     ) -> Result<(), Error> {
         let mut build = self.build.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(measurement) = build.as_mut() else {
-            return Err(refused("EADD after EINIT; with EDMM pages are committed instead"));
+            return Err(refused(
+                "EADD after EINIT; with EDMM pages are committed instead",
+            ));
         };
         self.check_range(address, len)?;
         let info = check_secinfo(flags)?;
@@ -218,8 +225,9 @@ impl Enclave {
     }
 
     fn add_tcs(&self, address: u64, page: &[u8]) -> Result<(), Error> {
-        let page: &[u8; PAGE as usize] =
-            page.first_chunk().ok_or_else(|| refused("a TCS page is shorter than a page"))?;
+        let page: &[u8; PAGE as usize] = page
+            .first_chunk()
+            .ok_or_else(|| refused("a TCS page is shorter than a page"))?;
         let tcs = Tcs::from_bytes(page)
             .ok_or_else(|| refused(format!("EADD of the TCS at {address:#x}: reserved field")))?;
         let state = self
@@ -229,7 +237,8 @@ impl Enclave {
         state.cssa.store(0, Ordering::Relaxed);
         state.valid.store(true, Ordering::Release);
         let _guard = self.epcm.lock();
-        self.epcm.fill(address, PAGE, Entry::new(VALID | TYPE_TCS, 0, 3))?;
+        self.epcm
+            .fill(address, PAGE, Entry::new(VALID | TYPE_TCS, 0, 3))?;
         self.put_tcs(state);
         Ok(())
     }
@@ -266,7 +275,10 @@ impl Enclave {
         state.debug_opt_in = tcs.flags & DBGOPTIN != 0;
         state.frame_size = frame_size;
         state.enclave = self;
-        if [state.entry, state.fs, state.gs, state.ssa].iter().any(|at| at >> 47 != 0) {
+        if [state.entry, state.fs, state.gs, state.ssa]
+            .iter()
+            .any(|at| at >> 47 != 0)
+        {
             return Err("an offset is too large");
         }
         Ok(state)
@@ -285,7 +297,10 @@ impl Enclave {
     fn retire(&self, state: Box<TcsState>) {
         state.valid.store(false, Ordering::Release);
         state.unregister();
-        self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(state);
+        self.retired
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(state);
     }
 
     /// Calls `visit` with every TCS, removed ones too (for counters).
@@ -299,7 +314,7 @@ impl Enclave {
     /// The TCS at `address`, as EENTER finds it.
     #[inline]
     pub fn find_tcs(&self, thread: &mut Thread, address: u64) -> Result<&TcsState, Fault> {
-        if ptr::eq(thread.cached_enclave, self) {
+        if thread.cached_enclave == self.number {
             // SAFETY: a TCS state lives as long as its enclave.
             let cached = unsafe { &*thread.cached };
             if cached.address == address && cached.valid.load(Ordering::Relaxed) {
@@ -328,7 +343,7 @@ impl Enclave {
         let state = all.get(&address).ok_or(Fault::page(address, false))?;
         let state: *const TcsState = &**state;
         thread.cached = state;
-        thread.cached_enclave = self;
+        thread.cached_enclave = self.number;
         // SAFETY: states are boxed and never freed before the enclave.
         Ok(unsafe { &*state })
     }
@@ -373,7 +388,8 @@ impl Enclave {
                 if self.epcm.get(page).host() & 2 != 0 {
                     sys::populate(page, fresh - page)?;
                 }
-                self.augmented.fetch_add((fresh - page) / PAGE, Ordering::Relaxed);
+                self.augmented
+                    .fetch_add((fresh - page) / PAGE, Ordering::Relaxed);
             }
             page = self.epcm.find(fresh, end, |entry| !entry.is(VALID));
             self.set_tables(fresh, page, protection)?;
@@ -383,8 +399,9 @@ impl Enclave {
 
     fn set_tables(&self, start: u64, end: u64, protection: Protection) -> Result<(), Error> {
         for page in (start..end).step_by(PAGE as usize) {
-            self.epcm
-                .replace(page, |entry| entry.is(VALID).then(|| entry.with_table(protection)));
+            self.epcm.replace(page, |entry| {
+                entry.is(VALID).then(|| entry.with_table(protection))
+            });
         }
         self.epcm.sync(start, end - start)
     }
@@ -399,7 +416,9 @@ impl Enclave {
     pub fn restrict(&self, address: u64, len: u64, protection: Protection) -> Result<(), Error> {
         self.check_edmm(address, len)?;
         if protection & !7 != 0 || protection & 3 == 2 {
-            return Err(refused("EMODPR: not a combination of permissions that pages can have"));
+            return Err(refused(
+                "EMODPR: not a combination of permissions that pages can have",
+            ));
         }
         let _guard = self.epcm.lock();
         let end = address + len;
@@ -451,7 +470,10 @@ impl Enclave {
             }
             self.epcm.sync(address, len)?;
         }
-        states.into_iter().flatten().for_each(|state| self.put_tcs(state));
+        states
+            .into_iter()
+            .flatten()
+            .for_each(|state| self.put_tcs(state));
         Ok(())
     }
 
@@ -477,9 +499,15 @@ impl Enclave {
             return Ok(());
         }
         let all = self.tcs.read().unwrap_or_else(PoisonError::into_inner);
-        for state in all.values().filter(|state| (address..end).contains(&state.address)) {
+        for state in all
+            .values()
+            .filter(|state| (address..end).contains(&state.address))
+        {
             if state.busy.swap(1, Ordering::Acquire) != 0 {
-                return Err(refused(format!("the TCS at {:#x} is in use", state.address)));
+                return Err(refused(format!(
+                    "the TCS at {:#x} is in use",
+                    state.address
+                )));
             }
             state.valid.store(false, Ordering::Release);
             state.unregister();
@@ -506,8 +534,11 @@ impl Enclave {
             sys::discard(address, len)?;
         }
         let mut all = self.tcs.write().unwrap_or_else(PoisonError::into_inner);
-        let gone: Vec<u64> =
-            all.keys().copied().filter(|at| (address..end).contains(at)).collect();
+        let gone: Vec<u64> = all
+            .keys()
+            .copied()
+            .filter(|at| (address..end).contains(at))
+            .collect();
         for at in gone {
             if let Some(state) = all.remove(&at) {
                 self.retire(state);
@@ -538,6 +569,8 @@ fn check_secinfo(flags: u64) -> Result<SecInfo, Error> {
     if known && valid {
         Ok(info)
     } else {
-        Err(refused(format!("EADD: SECINFO.FLAGS {flags:#x} is not a page that can be added")))
+        Err(refused(format!(
+            "EADD: SECINFO.FLAGS {flags:#x} is not a page that can be added"
+        )))
     }
 }

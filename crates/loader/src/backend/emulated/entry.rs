@@ -1,8 +1,8 @@
 //! EENTER, EEXIT, ERESUME and the ENCLU gates: the code that runs between host and enclave.
 //!
 //! # The frame
-//! `bulla_emu_enter` saves the host's registers in a frame whose lowest word is the [`Thread`];
-//! RSP then points to it whenever host code runs again: after EEXIT (the enclave restores RSP, as
+//! `bulla_emu_enter` saves the host's registers and switches to the thread's entry stack, where a
+//! frame starts with the address of the [`Thread`]; RSP points to it whenever host code runs again: after EEXIT (the enclave restores RSP, as
 //! on hardware), at the AEP (the AEX takes it from SSA.URSP) and after a kick.
 //!
 //! # Signals
@@ -37,6 +37,7 @@ pub const HOST_START: u64 = 1 << 40;
 /// Sites that EEXIT may be patched at, each with a gate of its own.
 pub const EXIT_GATES: usize = 16;
 
+#[allow(improper_ctypes)] // the structures are only passed on
 unsafe extern "C" {
     /// Executes the entry that `ssa::prepare` set up; 0 after EEXIT, 1 after an exception.
     pub fn bulla_emu_enter(thread: *mut Thread, leaf: u32) -> u32;
@@ -111,7 +112,9 @@ global_asm!(
     "push r13",
     "push r14",
     "push r15",
-    "sub rsp, 24",
+    "mov [rdi + {caller_rsp}], rsp",
+    "mov rsp, [rdi + {entry_stack}]",
+    "sub rsp, 32",
     "mov [rsp], rdi",
     "stmxcsr [rsp + 8]",
     "fnstcw [rsp + 12]",
@@ -157,7 +160,8 @@ global_asm!(
     "cmp cx, [rsp + 12]",
     "jne 25f",
     "26:",
-    "add rsp, 24",
+    "mov rcx, [rsp]",
+    "mov rsp, [rcx + {caller_rsp}]",
     "pop r15",
     "pop r14",
     "pop r13",
@@ -276,11 +280,13 @@ global_asm!(
     "jmp bulla_emu_trap",
     // -- the gate for all leaves, by call --------------------------------------------------
     ".balign 64",
+    "61: jmp 60f",
+    ".balign 32",
     ".globl bulla_emu_gate",
     "bulla_emu_gate:", // [return]
     "push rcx",
     "lea ecx, [rax - 4]",
-    "jrcxz 60f",
+    "jrcxz 61b",
     "push rax",
     "pushfq", // [flags][rax][rcx][return]
     "lea ecx, [rax - 5]",
@@ -436,6 +442,8 @@ global_asm!(
     mode_gate = const mode::GATE,
     host_fs = const offset_of!(Thread, host_fs),
     host_gs = const offset_of!(Thread, host_gs),
+    caller_rsp = const offset_of!(Thread, caller_rsp),
+    entry_stack = const offset_of!(Thread, entry_stack),
     host_rsp = const offset_of!(Thread, host_rsp),
     signal_fs = const offset_of!(Thread, signal_fs),
     signal_gs = const offset_of!(Thread, signal_gs),

@@ -135,7 +135,10 @@ impl Epcm {
 
     /// The entry of the page that holds `address`; an invalid one outside ELRANGE.
     pub fn get(&self, address: u64) -> Entry {
-        Entry(self.slot(address).map_or(0, |slot| slot.load(Ordering::Acquire)))
+        Entry(
+            self.slot(address)
+                .map_or(0, |slot| slot.load(Ordering::Acquire)),
+        )
     }
 
     /// Replaces `old` by `new` unless the entry changed meanwhile; the host bits may change.
@@ -207,7 +210,9 @@ impl Epcm {
                 return Ok(());
             }
             let wanted = self.wanted(self.get(page));
-            let stop = self.find(page, end, |entry| !entry.is(VALID) || self.wanted(entry) != wanted);
+            let stop = self.find(page, end, |entry| {
+                !entry.is(VALID) || self.wanted(entry) != wanted
+            });
             self.set_host(page, stop, wanted)?;
             page = stop.max(page + PAGE);
         }

@@ -112,9 +112,7 @@ pub fn random<const N: usize>() -> [u8; N] {
     let mut filled = 0;
     while filled < N {
         // SAFETY: fills at most the rest of the array.
-        let count = unsafe {
-            libc::getrandom(bytes[filled..].as_mut_ptr().cast(), N - filled, 0)
-        };
+        let count = unsafe { libc::getrandom(bytes[filled..].as_mut_ptr().cast(), N - filled, 0) };
         filled += usize::try_from(count).unwrap_or(0);
     }
     bytes
@@ -179,7 +177,11 @@ impl Dependencies {
         out.extend(self.isv_svn.to_le_bytes());
         out.extend(self.isv_family_id);
         out.extend(self.isv_ext_prod_id);
-        out.extend(if self.owner_epoch { fuses.owner_epoch } else { [0; 16] });
+        out.extend(if self.owner_epoch {
+            fuses.owner_epoch
+        } else {
+            [0; 16]
+        });
         out.extend(self.attributes.to_bytes());
         out.extend(self.attribute_mask.to_bytes());
         out.extend(self.mrenclave);
@@ -233,7 +235,10 @@ pub fn egetkey(enclave: &Enclave, operands: Operands) -> Result<Output, Fault> {
 /// Whether a requested CPUSVN is beyond the platform's. Real ones have components; ours are
 /// compared byte by byte.
 fn beyond(requested: &[u8; 16]) -> bool {
-    requested.iter().zip(CPU_SVN).any(|(requested, current)| *requested > current)
+    requested
+        .iter()
+        .zip(CPU_SVN)
+        .any(|(requested, current)| *requested > current)
 }
 
 fn key(enclave: &Enclave, request: &KeyRequest) -> Result<[u8; 16], ErrorCode> {
@@ -253,7 +258,11 @@ fn key(enclave: &Enclave, request: &KeyRequest) -> Result<[u8; 16], ErrorCode> {
         Ok(())
     };
     let need = |attribute| {
-        if own.flags & attribute == 0 { Err(ErrorCode::InvalidAttribute) } else { Ok(()) }
+        if own.flags & attribute == 0 {
+            Err(ErrorCode::InvalidAttribute)
+        } else {
+            Ok(())
+        }
     };
     // INIT and DEBUG are always part of a key.
     let mask = Attributes {
@@ -276,7 +285,11 @@ fn key(enclave: &Enclave, request: &KeyRequest) -> Result<[u8; 16], ErrorCode> {
             check_versions()?;
             let all = common(KeyName::Seal);
             Dependencies {
-                isv_prod_id: if has(key_policy::NO_ISV_PROD_ID) { 0 } else { all.isv_prod_id },
+                isv_prod_id: if has(key_policy::NO_ISV_PROD_ID) {
+                    0
+                } else {
+                    all.isv_prod_id
+                },
                 isv_family_id: only(has(key_policy::ISV_FAMILY_ID), identity.isv_family_id),
                 isv_ext_prod_id: only(has(key_policy::ISV_EXT_PROD_ID), identity.isv_ext_prod_id),
                 attribute_mask: request.attribute_mask,
@@ -285,12 +298,18 @@ fn key(enclave: &Enclave, request: &KeyRequest) -> Result<[u8; 16], ErrorCode> {
                 key_id: request.key_id,
                 key_policy: request.key_policy,
                 config_id: only(has(key_policy::CONFIG_ID), secs.config_id),
-                config_svn: if has(key_policy::CONFIG_ID) { request.config_svn } else { 0 },
+                config_svn: if has(key_policy::CONFIG_ID) {
+                    request.config_svn
+                } else {
+                    0
+                },
                 ..all
             }
         }
         name if name == KeyName::Report as u16 => {
-            return Ok(enclave.fuses.report_key(&enclave.target_info(), &request.key_id));
+            return Ok(enclave
+                .fuses
+                .report_key(&enclave.target_info(), &request.key_id));
         }
         name if name == KeyName::Einittoken as u16 => {
             need(flags::EINITTOKEN_KEY)?;
@@ -322,7 +341,11 @@ fn key(enclave: &Enclave, request: &KeyRequest) -> Result<[u8; 16], ErrorCode> {
                 isv_ext_prod_id: only(has(key_policy::ISV_EXT_PROD_ID), identity.isv_ext_prod_id),
                 key_policy: request.key_policy,
                 config_id: only(has(key_policy::CONFIG_ID), secs.config_id),
-                config_svn: if has(key_policy::CONFIG_ID) { request.config_svn } else { 0 },
+                config_svn: if has(key_policy::CONFIG_ID) {
+                    request.config_svn
+                } else {
+                    0
+                },
                 ..common(KeyName::ProvisionSeal)
             }
         }

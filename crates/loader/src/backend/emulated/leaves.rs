@@ -204,8 +204,11 @@ fn eaccept(enclave: &Enclave, operands: Operands) -> Result<Output, Fault> {
     let page = operands.rcx;
     enclave.check_page(page)?;
     let wanted = enclave.secinfo(operands.rbx)?;
-    let (pending, modified, restricted) =
-        (wanted & SecInfo::PENDING, wanted & SecInfo::MODIFIED, wanted & SecInfo::PR);
+    let (pending, modified, restricted) = (
+        wanted & SecInfo::PENDING,
+        wanted & SecInfo::MODIFIED,
+        wanted & SecInfo::PR,
+    );
     let legal = match ((wanted >> 8) as u16) << 4 {
         TYPE_REG => (pending | restricted) != 0 && modified == 0,
         TYPE_TCS | TYPE_TRIM => modified != 0 && pending == 0 && restricted == 0,
@@ -243,9 +246,8 @@ fn emodpe(enclave: &Enclave, operands: Operands) -> Result<Output, Fault> {
     if permissions & 3 == 2 {
         return Err(Fault::GP);
     }
-    let usable = |entry: Entry| {
-        entry.0 & (VALID | PENDING | MODIFIED | TYPE_MASK) == VALID | TYPE_REG
-    };
+    let usable =
+        |entry: Entry| entry.0 & (VALID | PENDING | MODIFIED | TYPE_MASK) == VALID | TYPE_REG;
     let changed = enclave.epcm.replace(page, |entry| {
         usable(entry).then(|| entry.with_permissions(entry.permissions() | permissions))
     });
@@ -272,15 +274,16 @@ fn eacceptcopy(enclave: &Enclave, operands: Operands) -> Result<Output, Fault> {
     if entry.page_type() != TYPE_REG {
         return Err(Fault::page(page, true));
     }
-    let fresh = |entry: Entry| {
-        entry.0 & (PENDING | MODIFIED) == PENDING && entry.permissions() == 3
-    };
+    let fresh =
+        |entry: Entry| entry.0 & (PENDING | MODIFIED) == PENDING && entry.permissions() == 3;
     if !fresh(entry) {
         return Ok(Output::error(ErrorCode::PageAttributesMismatch));
     }
     let _guard = enclave.epcm.lock();
     // SAFETY: both are whole pages of the enclave, readable and (inside) writable.
-    let copied = enclave.epcm.writable(page, || unsafe { copy(source, page, PAGE) });
+    let copied = enclave
+        .epcm
+        .writable(page, || unsafe { copy(source, page, PAGE) });
     if copied.is_err() {
         return Err(Fault::page(page, true));
     }

@@ -92,7 +92,9 @@ impl Backend for Emulated {
 
     fn create(&self, secs: &[u8; 4096]) -> Result<(), Error> {
         if self.enclave.get().is_some() {
-            return Err(Error::Refused("this platform has its enclave already".into()));
+            return Err(Error::Refused(
+                "this platform has its enclave already".into(),
+            ));
         }
         let (secs, xsave_size) = secs::check(secs, &self.profile)?;
         let fuses = Fuses::open(&self.fuses)?;
@@ -104,7 +106,8 @@ impl Backend for Emulated {
     }
 
     fn add_pages(&self, address: u64, data: &[u8], flags: u64, measure: bool) -> Result<(), Error> {
-        self.created()?.add(address, data.len() as u64, Some(data), flags, measure)
+        self.created()?
+            .add(address, data.len() as u64, Some(data), flags, measure)
     }
 
     fn add_zero_pages(
@@ -121,7 +124,9 @@ impl Backend for Emulated {
         let enclave = self.created()?;
         let mut build = enclave.build.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(measurement) = build.as_ref() else {
-            return Err(Error::Refused("EINIT of an enclave that is initialised".into()));
+            return Err(Error::Refused(
+                "EINIT of an enclave that is initialised".into(),
+            ));
         };
         let identity = secs::verify(enclave, sigstruct, measurement.clone().finish())?;
         *build = None;
@@ -138,10 +143,8 @@ impl Backend for Emulated {
     }
 
     fn prepare_thread(&self) -> Result<(), Error> {
-        if thread::prepare()? {
-            signals::filter_thread(self.profile.features.rdtsc)?;
-        }
-        Ok(())
+        thread::prepare()?;
+        signals::filter_thread(self.profile.features.rdtsc)
     }
 
     fn enter(&self, tcs: u64, leaf: EnterLeaf, registers: &mut Registers) -> Outcome {
@@ -157,6 +160,7 @@ impl Backend for Emulated {
             }
             (*thread).registers = *registers;
             let result = entry::bulla_emu_enter(thread, leaf as u32);
+            (*thread).tcs = std::ptr::null();
             if result == 0 {
                 *registers = (*thread).registers;
                 Outcome::Exit
@@ -193,8 +197,15 @@ impl Backend for Emulated {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         const NAMES: [&str; 9] = [
-            "entries", "exits", "resumes", "kicks", "enclu_traps", "eaccepts", "ereports",
-            "egetkeys", "aex_async",
+            "entries",
+            "exits",
+            "resumes",
+            "kicks",
+            "enclu_traps",
+            "eaccepts",
+            "ereports",
+            "egetkeys",
+            "aex_async",
         ];
         const AEX_NAMES: [(usize, &str); 9] = [
             (0, "aex_de"),
@@ -207,7 +218,9 @@ impl Backend for Emulated {
             (17, "aex_ac"),
             (19, "aex_xm"),
         ];
-        let Some(enclave) = self.enclave.get() else { return Vec::new() };
+        let Some(enclave) = self.enclave.get() else {
+            return Vec::new();
+        };
         let mut values = [0; 9];
         let mut aex = [0; 9];
         enclave.for_each_tcs(|tcs| {
@@ -233,8 +246,14 @@ impl Backend for Emulated {
         let mut out: Vec<_> = NAMES.into_iter().zip(values).collect();
         out.extend(AEX_NAMES.into_iter().map(|(_, name)| name).zip(aex));
         out.push(("eaug_pages", enclave.augmented.load(Ordering::Relaxed)));
-        out.push(("enclu_sites_patched", enclave.patched.load(Ordering::Relaxed)));
-        out.push(("host_rdtsc_traps", signals::HOST_RDTSC.load(Ordering::Relaxed)));
+        out.push((
+            "enclu_sites_patched",
+            enclave.patched.load(Ordering::Relaxed),
+        ));
+        out.push((
+            "host_rdtsc_traps",
+            signals::HOST_RDTSC.load(Ordering::Relaxed),
+        ));
         out
     }
 }

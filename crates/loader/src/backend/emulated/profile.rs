@@ -73,9 +73,7 @@ impl Profile {
 
     /// The machine with this name.
     pub fn named(name: &str) -> Option<Profile> {
-        Self::NAMED
-            .into_iter()
-            .find(|profile| profile.name == name)
+        Self::NAMED.into_iter().find(|profile| profile.name == name)
     }
 
     /// A machine with any combination of features.

@@ -18,7 +18,10 @@ impl Enclave {
     /// This enclave as a target of reports.
     pub fn target_info(&self) -> TargetInfo {
         TargetInfo {
-            mrenclave: self.identity.get().map_or([0; 32], |identity| identity.mrenclave),
+            mrenclave: self
+                .identity
+                .get()
+                .map_or([0; 32], |identity| identity.mrenclave),
             attributes: self.attributes(),
             cet_attributes: 0,
             config_svn: self.secs.config_svn,

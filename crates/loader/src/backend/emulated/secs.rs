@@ -77,17 +77,27 @@ pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, u64), Error
             sys::xcr0()
         )));
     }
-    let supported = if profile.features.exinfo { misc::EXINFO } else { 0 };
+    let supported = if profile.features.exinfo {
+        misc::EXINFO
+    } else {
+        0
+    };
     if secs.misc_select & !supported != 0 {
-        return Err(refused("MISCSELECT has bits that this platform does not have"));
+        return Err(refused(
+            "MISCSELECT has bits that this platform does not have",
+        ));
     }
     if secs.cet_leg_bitmap_offset != 0 || secs.cet_attributes != 0 {
-        return Err(refused("CET fields are set, which this platform does not have"));
+        return Err(refused(
+            "CET fields are set, which this platform does not have",
+        ));
     }
     let xsave = sys::xsave_size(attributes.xfrm);
     let need = ssa::minimal_frame(xsave, secs.misc_select & misc::EXINFO != 0);
     if u64::from(secs.ssa_frame_size) * 4096 < need {
-        return Err(refused(format!("SSAFRAMESIZE is too small: {need} bytes are needed")));
+        return Err(refused(format!(
+            "SSAFRAMESIZE is too small: {need} bytes are needed"
+        )));
     }
     Ok((secs, xsave))
 }
@@ -123,7 +133,9 @@ pub fn verify(
             "SIGSTRUCT's vendor must be 0 or 0x8086 and its exponent 3",
         ));
     }
-    sigstruct.verify().map_err(|error| failed(ErrorCode::InvalidSignature, error.to_string()))?;
+    sigstruct
+        .verify()
+        .map_err(|error| failed(ErrorCode::InvalidSignature, error.to_string()))?;
     let kss = attributes.flags & flags::KSS != 0;
     if !kss && (sigstruct.isv_family_id != [0; 16] || sigstruct.isv_ext_prod_id != [0; 16]) {
         return Err(failed(

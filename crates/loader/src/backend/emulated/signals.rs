@@ -64,7 +64,13 @@ pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
     let len = u64::MAX - entry::HOST_START;
     // SAFETY: allows system calls from the host's code only; no selector byte is used.
     let result = unsafe {
-        libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, PR_SYS_DISPATCH_ON, entry::HOST_START, len, 0)
+        libc::prctl(
+            PR_SET_SYSCALL_USER_DISPATCH,
+            PR_SYS_DISPATCH_ON,
+            entry::HOST_START,
+            len,
+            0,
+        )
     };
     if result != 0 {
         return Err(Error::System {
@@ -74,9 +80,11 @@ pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
                 .to_owned(),
         });
     }
-    if !rdtsc {
-        set_tsc(libc::PR_TSC_SIGSEGV);
-    }
+    set_tsc(if rdtsc {
+        libc::PR_TSC_ENABLE
+    } else {
+        libc::PR_TSC_SIGSEGV
+    });
     Ok(())
 }
 
@@ -209,6 +217,9 @@ unsafe fn enclave_signal(
         // SAFETY: as for this function.
         return unsafe { enclu(context, thread, tcs, rip, 3) };
     }
+    if signal == libc::SIGILL && patched_meanwhile(enclave, rip) {
+        return;
+    }
     // SAFETY: as for this function.
     if let Some(fault) = unsafe { exception(signal, info, context, thread, enclave) } {
         // SAFETY: as for this function.
@@ -230,7 +241,12 @@ unsafe fn exit_asynchronously(
     unsafe {
         let bases = ((*thread).signal_fs, (*thread).signal_gs);
         let outside = ssa::save(thread, &gprs, bases, Extended::Signal(context), fault);
-        ssa::leave(context, (*thread).tcs_address, outside, &entry::bulla_emu_aep);
+        ssa::leave(
+            context,
+            (*thread).tcs_address,
+            outside,
+            &entry::bulla_emu_aep,
+        );
         (*thread).signal_fs = (*thread).host_fs;
         (*thread).signal_gs = (*thread).host_gs;
     }
@@ -239,9 +255,7 @@ unsafe fn exit_asynchronously(
 /// The `N` bytes of code at `rip`, if they are in accessible pages of the enclave.
 fn code_at<const N: usize>(enclave: &Enclave, rip: u64) -> Option<[u8; N]> {
     let last = rip.checked_add(N as u64 - 1)?;
-    let readable = |at: u64| {
-        enclave.contains(at) && enclave.epcm.get(at).host() & 5 != 0
-    };
+    let readable = |at: u64| enclave.contains(at) && enclave.epcm.get(at).host() & 5 != 0;
     if !readable(rip) || !readable(last) {
         return None;
     }
@@ -306,7 +320,13 @@ fn illegal(enclave: &Enclave, rip: u64) -> bool {
         // CPUID, where the CPU can make it fault.
         Some([0x0f, 0xa2, _]) => true,
         // With an operand-size or repeat prefix.
-        Some([0x66 | 0xf2 | 0xf3, 0xe5 | 0xe7 | 0xed | 0xef | 0x6c..=0x6f, _]) => true,
+        Some(
+            [
+                0x66 | 0xf2 | 0xf3,
+                0xe5 | 0xe7 | 0xed | 0xef | 0x6c..=0x6f,
+                _,
+            ],
+        ) => true,
         _ => false,
     }
 }
@@ -343,8 +363,11 @@ unsafe fn page_fault(
     let thread = unsafe { &mut *thread };
     let repeated = thread.widened == address && thread.widened_count > 3;
     if !repeated && enclave.epcm.widen(address, access) {
-        thread.widened_count =
-            if thread.widened == address { thread.widened_count + 1 } else { 1 };
+        thread.widened_count = if thread.widened == address {
+            thread.widened_count + 1
+        } else {
+            1
+        };
         thread.widened = address;
         return None;
     }
@@ -353,7 +376,11 @@ unsafe fn page_fault(
     let by_epcm = entry.is(super::epcm::VALID)
         && entry.table() & access != 0
         && entry.allowed() & access == 0;
-    let error_code = if by_epcm { error_code | SGX_VIOLATION } else { error_code };
+    let error_code = if by_epcm {
+        error_code | SGX_VIOLATION
+    } else {
+        error_code
+    };
     Some(Fault {
         vector: 14,
         error_code,
@@ -395,9 +422,12 @@ unsafe fn enclu(
     let enclave = unsafe { &*tcs.enclave };
     let gprs = ssa::context_gprs(context);
     let leaf = gprs.rax as u32;
-    if len == 3 {
-        patch(enclave, rip, leaf);
-    }
+    // A patched site continues behind its eight bytes, whose tail is no instruction any more.
+    let len = if len == 3 && patch(enclave, rip, leaf) {
+        8
+    } else {
+        len
+    };
     let registers = &mut context.uc_mcontext.gregs;
     let result = if leaf == EEXIT {
         if gprs.rbx >> 47 == 0 {
@@ -435,16 +465,20 @@ unsafe fn enclu(
 }
 
 /// Rewrites a site `enclu; nop5` that is 8-byte aligned into a jump (EEXIT) or call through the
-/// hole, in one store.
-fn patch(enclave: &Enclave, site: u64, leaf: u32) {
+/// hole, in one store. Returns whether it did.
+fn patch(enclave: &Enclave, site: u64, leaf: u32) -> bool {
     const SITE: [u8; 8] = [0x0f, 0x01, 0xd7, 0x0f, 0x1f, 0x44, 0x00, 0x00];
-    if site % 8 != 0 || code_at::<8>(enclave, site) != Some(SITE) {
-        return;
-    }
     let mut sites = enclave.sites.lock().unwrap_or_else(PoisonError::into_inner);
+    if site % 8 != 0 || code_at::<8>(enclave, site) != Some(SITE) {
+        return false;
+    }
     let exit = (leaf == EEXIT && sites.len() < entry::EXIT_GATES).then_some(sites.len());
-    let Some(pointer) = enclave.gate_pointer(exit) else { return };
-    let Ok(displacement) = i32::try_from(pointer as i64 - (site + 6) as i64) else { return };
+    let Some(pointer) = enclave.gate_pointer(exit) else {
+        return false;
+    };
+    let Ok(displacement) = i32::try_from(pointer as i64 - (site + 6) as i64) else {
+        return false;
+    };
     let mut code = [0xff, 0x15, 0, 0, 0, 0, 0x66, 0x90];
     if let Some(index) = exit {
         code[1] = 0x25;
@@ -458,7 +492,7 @@ fn patch(enclave: &Enclave, site: u64, leaf: u32) {
     let host = enclave.epcm.get(page).host();
     // Still executable meanwhile, so that other threads go on.
     if sys::protect(page, PAGE, 7).is_err() {
-        return;
+        return false;
     }
     // SAFETY: the page is writable now; an aligned 8-byte store within one cache line, so every
     // CPU executes either the old or the new instruction.
@@ -466,6 +500,17 @@ fn patch(enclave: &Enclave, site: u64, leaf: u32) {
         .store(u64::from_le_bytes(code), Ordering::SeqCst);
     let _ = sys::protect(page, PAGE, host);
     enclave.patched.fetch_add(1, Ordering::Relaxed);
+    true
+}
+
+/// Whether another thread patched the site between this thread's trap and its handler.
+fn patched_meanwhile(enclave: &Enclave, site: u64) -> bool {
+    site % 8 == 0
+        && matches!(
+            code_at::<8>(enclave, site),
+            Some([0xff, 0x15 | 0x25, .., 0x66, 0x90])
+        )
+        && enclave.patched.load(Ordering::Relaxed) != 0
 }
 
 // -- kicks ----------------------------------------------------------------------------------
@@ -488,27 +533,68 @@ pub unsafe fn kick(context: *mut libc::ucontext_t) -> bool {
     }
     let rip = context.uc_mcontext.gregs[libc::REG_RIP as usize] as u64;
     let (fs, gs) = (sys::fs_base(), sys::gs_base());
-    if !in_text(rip) && (rip < entry::HOST_START || fs != state.host_fs) {
+    // SAFETY: states live as long as their enclave, which this thread may still be in.
+    let nested = unsafe { (*state.tcs).cssa.load(Ordering::Relaxed) } > 0;
+    let running = !in_text(rip) && (rip < entry::HOST_START || fs != state.host_fs);
+    let resuming = entry::between(
+        rip,
+        &entry::bulla_emu_resume_critical,
+        &entry::bulla_emu_resume_end,
+    );
+    if nested && (running || resuming) {
+        // It is handling an exception: the caller finds the kick before the ERESUME that follows.
+        return false;
+    }
+    if running {
         let gprs = ssa::context_gprs(context);
         // SAFETY: the context is the enclave's.
-        let outside = unsafe {
-            ssa::save(thread, &gprs, (fs, gs), Extended::Signal(context), None)
-        };
-        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
-    } else if entry::between(rip, &entry::bulla_emu_resume_critical, &entry::bulla_emu_resume_end) {
+        let outside =
+            unsafe { ssa::save(thread, &gprs, (fs, gs), Extended::Signal(context), None) };
+        ssa::leave(
+            context,
+            state.tcs_address,
+            outside,
+            &entry::bulla_emu_kicked,
+        );
+    } else if resuming {
         ssa::undo_resume(thread);
         let outside = (state.host_rsp, 0);
-        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
-    } else if entry::between(rip, &entry::bulla_emu_gate_critical, &entry::bulla_emu_gate_end) {
+        ssa::leave(
+            context,
+            state.tcs_address,
+            outside,
+            &entry::bulla_emu_kicked,
+        );
+    } else if entry::between(
+        rip,
+        &entry::bulla_emu_gate_critical,
+        &entry::bulla_emu_gate_end,
+    ) {
         let gprs = state.gate;
         // SAFETY: the gate holds the enclave's registers, the context its vector state.
         let outside = unsafe {
-            ssa::save(thread, &gprs, (state.gate_fs, gs), Extended::Signal(context), None)
+            ssa::save(
+                thread,
+                &gprs,
+                (state.gate_fs, gs),
+                Extended::Signal(context),
+                None,
+            )
         };
-        ssa::leave(context, state.tcs_address, outside, &entry::bulla_emu_kicked);
+        ssa::leave(
+            context,
+            state.tcs_address,
+            outside,
+            &entry::bulla_emu_kicked,
+        );
     } else {
         state.kick_pending.store(1, Ordering::Relaxed);
-        return state.mode.load(Ordering::Relaxed) != mode::HOST;
+        return match state.mode.load(Ordering::Relaxed) {
+            mode::HOST => false,
+            mode::GATE => !nested,
+            // At the AEP, before or after CSSA was decremented.
+            _ => true,
+        };
     }
     // SAFETY: the interrupted context continues in host code.
     unsafe {

@@ -185,8 +185,24 @@ pub unsafe fn save(
     let words: [u64; 18] = {
         let r = &gprs.r8_r15;
         [
-            gprs.rax, gprs.rcx, gprs.rdx, gprs.rbx, gprs.rsp, gprs.rbp, gprs.rsi, gprs.rdi, r[0],
-            r[1], r[2], r[3], r[4], r[5], r[6], r[7], gprs.rflags, gprs.rip,
+            gprs.rax,
+            gprs.rcx,
+            gprs.rdx,
+            gprs.rbx,
+            gprs.rsp,
+            gprs.rbp,
+            gprs.rsi,
+            gprs.rdi,
+            r[0],
+            r[1],
+            r[2],
+            r[3],
+            r[4],
+            r[5],
+            r[6],
+            r[7],
+            gprs.rflags,
+            gprs.rip,
         ]
     };
     for (index, value) in words.into_iter().enumerate() {
@@ -197,7 +213,10 @@ pub unsafe fn save(
     let exinfo = enclave.exinfo();
     let info = fault.map_or(0, |fault| exit_info(fault.vector, exinfo));
     set_word(area + EXITINFO, info);
-    if exinfo && let Some(fault) = fault && matches!(fault.vector, 13 | 14) {
+    if exinfo
+        && let Some(fault) = fault
+        && matches!(fault.vector, 13 | 14)
+    {
         set_word(area - EXINFO_SIZE, fault.address);
         set_word(area - EXINFO_SIZE + 8, u64::from(fault.error_code));
     }
@@ -334,7 +353,10 @@ pub extern "C" fn at_aep(thread: *mut Thread) -> u32 {
     // SAFETY: this host thread's structure.
     let (state, kicked) = unsafe {
         let thread = &*thread;
-        (thread.mode.load(Ordering::Relaxed), thread.kick_pending.load(Ordering::Relaxed))
+        (
+            thread.mode.load(Ordering::Relaxed),
+            thread.kick_pending.load(Ordering::Relaxed),
+        )
     };
     match state {
         mode::EXCEPTION => {
@@ -378,7 +400,13 @@ pub extern "C" fn gate_aex(thread: *mut Thread, gs: u64) -> Outside {
         let gprs = (*thread).gate;
         let kicked = (*thread).fault.vector == u16::MAX;
         let fault = if kicked { None } else { Some((*thread).fault) };
-        let outside = save(thread, &gprs, ((*thread).gate_fs, gs), Extended::Stored, fault);
+        let outside = save(
+            thread,
+            &gprs,
+            ((*thread).gate_fs, gs),
+            Extended::Stored,
+            fault,
+        );
         Outside(outside.0, outside.1)
     }
 }

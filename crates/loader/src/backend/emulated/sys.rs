@@ -76,8 +76,7 @@ pub fn unmap(address: u64, len: u64) {
 /// mprotect with the bits of SECINFO (1 read, 2 write, 4 execute), which are also PROT_*.
 pub fn protect(address: u64, len: u64, protection: u64) -> Result<(), Error> {
     // SAFETY: callers pass ranges in memory that this backend mapped.
-    let result =
-        unsafe { syscall(libc::SYS_mprotect, [address, len, protection & 7, 0, 0, 0]) };
+    let result = unsafe { syscall(libc::SYS_mprotect, [address, len, protection & 7, 0, 0, 0]) };
     check(
         "mprotect",
         "cannot change enclave pages; raise vm.max_map_count if it says out of memory",
@@ -121,8 +120,18 @@ pub fn map_fixed(address: u64, len: u64) -> Result<(), Error> {
     let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
     let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     // SAFETY: the caller owns the range, which nothing uses.
-    let result = unsafe { syscall(libc::SYS_mmap, [address, len, protection, flags, u64::MAX, 0]) };
-    check("mmap", "cannot map the emulator's page in the enclave's range", result).map(|_| ())
+    let result = unsafe {
+        syscall(
+            libc::SYS_mmap,
+            [address, len, protection, flags, u64::MAX, 0],
+        )
+    };
+    check(
+        "mmap",
+        "cannot map the emulator's page in the enclave's range",
+        result,
+    )
+    .map(|_| ())
 }
 
 macro_rules! base_registers {

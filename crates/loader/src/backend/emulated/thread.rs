@@ -14,12 +14,16 @@ use crate::backend::{Error, Registers};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"bullaTHR");
 
-/// Layout of a thread's block: this structure, a guard page, the gate's stack, a guard page, the
-/// alternate stack. The kernel wants AT_MINSIGSTKSZ there (11 KiB with AMX) and the handlers use
+/// Layout of a thread's block: this structure, the gate's stack, the entry stack, the alternate
+/// stack, with a guard page below each. The kernel wants AT_MINSIGSTKSZ there (11 KiB with AMX) and the handlers use
 /// a few KiB; 120 KiB leave room and give the stack a size that is like no other.
 const GATE_STACK: u64 = 0x2000;
 const GATE_STACK_SIZE: u64 = 0x1_0000;
-pub const SIGNAL_STACK: u64 = GATE_STACK + GATE_STACK_SIZE + 0x1000;
+/// EENTER and ERESUME always happen at the same RSP, since the enclave remembers it from EENTER and
+/// comes back to it after an ERESUME as well.
+const ENTRY_STACK: u64 = GATE_STACK + GATE_STACK_SIZE + 0x1000;
+const ENTRY_STACK_SIZE: u64 = 0x1_0000;
+pub const SIGNAL_STACK: u64 = ENTRY_STACK + ENTRY_STACK_SIZE + 0x1000;
 pub const SIGNAL_STACK_SIZE: u64 = 0x1_E000;
 const BLOCK_SIZE: u64 = SIGNAL_STACK + SIGNAL_STACK_SIZE;
 
@@ -91,6 +95,10 @@ impl Fault {
     }
 }
 
+/// xmm0 to xmm15.
+#[repr(C, align(16))]
+pub struct Vectors([[u64; 2]; 16]);
+
 /// A host thread that enters enclaves. Only its own thread and that thread's handlers touch it.
 #[repr(C, align(64))]
 pub struct Thread {
@@ -99,6 +107,9 @@ pub struct Thread {
     pub host_gs: u64,
     /// RSP in `enter`'s assembly frame, which is where an AEX goes back to.
     pub host_rsp: u64,
+    /// The caller's, while the entry stack is in use.
+    pub caller_rsp: u64,
+    pub entry_stack: u64,
     /// FS and GS bases that the signal stub found and will leave behind.
     pub signal_fs: u64,
     pub signal_gs: u64,
@@ -122,16 +133,16 @@ pub struct Thread {
     /// The enclave's state while the ENCLU gate works.
     pub gate: Gprs,
     pub gate_fs: u64,
-    pub gate_xmm: [[u64; 2]; 16],
+    pub gate_xmm: Vectors,
     pub tcs: *const TcsState,
     pub fault: Fault,
     pub fault_leaf: u32,
     /// The last page fault that was resolved here, to notice one that repeats.
     pub widened: u64,
     pub widened_count: u32,
-    /// The TCS looked up last, and the enclave it belongs to.
+    /// The TCS looked up last, and the number of its enclave.
     pub cached: *const TcsState,
-    pub cached_enclave: *const Enclave,
+    pub cached_enclave: u64,
 }
 
 thread_local! {
@@ -182,17 +193,22 @@ pub unsafe fn of_context(context: *const libc::ucontext_t) -> *mut Thread {
             return ptr::null_mut();
         }
         let thread = (stack.ss_sp as u64 - SIGNAL_STACK) as *mut Thread;
-        if (*thread).magic == MAGIC { thread } else { ptr::null_mut() }
+        if (*thread).magic == MAGIC {
+            thread
+        } else {
+            ptr::null_mut()
+        }
     }
 }
 
-/// Gives this host thread its block and alternate stack. Returns whether it was new.
-pub fn prepare() -> Result<bool, Error> {
+/// Gives this host thread its block and alternate stack, if it has none yet.
+pub fn prepare() -> Result<(), Error> {
     if !current().is_null() {
-        return Ok(false);
+        return Ok(());
     }
     let block = sys::map_sparse(BLOCK_SIZE)?;
     sys::protect(block + GATE_STACK - 0x1000, 0x1000, 0)?;
+    sys::protect(block + ENTRY_STACK - 0x1000, 0x1000, 0)?;
     sys::protect(block + SIGNAL_STACK - 0x1000, 0x1000, 0)?;
     let thread = block as *mut Thread;
     // SAFETY: fresh zeroed memory of sufficient size and alignment; zero is valid in every field.
@@ -200,6 +216,7 @@ pub fn prepare() -> Result<bool, Error> {
         (*thread).magic = MAGIC;
         (*thread).host_fs = sys::fs_base();
         (*thread).host_gs = sys::gs_base();
+        (*thread).entry_stack = block + ENTRY_STACK + ENTRY_STACK_SIZE;
         (*thread).gate_stack = block + GATE_STACK + GATE_STACK_SIZE;
     }
     // SAFETY: the stack stays mapped until the thread ends.
@@ -220,7 +237,7 @@ pub fn prepare() -> Result<bool, Error> {
     }
     BLOCK.with(|owner| owner.0.set(block));
     CURRENT.set(thread);
-    Ok(true)
+    Ok(())
 }
 
 /// What the CPU keeps of a TCS, and the counters of what happened on it. Whoever set `busy` owns
