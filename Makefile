@@ -1,0 +1,58 @@
+# Bulla's front door. `make help` lists what there is.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+CARGO ?= cargo
+BULLA := target/release/bulla
+BENCH_RUNS ?= 5
+export BULLA_BIN := $(CURDIR)/$(BULLA)
+
+.PHONY: help
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+.PHONY: build
+build: ## Build bulla, the enclave included (target/release/bulla)
+	$(CARGO) build --release --locked --package bulla-cli
+
+.PHONY: packages
+packages:
+	@scripts/packages.sh $(NEEDS)
+
+.PHONY: images
+images: ## Build the test images once (cached in ~/.cache/bulla-tests)
+	@scripts/packages.sh images
+	@tests/images/build.sh
+
+.PHONY: demo
+demo: build ## See unmodified Python and Redis images run in an emulated enclave
+	@scripts/packages.sh images demo
+	@tests/images/build.sh python redis
+	@scripts/demo.sh
+
+.PHONY: test
+test: build ## Run all tests that fit into continuous integration
+	@scripts/packages.sh images test
+	@tests/images/build.sh
+	scripts/test.sh
+
+.PHONY: test-full
+test-full: build ## Also run what takes longer: everything ignored by `make test`
+	@scripts/packages.sh images test
+	@tests/images/build.sh
+	scripts/test.sh --run-ignored all
+
+.PHONY: bench
+bench: build ## Measure enclave and native side by side; writes docs/manual/performance.md
+	@scripts/packages.sh images test
+	@tests/images/build.sh
+	$(CARGO) run --release --locked --package bulla-bench -- --runs $(BENCH_RUNS)
+
+.PHONY: check
+check: ## Formatting, lints, licences and sources of dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	scripts/deny.sh
+
+.PHONY: clean
+clean: ## Remove what was built (not the cached test images)
+	$(CARGO) clean

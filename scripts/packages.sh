@@ -1,0 +1,35 @@
+#!/bin/bash
+# Installs the Debian packages for a purpose, quietly and only what is missing.
+#   packages.sh PURPOSE..      purposes: build images demo test
+set -euo pipefail
+
+declare -A packages=(
+    [build]="gcc libc6-dev"
+    # Building test images: Debian's own tools, compilers for the test programs.
+    [images]="mmdebstrap umoci skopeo busybox-static musl-tools golang-go gcc libc6-dev xz-utils"
+    [demo]="redis-tools curl"
+    # Clients that drive servers, and foreign tools that our formats are checked with.
+    [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
+        linux-libc-dev"
+)
+
+missing=()
+for purpose; do
+    for package in ${packages[$purpose]:?unknown purpose $purpose}; do
+        state=$(dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2> /dev/null || true)
+        [[ $state == ii* ]] || missing+=("$package")
+    done
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+
+if [ "$(id -u)" != 0 ]; then
+    echo "packages.sh: missing ${missing[*]}; install them, or run as root" >&2
+    exit 1
+fi
+echo "installing ${missing[*]}" >&2
+export DEBIAN_FRONTEND=noninteractive
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# A list that was fetched before may do; otherwise fetch it.
+install() { apt-get install -y -qq --no-install-recommends "${missing[@]}" > "$log" 2>&1; }
+install || { apt-get update -qq >> "$log" 2>&1 && install; } || { tail -30 "$log" >&2; exit 1; }
