@@ -2,11 +2,17 @@
 
 use crate::args::{Platform, PlatformArguments};
 use crate::failure::Failure;
+use crate::state::State;
 use bulla_loader::backend::Backend;
+use bulla_loader::backend::emulated::{Emulated, Profile};
+use bulla_loader::backend::hardware::Hardware;
 use std::path::Path;
 
 /// The driver's device; its absence means that enclaves cannot be made here.
 pub const ENCLAVE_DEVICE: &str = "/dev/sgx_enclave";
+
+/// What the emulated platform imitates unless told otherwise.
+const DEFAULT_PROFILE: &str = "full";
 
 /// A platform that is ready to make an enclave.
 pub struct Opened {
@@ -40,13 +46,29 @@ pub fn open(arguments: &PlatformArguments) -> Result<Opened, Failure> {
 }
 
 fn open_hardware() -> Result<Opened, Failure> {
-    let backend = bulla_loader::backend::hardware::Hardware::open().map_err(Failure::new)?;
+    let backend = Hardware::open().map_err(Failure::new)?;
     Ok(Opened {
         backend: Box::new(backend),
         profile: None,
     })
 }
 
-fn emulated(_profile: Option<&str>) -> Result<Opened, Failure> {
-    Err(Failure::new("this build has no emulated platform"))
+fn emulated(profile: Option<&str>) -> Result<Opened, Failure> {
+    let profile = match profile {
+        // Whatever the emulator can do: programs find the most there.
+        None => DEFAULT_PROFILE,
+        Some(name) => name,
+    };
+    let profile = Profile::named(profile).ok_or_else(|| {
+        let names: Vec<&str> = Profile::NAMED.iter().map(|profile| profile.name).collect();
+        Failure::new(format!(
+            "no profile is called {profile:?}; there are {}",
+            names.join(", ")
+        ))
+    })?;
+    let backend = Emulated::new(profile, &State::of_user().emulated_fuses());
+    Ok(Opened {
+        backend: Box::new(backend.map_err(Failure::new)?),
+        profile: Some(profile.name),
+    })
 }

@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/development-key.pem   RSA-3072, mode 0600, made on first use
 //! STATE/signatures/HEX        SIGSTRUCTs by MRENCLAVE
+//! STATE/emulated/             the emulated machine's fuses
 //! ```
 //! STATE is BULLA_STATE, else XDG_STATE_HOME/bulla, else ~/.local/state/bulla. Several processes
 //! may use it at once: files appear whole, and the first key to appear stays.
@@ -87,6 +88,11 @@ impl State {
                 fs::rename(&temporary, &path).map_err(|error| failed("create", &path, error))
             });
         let _ = fs::remove_file(temporary);
+    }
+
+    /// Where the emulated machine keeps what on a real one are fuses.
+    pub fn emulated_fuses(&self) -> PathBuf {
+        self.dir.join("emulated")
     }
 
     fn key_path(&self) -> PathBuf {
