@@ -143,6 +143,20 @@ impl Inode for MemoryFile {
         }
     }
 
+    fn mode(&self) -> u32 {
+        0o100755
+    }
+
+    fn metadata(&self) -> crate::fs::inode::Metadata {
+        crate::fs::inode::Metadata {
+            device: 0x7e57,
+            inode: self.id,
+            mode: self.mode(),
+            size: self.size(),
+            ..crate::fs::file::anonymous_metadata()
+        }
+    }
+
     fn size(&self) -> u64 {
         lock(&self.content).len() as u64
     }

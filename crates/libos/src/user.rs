@@ -33,7 +33,10 @@ impl<T> Copy for UserPtr<T> {}
 
 impl<T> UserPtr<T> {
     pub const fn new(address: u64) -> UserPtr<T> {
-        UserPtr { address, marker: PhantomData }
+        UserPtr {
+            address,
+            marker: PhantomData,
+        }
     }
 
     pub const fn is_null(self) -> bool {
@@ -115,9 +118,17 @@ pub struct IoBuffer<'a> {
 }
 
 enum Target<'a> {
-    User { mm: &'a AddressSpace, vectors: Vec<IoVec>, index: usize, offset: u64 },
+    User {
+        mm: &'a AddressSpace,
+        vectors: Vec<IoVec>,
+        index: usize,
+        offset: u64,
+    },
     /// One user range: the common case, without an allocation.
-    Range { mm: &'a AddressSpace, address: u64 },
+    Range {
+        mm: &'a AddressSpace,
+        address: u64,
+    },
     Output(&'a mut [u8]),
     Input(&'a [u8]),
 }
@@ -125,7 +136,11 @@ enum Target<'a> {
 impl<'a> IoBuffer<'a> {
     /// One user buffer.
     pub fn user(mm: &'a AddressSpace, address: u64, len: usize) -> IoBuffer<'a> {
-        IoBuffer { target: Target::Range { mm, address }, done: 0, total: len.min(RW_MAX) }
+        IoBuffer {
+            target: Target::Range { mm, address },
+            done: 0,
+            total: len.min(RW_MAX),
+        }
     }
 
     /// A user I/O vector: EINVAL for a bad count or length.
@@ -142,18 +157,35 @@ impl<'a> IoBuffer<'a> {
                 .ok_or(EINVAL.because("I/O vector too long"))?;
         }
         let total = (total as usize).min(RW_MAX);
-        Ok(IoBuffer { target: Target::User { mm, vectors, index: 0, offset: 0 }, done: 0, total })
+        Ok(IoBuffer {
+            target: Target::User {
+                mm,
+                vectors,
+                index: 0,
+                offset: 0,
+            },
+            done: 0,
+            total,
+        })
     }
 
     /// Kernel memory to fill.
     pub fn output(bytes: &'a mut [u8]) -> IoBuffer<'a> {
         let total = bytes.len();
-        IoBuffer { target: Target::Output(bytes), done: 0, total }
+        IoBuffer {
+            target: Target::Output(bytes),
+            done: 0,
+            total,
+        }
     }
 
     /// Kernel memory to take from.
     pub fn input(bytes: &'a [u8]) -> IoBuffer<'a> {
-        IoBuffer { target: Target::Input(bytes), done: 0, total: bytes.len() }
+        IoBuffer {
+            target: Target::Input(bytes),
+            done: 0,
+            total: bytes.len(),
+        }
     }
 
     /// Bytes still to move.
@@ -180,8 +212,16 @@ impl<'a> IoBuffer<'a> {
         let remaining = self.total - self.done;
         match &mut self.target {
             Target::Range { mm, address } => Some((*mm, *address + self.done as u64, remaining)),
-            Target::User { mm, vectors, index, offset } => {
-                while vectors.get(*index).is_some_and(|vector| vector.len == *offset) {
+            Target::User {
+                mm,
+                vectors,
+                index,
+                offset,
+            } => {
+                while vectors
+                    .get(*index)
+                    .is_some_and(|vector| vector.len == *offset)
+                {
                     *index += 1;
                     *offset = 0;
                 }
@@ -190,6 +230,15 @@ impl<'a> IoBuffer<'a> {
                 Some((*mm, vector.base.wrapping_add(*offset), len))
             }
             Target::Output(_) | Target::Input(_) => None,
+        }
+    }
+
+    /// The next `len` bytes (at most) of kernel memory to fill; `None` for user memory.
+    pub fn next_kernel_range(&mut self, len: usize) -> Option<&mut [u8]> {
+        let (done, end) = (self.done, self.total.min(self.done + len));
+        match &mut self.target {
+            Target::Output(out) => Some(&mut out[done..end]),
+            _ => None,
         }
     }
 

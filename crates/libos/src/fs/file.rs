@@ -1,11 +1,15 @@
 //! Open files: the object behind a descriptor, and what a kind of file must implement.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
 
-use crate::errno::{EINVAL, ENOTTY, ESPIPE};
-use crate::sync::SpinLock;
+use super::inode::{Inode, Metadata, Time};
+use super::mount::flags::NOATIME;
+use super::path::PathRef;
+use crate::errno::{EBADF, EINVAL, ENOTTY, ESPIPE};
+use crate::sync::mutex::SleepLock;
 use crate::sync::wait::{Events, PollTable};
 use crate::syscall::Context;
 use crate::user::IoBuffer;
@@ -36,14 +40,30 @@ pub mod flags {
     pub const TMPFILE: u32 = 0o20200000;
 }
 
+/// lseek(2)'s `whence`.
+pub struct SEEK;
+
+impl SEEK {
+    pub const SET: u32 = 0;
+    pub const CUR: u32 = 1;
+    pub const END: u32 = 2;
+    pub const DATA: u32 = 3;
+    pub const HOLE: u32 = 4;
+}
+
 /// An open file description: shared by dup and fork.
 pub struct OpenFile {
     pub ops: Arc<dyn FileOps>,
     flags: AtomicU32,
     /// File position. Held over a read or write, as Linux does for regular files.
-    pub position: SpinLock<u64>,
+    pub position: SleepLock<u64>,
+    /// Locks and leases the file may have left: cleaned up when it goes.
+    pub(super) lock_owner: AtomicU32,
+    /// F_SETOWN: process (positive) or group (negative); F_SETSIG.
+    pub owner: AtomicI32,
+    pub signal: AtomicI32,
     /// Where it was opened, for /proc/self/fd, *at calls and directories; `None` for sockets …
-    pub path: Option<crate::fs::path::PathRef>,
+    pub path: Option<PathRef>,
 }
 
 impl OpenFile {
@@ -51,12 +71,43 @@ impl OpenFile {
         Self::with_path(ops, flags, None)
     }
 
-    pub fn with_path(
-        ops: Arc<dyn FileOps>,
-        flags: u32,
-        path: Option<crate::fs::path::PathRef>,
-    ) -> Arc<OpenFile> {
-        Arc::new(OpenFile { ops, flags: AtomicU32::new(flags), position: SpinLock::new(0), path })
+    pub fn with_path(ops: Arc<dyn FileOps>, flags: u32, path: Option<PathRef>) -> Arc<OpenFile> {
+        Arc::new(OpenFile {
+            ops,
+            flags: AtomicU32::new(flags),
+            position: SleepLock::new(0),
+            lock_owner: AtomicU32::new(0),
+            owner: AtomicI32::new(0),
+            signal: AtomicI32::new(0),
+            path,
+        })
+    }
+
+    /// The inode behind the file, when it has one: stat, mmap, truncate, … go through it.
+    pub fn inode(&self) -> Option<&Arc<dyn Inode>> {
+        self.path.as_ref().map(PathRef::inode)
+    }
+
+    /// O_PATH: a place in the tree, not an open file.
+    pub fn is_path(&self) -> bool {
+        self.flags() & flags::PATH != 0
+    }
+
+    /// Whether reads move the access time.
+    pub fn updates_access_time(&self) -> bool {
+        self.flags() & flags::NOATIME == 0
+            && self
+                .path
+                .as_ref()
+                .is_some_and(|path| path.mount.flags() & NOATIME == 0)
+    }
+
+    /// What /proc/self/fd shows.
+    pub fn display_path(&self, root: &PathRef) -> Vec<u8> {
+        match &self.path {
+            Some(path) if !self.ops.has_own_name() => path.display_path(root),
+            _ => self.ops.describe().into_bytes(),
+        }
     }
 
     pub fn flags(&self) -> u32 {
@@ -66,7 +117,8 @@ impl OpenFile {
     /// F_SETFL: replaces the bits in `mask`.
     pub fn set_flags(&self, mask: u32, value: u32) {
         let old = self.flags();
-        self.flags.store(old & !mask | value & mask, Ordering::Relaxed);
+        self.flags
+            .store(old & !mask | value & mask, Ordering::Relaxed);
     }
 
     pub fn is_nonblocking(&self) -> bool {
@@ -74,17 +126,19 @@ impl OpenFile {
     }
 
     pub fn is_readable(&self) -> bool {
-        self.flags() & flags::ACCESS_MODE != flags::WRONLY
+        self.flags() & flags::ACCESS_MODE != flags::WRONLY && self.flags() & flags::PATH == 0
     }
 
     pub fn is_writable(&self) -> bool {
-        self.flags() & flags::ACCESS_MODE != flags::RDONLY
+        self.flags() & flags::ACCESS_MODE != flags::RDONLY && self.flags() & flags::PATH == 0
     }
 }
 
 impl Drop for OpenFile {
     fn drop(&mut self) {
+        super::lock::release_file(self);
         self.ops.release(self.flags());
+        super::inotify::closed(self);
     }
 }
 
@@ -94,7 +148,12 @@ pub trait FileOps: Any + Send + Sync {
     fn as_any(&self) -> &dyn Any;
 
     /// Reads at the file position (which the implementation moves, if it has one).
-    fn read(&self, _thread: &Arc<Thread>, _file: &OpenFile, _to: &mut IoBuffer<'_>) -> Result<usize> {
+    fn read(
+        &self,
+        _thread: &Arc<Thread>,
+        _file: &OpenFile,
+        _to: &mut IoBuffer<'_>,
+    ) -> Result<usize> {
         Err(EINVAL)
     }
 
@@ -128,7 +187,13 @@ pub trait FileOps: Any + Send + Sync {
         Err(ESPIPE)
     }
 
-    fn seek(&self, _file: &OpenFile, _offset: i64, _whence: u32) -> Result<u64> {
+    fn seek(
+        &self,
+        _thread: &Arc<Thread>,
+        _file: &OpenFile,
+        _offset: i64,
+        _whence: u32,
+    ) -> Result<u64> {
         Err(ESPIPE)
     }
 
@@ -153,14 +218,24 @@ pub trait FileOps: Any + Send + Sync {
         Err(ENOTTY)
     }
 
-    /// The inode behind the file, when it has one: stat, mmap, truncate, … go through it.
-    fn inode(&self) -> Option<Arc<dyn crate::fs::inode::Inode>> {
-        None
+    /// Whether lseek, pread and pwrite make sense.
+    fn is_seekable(&self) -> bool {
+        false
     }
 
-    /// getdents64: fills `to` with directory entries from the file position on.
-    fn read_dir(&self, _file: &OpenFile, _to: &mut IoBuffer<'_>) -> Result<usize> {
-        Err(crate::errno::ENOTDIR)
+    /// fstat(2) for files without a path.
+    fn metadata(&self) -> Metadata {
+        anonymous_metadata()
+    }
+
+    /// Whether /proc/self/fd shows `describe` even though there is a path (memfd).
+    fn has_own_name(&self) -> bool {
+        false
+    }
+
+    /// F_SETFL: whether the file can have these flags.
+    fn check_flags(&self, _flags: u32) -> Result<()> {
+        Ok(())
     }
 
     /// The last reference to the open file is gone.
@@ -169,5 +244,59 @@ pub trait FileOps: Any + Send + Sync {
     /// What /proc/self/fd shows for files without a path, such as "pipe:[12]".
     fn describe(&self) -> alloc::string::String {
         alloc::string::String::from("anon_inode:[file]")
+    }
+}
+
+/// st_dev of files that belong to no file system.
+pub const ANONYMOUS_DEVICE: u64 = 14;
+
+/// fstat(2) of an anonymous inode, as Linux shows it.
+pub fn anonymous_metadata() -> Metadata {
+    Metadata {
+        device: ANONYMOUS_DEVICE,
+        inode: 1,
+        links: 1,
+        mode: 0o600,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        block_size: 4096,
+        blocks: 0,
+        atime: Time::default(),
+        mtime: Time::default(),
+        ctime: Time::default(),
+        btime: Time::default(),
+    }
+}
+
+/// The operations of an O_PATH descriptor: none.
+pub struct PathOnly;
+
+impl FileOps for PathOnly {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn read(
+        &self,
+        _thread: &Arc<Thread>,
+        _file: &OpenFile,
+        _to: &mut IoBuffer<'_>,
+    ) -> Result<usize> {
+        Err(EBADF)
+    }
+
+    fn write(
+        &self,
+        _thread: &Arc<Thread>,
+        _file: &OpenFile,
+        _from: &mut IoBuffer<'_>,
+    ) -> Result<usize> {
+        Err(EBADF)
+    }
+
+    fn poll(&self, _table: Option<&mut PollTable>, _interest: Events) -> Events {
+        Events::NVAL
     }
 }

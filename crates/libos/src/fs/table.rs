@@ -5,13 +5,20 @@ use alloc::vec::Vec;
 
 use super::file::OpenFile;
 use crate::Result;
-use crate::errno::EBADF;
+use crate::errno::{EBADF, EMFILE};
 use crate::sync::SpinLock;
 
 /// A table of file descriptors; shared under CLONE_FILES.
 #[derive(Default)]
 pub struct FdTable {
-    entries: SpinLock<Vec<Option<Entry>>>,
+    entries: SpinLock<Entries>,
+}
+
+#[derive(Clone, Default)]
+struct Entries {
+    slots: Vec<Option<Entry>>,
+    /// No free slot lies below.
+    first_free: usize,
 }
 
 #[derive(Clone)]
@@ -20,11 +27,38 @@ struct Entry {
     close_on_exec: bool,
 }
 
+impl Entries {
+    fn free_from(&self, from: usize) -> usize {
+        let from = from.max(self.first_free);
+        let found = self.slots.iter().skip(from).position(Option::is_none);
+        found.map_or(self.slots.len().max(from), |at| at + from)
+    }
+
+    fn set(&mut self, at: usize, entry: Entry) -> Option<Entry> {
+        if at >= self.slots.len() {
+            self.slots.resize(at + 1, None);
+        }
+        if at == self.first_free {
+            self.first_free += 1;
+        }
+        self.slots[at].replace(entry)
+    }
+
+    fn take(&mut self, at: usize) -> Option<Entry> {
+        let entry = self.slots.get_mut(at)?.take()?;
+        self.first_free = self.first_free.min(at);
+        Some(entry)
+    }
+}
+
 impl FdTable {
     /// The open file behind `fd`; EBADF.
     pub fn get(&self, fd: i32) -> Result<Arc<OpenFile>> {
         let entries = self.entries.lock();
-        let entry = usize::try_from(fd).ok().and_then(|fd| entries.get(fd)?.as_ref());
+        let entry = entries
+            .slots
+            .get(fd as u32 as usize)
+            .and_then(Option::as_ref);
         entry.map(|entry| entry.file.clone()).ok_or(EBADF)
     }
 
@@ -42,35 +76,174 @@ impl FdTable {
         limit: usize,
     ) -> Result<i32> {
         let mut entries = self.entries.lock();
-        let found = entries.iter().skip(from).position(Option::is_none).map(|at| at + from);
-        let fd = found.unwrap_or(entries.len().max(from));
+        let fd = entries.free_from(from);
         if fd >= limit {
-            return Err(crate::errno::EMFILE);
+            drop(entries);
+            return Err(EMFILE);
         }
-        if fd >= entries.len() {
-            entries.resize(fd + 1, None);
-        }
-        entries[fd] = Some(Entry { file, close_on_exec });
+        entries.set(
+            fd,
+            Entry {
+                file,
+                close_on_exec,
+            },
+        );
         Ok(fd as i32)
+    }
+
+    /// Two descriptors or none (pipe, socketpair).
+    pub fn add_pair(
+        &self,
+        files: [Arc<OpenFile>; 2],
+        close_on_exec: bool,
+        limit: usize,
+    ) -> Result<[i32; 2]> {
+        let [first, second] = files;
+        let one = self.add(first, close_on_exec, limit)?;
+        match self.add(second, close_on_exec, limit) {
+            Ok(two) => Ok([one, two]),
+            Err(error) => {
+                drop(self.remove(one));
+                Err(error)
+            }
+        }
+    }
+
+    /// dup2: puts `file` at `fd`; what was there before (to be closed by the caller's drop).
+    pub fn set(
+        &self,
+        fd: i32,
+        file: Arc<OpenFile>,
+        close_on_exec: bool,
+        limit: usize,
+    ) -> Result<Option<Arc<OpenFile>>> {
+        let at = usize::try_from(fd)
+            .ok()
+            .filter(|&at| at < limit)
+            .ok_or(EBADF)?;
+        let old = self.entries.lock().set(
+            at,
+            Entry {
+                file,
+                close_on_exec,
+            },
+        );
+        Ok(old.map(|entry| self.closing(entry.file)))
+    }
+
+    /// Takes a descriptor out of the table; EBADF. Drop the file without holding a spin lock.
+    pub fn remove(&self, fd: i32) -> Result<Arc<OpenFile>> {
+        let at = usize::try_from(fd).map_err(|_| EBADF)?;
+        let entry = self.entries.lock().take(at).ok_or(EBADF)?;
+        Ok(self.closing(entry.file))
+    }
+
+    /// Closing any descriptor of a file gives up the process's record locks on it (POSIX).
+    fn closing(&self, file: Arc<OpenFile>) -> Arc<OpenFile> {
+        super::lock::release_table(&file, self.id());
+        file
+    }
+
+    /// Identity of the table: the owner of record locks.
+    pub fn id(&self) -> usize {
+        core::ptr::from_ref(self) as usize
+    }
+
+    /// FD_CLOEXEC.
+    pub fn close_on_exec(&self, fd: i32) -> Result<bool> {
+        let entries = self.entries.lock();
+        let entry = entries
+            .slots
+            .get(fd as u32 as usize)
+            .and_then(Option::as_ref);
+        entry.map(|entry| entry.close_on_exec).ok_or(EBADF)
+    }
+
+    pub fn set_close_on_exec(&self, fd: i32, value: bool) -> Result<()> {
+        let mut entries = self.entries.lock();
+        let entry = entries
+            .slots
+            .get_mut(fd as u32 as usize)
+            .and_then(Option::as_mut);
+        entry.ok_or(EBADF)?.close_on_exec = value;
+        Ok(())
     }
 
     /// A copy for fork without CLONE_FILES.
     pub fn copy(&self) -> Arc<FdTable> {
-        Arc::new(FdTable { entries: SpinLock::new(self.entries.lock().clone()) })
+        Arc::new(FdTable {
+            entries: SpinLock::new(self.entries.lock().clone()),
+        })
     }
 
     /// execve: takes out what is marked close-on-exec. Dropping the result closes the files.
     #[must_use = "dropping the files closes them, outside the table's lock"]
     pub fn take_close_on_exec(&self) -> Vec<Arc<OpenFile>> {
-        let mut entries = self.entries.lock();
-        let marked = entries.iter_mut().filter(|e| e.as_ref().is_some_and(|e| e.close_on_exec));
-        marked.filter_map(|entry| entry.take().map(|entry| entry.file)).collect()
+        self.take_if(0..usize::MAX, |entry| entry.close_on_exec)
     }
 
-    /// Takes a descriptor out of the table; EBADF.
-    pub fn remove(&self, fd: i32) -> Result<Arc<OpenFile>> {
+    /// The end of a process: takes out everything.
+    #[must_use = "dropping the files closes them, outside the table's lock"]
+    pub fn take_all(&self) -> Vec<Arc<OpenFile>> {
+        self.take_if(0..usize::MAX, |_| true)
+    }
+
+    /// close_range(2).
+    #[must_use = "dropping the files closes them, outside the table's lock"]
+    pub fn take_range(&self, range: core::ops::Range<usize>) -> Vec<Arc<OpenFile>> {
+        self.take_if(range, |_| true)
+    }
+
+    fn take_if(
+        &self,
+        range: core::ops::Range<usize>,
+        condition: impl Fn(&Entry) -> bool,
+    ) -> Vec<Arc<OpenFile>> {
         let mut entries = self.entries.lock();
-        let entry = usize::try_from(fd).ok().and_then(|fd| entries.get_mut(fd)?.take());
-        entry.map(|entry| entry.file).ok_or(EBADF)
+        let mut taken = Vec::new();
+        for at in range.start..range.end.min(entries.slots.len()) {
+            if entries.slots[at].as_ref().is_some_and(&condition) {
+                taken.extend(entries.take(at).map(|entry| entry.file));
+            }
+        }
+        drop(entries);
+        taken.into_iter().map(|file| self.closing(file)).collect()
+    }
+
+    /// close_range(2) with CLOSE_RANGE_CLOEXEC.
+    pub fn mark_range(&self, range: core::ops::Range<usize>) {
+        let mut entries = self.entries.lock();
+        let end = range.end.min(entries.slots.len());
+        for entry in entries
+            .slots
+            .iter_mut()
+            .take(end)
+            .skip(range.start)
+            .flatten()
+        {
+            entry.close_on_exec = true;
+        }
+    }
+
+    /// The descriptors in use, with their files (for /proc).
+    pub fn list(&self) -> Vec<(i32, Arc<OpenFile>)> {
+        let entries = self.entries.lock();
+        let used = entries.slots.iter().enumerate();
+        used.filter_map(|(fd, entry)| Some((fd as i32, entry.as_ref()?.file.clone())))
+            .collect()
+    }
+
+    /// One past the highest descriptor in use.
+    pub fn len(&self) -> usize {
+        let entries = self.entries.lock();
+        entries
+            .slots
+            .iter()
+            .rposition(Option::is_some)
+            .map_or(0, |at| at + 1)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 }

@@ -5,6 +5,7 @@
 //! - [`wait::WaitQueue`], [`wait::block_on`]: sleeping until an object becomes ready.
 
 pub mod futex;
+pub mod mutex;
 pub mod wait;
 
 use crate::platform::platform;

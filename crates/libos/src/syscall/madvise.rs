@@ -8,7 +8,9 @@ use crate::mm::advise::Lock;
 
 /// madvise(2).
 pub fn madvise(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.mm().advise(arguments.u64(0), arguments.u64(1), arguments.u32(2))?;
+    context
+        .mm()
+        .advise(arguments.u64(0), arguments.u64(1), arguments.u32(2))?;
     Ok(0)
 }
 
@@ -37,7 +39,9 @@ pub fn mincore(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 
 /// mlock(2).
 pub fn mlock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.mm().lock_pages(arguments.u64(0), arguments.u64(1), Lock::Now)?;
+    context
+        .mm()
+        .lock_pages(arguments.u64(0), arguments.u64(1), Lock::Now)?;
     Ok(0)
 }
 
@@ -49,13 +53,17 @@ pub fn mlock2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         MLOCK_ONFAULT => Lock::OnFault,
         _ => return Err(EINVAL.because("unknown flags")),
     };
-    context.mm().lock_pages(arguments.u64(0), arguments.u64(1), how)?;
+    context
+        .mm()
+        .lock_pages(arguments.u64(0), arguments.u64(1), how)?;
     Ok(0)
 }
 
 /// munlock(2).
 pub fn munlock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.mm().lock_pages(arguments.u64(0), arguments.u64(1), Lock::Off)?;
+    context
+        .mm()
+        .lock_pages(arguments.u64(0), arguments.u64(1), Lock::Off)?;
     Ok(0)
 }
 
@@ -70,7 +78,9 @@ pub fn mlockall(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     }
     let now = flags & CURRENT != 0 && flags & ONFAULT == 0;
     let current = if now { Lock::Now } else { Lock::OnFault };
-    context.mm().lock_all(current, flags & FUTURE != 0 && flags & ONFAULT == 0)?;
+    context
+        .mm()
+        .lock_all(current, flags & FUTURE != 0 && flags & ONFAULT == 0)?;
     Ok(0)
 }
 

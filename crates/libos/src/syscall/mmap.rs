@@ -73,7 +73,13 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let anonymous = flags & MAP_ANONYMOUS != 0;
     let file = match anonymous {
         true => None,
-        false => Some(context.thread.files().get(arguments.i32(4)).map_err(|_| EBADF)?),
+        false => Some(
+            context
+                .thread
+                .files()
+                .get(arguments.i32(4))
+                .map_err(|_| EBADF)?,
+        ),
     };
     if flags & MAP_HUGETLB != 0 {
         return Err(crate::errno::ENOMEM.because("no huge pages are reserved"));
@@ -117,8 +123,7 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         protection,
         flags: vma_flags,
         source,
-        populate: flags & MAP_LOCKED != 0
-            || flags & MAP_POPULATE != 0 && flags & MAP_NONBLOCK == 0,
+        populate: flags & MAP_LOCKED != 0 || flags & MAP_POPULATE != 0 && flags & MAP_NONBLOCK == 0,
     };
     context.mm().map(request).map(|address| address as usize)
 }
@@ -133,15 +138,28 @@ fn file_source(
     flags: &mut VmaFlags,
 ) -> Result<Source> {
     use crate::fs::file::flags as open;
+    use crate::fs::inode::FileType;
+    use crate::fs::lower::make_device;
     if file.flags() & open::PATH == open::PATH {
         return Err(EBADF);
     }
-    if offset.checked_add(len).is_none_or(|end| end > i64::MAX as u64) {
+    if offset
+        .checked_add(len)
+        .is_none_or(|end| end > i64::MAX as u64)
+    {
         return Err(EOVERFLOW);
     }
-    let inode = file.ops.inode().ok_or(ENODEV)?;
+    let inode = file.inode().cloned().ok_or(ENODEV)?;
     if !file.is_readable() {
         return Err(EACCES.because("the file was not opened for reading"));
+    }
+    match inode.kind() {
+        FileType::Regular => {}
+        // /dev/zero is anonymous memory.
+        FileType::Character if inode.metadata().rdev == make_device(1, 5) => {
+            return Ok(Source::Anonymous);
+        }
+        _ => return Err(ENODEV.because("this kind of file cannot be mapped")),
     }
     if shared {
         let writable = file.is_writable();
@@ -152,7 +170,11 @@ fn file_source(
         // What cannot change looks the same in a private view, and can be mapped anywhere.
         flags.set(VmaFlags::SHARED, writable || !inode.is_immutable());
     }
-    Ok(Source::File(FileBacking { inode, offset, path: file.path.clone() }))
+    Ok(Source::File(FileBacking {
+        inode,
+        offset,
+        path: file.path.clone(),
+    }))
 }
 
 /// munmap(2).
@@ -197,9 +219,16 @@ pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         (false, true) => Move::May,
         (false, false) => Move::Never,
     };
-    let keep = if flags & MREMAP_DONTUNMAP != 0 { Keep::Yes } else { Keep::No };
+    let keep = if flags & MREMAP_DONTUNMAP != 0 {
+        Keep::Yes
+    } else {
+        Keep::No
+    };
     let (address, old, new) = (arguments.u64(0), arguments.u64(1), arguments.u64(2));
-    context.mm().remap(address, old, new, how, keep).map(|address| address as usize)
+    context
+        .mm()
+        .remap(address, old, new, how, keep)
+        .map(|address| address as usize)
 }
 
 /// remap_file_pages(2): long deprecated, and it needs aliases.

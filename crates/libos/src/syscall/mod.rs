@@ -1,6 +1,11 @@
 //! System calls: dispatch. [`table`] lists them; each family has its file.
 
+pub mod at;
+pub mod attribute;
 pub mod brk;
+pub mod descriptor;
+pub mod directory;
+pub mod io;
 pub mod madvise;
 pub mod mmap;
 pub mod clone;
@@ -13,6 +18,9 @@ pub mod sched;
 pub mod session;
 pub mod signal;
 pub mod system;
+pub mod names;
+pub mod open;
+pub mod stat;
 pub mod table;
 pub mod time;
 pub mod timer;

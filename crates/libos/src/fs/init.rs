@@ -1,0 +1,341 @@
+//! The container's tree at start.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use bulla_abi::config::Config;
+use spin::Once;
+
+use super::context::FsContext;
+use super::dentry::Dentry;
+use super::file::{OpenFile, flags};
+use super::host;
+use super::inode::{FileType, Inode, NewNode};
+use super::lower;
+use super::memfs::{Budget, DEVPTS_MAGIC, MemFs, OVERLAY_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC};
+use super::mount::{self, MountSpec};
+use super::namei;
+use super::path::{Follow, Last, PathRef, Walk};
+use super::permission::Caller;
+use super::procfs;
+use super::table::FdTable;
+use crate::Result;
+use crate::errno::{EEXIST, ENOENT, EROFS};
+use crate::platform::platform;
+
+/// The tree could not be built: one line that names what failed and why.
+#[derive(Debug)]
+pub struct InitError {
+    pub message: String,
+}
+
+static BUDGET: Once<Arc<Budget>> = Once::new();
+static ROOT: Once<PathRef> = Once::new();
+static TERMINAL: AtomicBool = AtomicBool::new(false);
+
+/// Memory budget when the configuration says nothing (tests).
+const DEFAULT_BUDGET: u64 = 256 << 20;
+
+/// The memory that all in-memory file systems share.
+pub fn budget() -> Arc<Budget> {
+    BUDGET
+        .call_once(|| Arc::new(Budget::new(DEFAULT_BUDGET)))
+        .clone()
+}
+
+/// Whether the standard streams are a terminal of the host.
+pub fn has_terminal() -> bool {
+    TERMINAL.load(Ordering::Relaxed)
+}
+
+/// The container's root (not a process's, which chroot may have changed).
+pub fn root() -> Option<&'static PathRef> {
+    ROOT.get()
+}
+
+/// An empty in-memory root.
+pub fn empty_root() -> PathRef {
+    let root = MemFs::new(TMPFS_MAGIC, budget(), budget().limit()).empty_root(0o755);
+    detached_root(root, "tmpfs")
+}
+
+fn detached_root(inode: Arc<dyn Inode>, kind: &'static str) -> PathRef {
+    let dentry = Dentry::root(inode);
+    let mount = mount::detached(MountSpec {
+        root: dentry.clone(),
+        flags: mount::flags::RELATIME,
+        kind,
+        source: kind.to_string(),
+        options: String::new(),
+    });
+    PathRef { mount, dentry }
+}
+
+/// Builds the tree of the configuration; the root and working directory of the first process.
+pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> {
+    let (_, heap) = platform().heap_usage();
+    // Files may not take the memory that the kernel needs for everything else.
+    let limit = (config.memory / 2).min(heap / 4 * 3).max(1 << 20);
+    BUDGET.call_once(|| Arc::new(Budget::new(limit)));
+    TERMINAL.store(config.terminal, Ordering::Relaxed);
+    let lower = lower::open_rootfs(&config.rootfs).map_err(|error| InitError {
+        message: format!("the root file system cannot be opened: {error}"),
+    })?;
+    let fs = MemFs::new(OVERLAY_MAGIC, budget(), budget().limit());
+    let root = detached_root(fs.root_over(lower), "overlay");
+    let context = populate(root, config).map_err(|(what, error)| InitError {
+        message: format!("{what} cannot be set up: {error:?}"),
+    })?;
+    ROOT.call_once(|| context.root());
+    Ok(context)
+}
+
+type Named<T> = core::result::Result<T, (&'static str, crate::Errno)>;
+
+/// Mounts and fills everything over a root.
+pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
+    let context = Arc::new(FsContext::new(root));
+    context.set_umask(0);
+    let named = |what: &'static str| move |error| (what, error);
+    mount_devices(&context).map_err(named("/dev"))?;
+    let proc_root = Dentry::root(procfs::root());
+    attach(&context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
+    mount_system(&context).map_err(named("/sys"))?;
+    write_cgroup(&context, config.memory).map_err(named("/sys/fs/cgroup"))?;
+    for file in &config.files {
+        replace_file(&context, &file.path, &file.content, file.mode)
+            .map_err(named("a file of the configuration"))?;
+    }
+    context.set_umask(0o022);
+    let mut walk = Walk::new(Caller::KERNEL, &context);
+    let cwd: &[u8] = if config.cwd.is_empty() {
+        b"/"
+    } else {
+        &config.cwd
+    };
+    let cwd = match walk.find(cwd, Follow::Yes) {
+        Err(error) if error == ENOENT => {
+            make_directories(&context, cwd, 0o755).map_err(named("the working directory"))?;
+            Walk::new(Caller::KERNEL, &context).find(cwd, Follow::Yes)
+        }
+        other => other,
+    };
+    context.set_cwd(cwd.map_err(named("the working directory"))?);
+    Ok(context)
+}
+
+const NOSUID_NODEV_NOEXEC: u32 =
+    mount::flags::NOSUID | mount::flags::NODEV | mount::flags::NOEXEC | mount::flags::RELATIME;
+
+/// mkdir -p.
+pub fn make_directories(context: &FsContext, path: &[u8], mode: u32) -> Result<()> {
+    for end in (1..=path.len()).filter(|&at| at == path.len() || path[at] == b'/') {
+        let mut walk = Walk::new(Caller::KERNEL, context);
+        match namei::create(&mut walk, &path[..end], NewNode::Directory, mode) {
+            Ok(_) => {}
+            Err(error) if error == EEXIST => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn attach(
+    context: &FsContext,
+    path: &[u8],
+    root: Arc<Dentry>,
+    kind: &'static str,
+    flags: u32,
+) -> Result<()> {
+    make_directories(context, path, 0o755)?;
+    let point = Walk::new(Caller::KERNEL, context).find(path, Follow::Yes)?;
+    mount::attach(
+        &point,
+        MountSpec {
+            root,
+            flags,
+            kind,
+            source: kind.to_string(),
+            options: String::new(),
+        },
+    )?;
+    Ok(())
+}
+
+fn make(context: &FsContext, path: &[u8], node: NewNode<'_>, mode: u32) -> Result<()> {
+    let mut walk = Walk::new(Caller::KERNEL, context);
+    namei::create(&mut walk, path, node, mode).map(drop)
+}
+
+fn tmpfs(
+    context: &FsContext,
+    path: &[u8],
+    mode: u32,
+    magic: u64,
+    kind: &'static str,
+) -> Result<()> {
+    let root = MemFs::new(magic, budget(), budget().limit()).empty_root(mode);
+    let flags = mount::flags::NOSUID | mount::flags::NODEV | mount::flags::RELATIME;
+    attach(context, path, Dentry::root(root), kind, flags)
+}
+
+fn mount_devices(context: &FsContext) -> Result<()> {
+    let root = MemFs::new(TMPFS_MAGIC, budget(), budget().limit()).empty_root(0o755);
+    let flags = mount::flags::NOSUID | mount::flags::RELATIME;
+    attach(context, b"/dev", Dentry::root(root), "tmpfs", flags)?;
+    let devices: [(&[u8], u32, u32, u32); 8] = [
+        (b"/dev/null", 1, 3, 0o666),
+        (b"/dev/zero", 1, 5, 0o666),
+        (b"/dev/full", 1, 7, 0o666),
+        (b"/dev/random", 1, 8, 0o666),
+        (b"/dev/urandom", 1, 9, 0o666),
+        (b"/dev/tty", 5, 0, 0o666),
+        (b"/dev/console", 5, 1, 0o620),
+        (b"/dev/ptmx", 5, 2, 0o666),
+    ];
+    for (path, major, minor, mode) in devices {
+        make(
+            context,
+            path,
+            NewNode::Character(lower::make_device(major, minor)),
+            mode,
+        )?;
+    }
+    let links: [(&[u8], &[u8]); 4] = [
+        (b"/dev/fd", b"/proc/self/fd"),
+        (b"/dev/stdin", b"/proc/self/fd/0"),
+        (b"/dev/stdout", b"/proc/self/fd/1"),
+        (b"/dev/stderr", b"/proc/self/fd/2"),
+    ];
+    for (path, target) in links {
+        make(context, path, NewNode::Link(target), 0o777)?;
+    }
+    tmpfs(context, b"/dev/shm", 0o1777, TMPFS_MAGIC, "tmpfs")?;
+    tmpfs(context, b"/dev/pts", 0o755, DEVPTS_MAGIC, "devpts")
+}
+
+fn mount_system(context: &FsContext) -> Result<()> {
+    tmpfs(context, b"/sys", 0o555, SYSFS_MAGIC, "sysfs")?;
+    let cpus = platform().cpus().max(1);
+    let range = if cpus == 1 {
+        String::from("0\n")
+    } else {
+        format!("0-{}\n", cpus - 1)
+    };
+    for name in ["online", "possible", "present"] {
+        let path = format!("/sys/devices/system/cpu/{name}");
+        write_file(context, path.as_bytes(), range.as_bytes(), 0o444)?;
+    }
+    for cpu in 0..cpus {
+        let base = format!("/sys/devices/system/cpu/cpu{cpu}/topology");
+        let files = [
+            ("core_id", format!("{cpu}\n")),
+            ("physical_package_id", String::from("0\n")),
+            ("thread_siblings_list", format!("{cpu}\n")),
+            ("core_siblings_list", range.clone()),
+        ];
+        for (name, text) in files {
+            let path = format!("{base}/{name}");
+            write_file(context, path.as_bytes(), text.as_bytes(), 0o444)?;
+        }
+    }
+    write_file(context, b"/sys/devices/system/node/online", b"0\n", 0o444)?;
+    write_file(context, b"/sys/devices/system/node/possible", b"0\n", 0o444)?;
+    let page: &[u8] = b"always madvise [never]\n";
+    write_file(
+        context,
+        b"/sys/kernel/mm/transparent_hugepage/enabled",
+        page,
+        0o444,
+    )?;
+    write_file(
+        context,
+        b"/sys/kernel/mm/transparent_hugepage/hpage_pmd_size",
+        b"2097152\n",
+        0o444,
+    )?;
+    make_directories(context, b"/sys/fs/cgroup", 0o555)?;
+    make_directories(context, b"/sys/class/net", 0o555)?;
+    Ok(())
+}
+
+/// The cgroup (version 2) that the container sees: its memory and CPUs.
+fn write_cgroup(context: &FsContext, memory: u64) -> Result<()> {
+    let files = [
+        ("cgroup.controllers", String::from("cpu memory pids\n")),
+        ("cgroup.procs", String::from("1\n")),
+        ("memory.max", format!("{memory}\n")),
+        ("memory.high", String::from("max\n")),
+        ("memory.swap.max", String::from("0\n")),
+        ("cpu.max", String::from("max 100000\n")),
+        ("pids.max", String::from("max\n")),
+    ];
+    for (name, text) in files {
+        let path = format!("/sys/fs/cgroup/{name}");
+        write_file(context, path.as_bytes(), text.as_bytes(), 0o444)?;
+    }
+    Ok(())
+}
+
+/// Writes a file, making its directories.
+pub fn write_file(context: &FsContext, path: &[u8], content: &[u8], mode: u32) -> Result<()> {
+    if let Some(slash) = path
+        .iter()
+        .rposition(|&byte| byte == b'/')
+        .filter(|&at| at > 0)
+    {
+        make_directories(context, &path[..slash], 0o755)?;
+    }
+    let mut walk = Walk::new(Caller::KERNEL, context);
+    let created = namei::create(&mut walk, path, NewNode::Regular, mode)?;
+    let written = created.inode().write_bytes(0, content)?;
+    if written < content.len() {
+        Err(EROFS)
+    } else {
+        Ok(())
+    }
+}
+
+/// Puts a fixed file in the place of whatever the image has there.
+fn replace_file(context: &FsContext, path: &[u8], content: &[u8], mode: u32) -> Result<()> {
+    let mut walk = Walk::new(Caller::KERNEL, context);
+    match walk.find(path, Follow::No) {
+        Ok(found) if found.inode().kind() != FileType::Directory => {
+            let parent = walk.find_parent(path)?;
+            if matches!(parent.last, Last::Name(_)) {
+                namei::unlink(&mut Walk::new(Caller::KERNEL, context), path)?;
+            }
+        }
+        Ok(_) => return Err(crate::errno::EISDIR),
+        Err(error) if error == ENOENT => {}
+        Err(error) => return Err(error),
+    }
+    write_file(context, path, content, mode & 0o7777)
+}
+
+/// Descriptors 0, 1 and 2 of the first process. A stream that the host has closed is /dev/null.
+pub fn standard_files(config: &Config, context: &FsContext) -> Result<Arc<FdTable>> {
+    let table = FdTable::default();
+    for fd in 0..3 {
+        let file = match host::open_stream(fd, config.terminal) {
+            Some(stream) if config.terminal => OpenFile::new(stream, flags::RDWR),
+            Some(stream) => OpenFile::new(
+                stream,
+                if fd == 0 {
+                    flags::RDONLY
+                } else {
+                    flags::WRONLY
+                },
+            ),
+            None => {
+                let mut walk = Walk::new(Caller::KERNEL, context);
+                let path = walk.find(b"/dev/null", Follow::Yes)?;
+                namei::open_path(&Caller::KERNEL, path, flags::RDWR)?
+            }
+        };
+        table.add(file, false, usize::MAX)?;
+    }
+    Ok(Arc::new(table))
+}

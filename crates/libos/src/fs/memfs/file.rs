@@ -1,0 +1,369 @@
+//! Open regular files and directories of the in-memory file system.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use core::any::Any;
+
+use super::data::{self, PAGE, Page, Piece};
+use super::node::{Content, Node};
+use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP, EPERM};
+use crate::fs::file::{FileOps, OpenFile, SEEK, flags};
+use crate::fs::inode::{Find, Inode};
+use crate::user::IoBuffer;
+use crate::{Result, Thread};
+
+/// Most bytes read from the lower layer at once.
+const LOWER_CHUNK: usize = 128 << 10;
+/// Largest file (the positive range of off_t).
+const SIZE_MAX: u64 = i64::MAX as u64;
+
+/// fallocate(2) modes.
+const KEEP_SIZE: u32 = 1;
+const PUNCH_HOLE: u32 = 2;
+const COLLAPSE_RANGE: u32 = 8;
+const ZERO_RANGE: u32 = 16;
+const INSERT_RANGE: u32 = 32;
+const UNSHARE_RANGE: u32 = 64;
+
+impl Node {
+    /// Copies content to `to`, without any lock while user memory is touched.
+    pub(super) fn read_content(&self, offset: u64, to: &mut IoBuffer<'_>) -> Result<usize> {
+        let data = self.data()?;
+        let start = to.done();
+        let mut at = offset;
+        while !to.is_empty() {
+            let piece = {
+                let data = data.lock();
+                if at >= data.size {
+                    break;
+                }
+                let len = (to.remaining() as u64).min(data.size - at);
+                (data.piece(at, len), len)
+            };
+            let wanted;
+            let moved = match piece {
+                (Piece::Page(page), len) => {
+                    let from = (at % PAGE) as usize;
+                    wanted = (PAGE as usize - from).min(len as usize);
+                    to.put(&page.0[from..from + wanted])
+                }
+                (Piece::Hole(len), _) => {
+                    wanted = len as usize;
+                    to.put_zeros(wanted)
+                }
+                (Piece::Lower(len), _) => {
+                    wanted = (len as usize).min(LOWER_CHUNK);
+                    self.read_lower(at, wanted, to)
+                }
+            };
+            match moved {
+                Ok(moved) => {
+                    at += moved as u64;
+                    if moved < wanted {
+                        break;
+                    }
+                }
+                Err(error) if to.done() == start => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(to.done() - start)
+    }
+
+    fn read_lower(&self, at: u64, len: usize, to: &mut IoBuffer<'_>) -> Result<usize> {
+        let lower = self.lower.as_ref().ok_or(ENODEV)?;
+        // Straight into kernel memory (exec, page-ins).
+        if let Some(out) = to.next_kernel_range(len) {
+            let read = lower.read_at(at, out)?;
+            to.advance(read);
+            return Ok(read);
+        }
+        if len <= 512 {
+            let mut bounce = [0u8; 512];
+            let read = lower.read_at(at, &mut bounce[..len])?;
+            return to.put(&bounce[..read]);
+        }
+        let mut bounce = vec![0u8; len];
+        let read = lower.read_at(at, &mut bounce)?;
+        to.put(&bounce[..read])
+    }
+
+    /// The page of the lower layer that a partial write starts from.
+    fn lower_page(&self, index: u64, lower_size: u64) -> Result<Page> {
+        let mut page = Page([0; PAGE as usize]);
+        let start = index * PAGE;
+        let len = lower_size.saturating_sub(start).min(PAGE) as usize;
+        if let Some(lower) = &self.lower
+            && len > 0
+        {
+            lower.read_at(start, &mut page.0[..len])?;
+        }
+        Ok(page)
+    }
+
+    /// Writes at `offset`, or at the end. Bytes written, and the offset after them.
+    pub(super) fn write_content(
+        &self,
+        offset: Option<u64>,
+        from: &mut IoBuffer<'_>,
+    ) -> Result<(usize, u64)> {
+        let data = self.data()?;
+        let (size, seals) = {
+            let data = data.lock();
+            (data.size, data.seals)
+        };
+        let mut at = offset.unwrap_or(size);
+        if from.is_empty() {
+            return Ok((0, at));
+        }
+        if seals & (data::SEAL_WRITE | data::SEAL_FUTURE_WRITE) != 0 {
+            return Err(EPERM.because("sealed"));
+        }
+        if at >= SIZE_MAX {
+            return Err(EFBIG);
+        }
+        let mut room = SIZE_MAX - at;
+        if seals & data::SEAL_GROW != 0 {
+            room = room.min(size.saturating_sub(at));
+            if room == 0 {
+                return Err(EPERM.because("sealed"));
+            }
+        }
+        from.truncate(usize::try_from(room).unwrap_or(usize::MAX));
+        let start = from.done();
+        let result = if from.remaining() <= 256 {
+            self.write_pages::<256>(&mut at, from)
+        } else {
+            self.write_pages::<{ PAGE as usize }>(&mut at, from)
+        };
+        let written = from.done() - start;
+        if written > 0 {
+            self.touch_modified();
+            return Ok((written, at));
+        }
+        result.map(|()| (0, at))
+    }
+
+    fn write_pages<const N: usize>(&self, at: &mut u64, from: &mut IoBuffer<'_>) -> Result<()> {
+        let data = self.data()?;
+        let mut bounce = [0u8; N];
+        while !from.is_empty() {
+            let (index, start) = (*at / PAGE, (*at % PAGE) as usize);
+            let wanted = (PAGE as usize - start).min(from.remaining()).min(N);
+            // A page that shows through is read before anything is taken from the user.
+            let lower_size = {
+                let data = data.lock();
+                (data.is_lower(index) && wanted < PAGE as usize).then_some(data.lower_size)
+            };
+            let below = lower_size
+                .map(|size| self.lower_page(index, size))
+                .transpose()?;
+            let taken = from.take(&mut bounce[..wanted])?;
+            let mut data = data.lock();
+            // A short copy (a fault) or a truncation in between: take the page as it is now.
+            if taken < PAGE as usize && below.is_none() && data.is_lower(index) {
+                let lower_size = data.lower_size;
+                drop(data);
+                let page = self.lower_page(index, lower_size)?;
+                data = self.data()?.lock();
+                data.page_for_write(&self.fs, index, Some(&page))?;
+            }
+            let below = below.filter(|_| data.is_lower(index));
+            let page = data.page_for_write(&self.fs, index, below.as_ref())?;
+            page.0[start..start + taken].copy_from_slice(&bounce[..taken]);
+            *at += taken as u64;
+            data.size = data.size.max(*at);
+            drop(data);
+            if taken < wanted {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn allocate_content(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let Content::File { data, .. } = &self.content else {
+            return Err(ENODEV);
+        };
+        let end = offset
+            .checked_add(len)
+            .filter(|&end| end <= SIZE_MAX)
+            .ok_or(EFBIG)?;
+        if mode & (COLLAPSE_RANGE | INSERT_RANGE | UNSHARE_RANGE) != 0 {
+            return Err(EOPNOTSUPP);
+        }
+        let seals = data.lock().seals;
+        match mode & !KEEP_SIZE {
+            0 => {
+                let mut data = data.lock();
+                if mode & KEEP_SIZE == 0 && end > data.size {
+                    if seals & data::SEAL_GROW != 0 {
+                        return Err(EPERM.because("sealed"));
+                    }
+                }
+                let allocated = if mode & KEEP_SIZE == 0 {
+                    end
+                } else {
+                    end.min(data.size)
+                };
+                for index in offset / PAGE..allocated.div_ceil(PAGE) {
+                    if !data.has_page(index) && !data.is_lower(index) {
+                        data.page_for_write(&self.fs, index, None)?;
+                    }
+                }
+                if mode & KEEP_SIZE == 0 && end > data.size {
+                    data.size = end;
+                }
+            }
+            PUNCH_HOLE | ZERO_RANGE => {
+                if mode & PUNCH_HOLE != 0 && mode & KEEP_SIZE == 0 {
+                    return Err(EOPNOTSUPP);
+                }
+                if seals & (data::SEAL_WRITE | data::SEAL_FUTURE_WRITE) != 0 {
+                    return Err(EPERM.because("sealed"));
+                }
+                let size = data.lock().size;
+                self.zero_range(offset, end.min(size))?;
+                if mode & KEEP_SIZE == 0 && end > size {
+                    data.lock().resize(&self.fs, end);
+                }
+            }
+            _ => return Err(EOPNOTSUPP),
+        }
+        self.touch_modified();
+        Ok(())
+    }
+
+    fn zero_range(&self, offset: u64, end: u64) -> Result<()> {
+        if offset >= end {
+            return Ok(());
+        }
+        let data = self.data()?;
+        // Whole pages become holes, or pages of zeros where the lower layer would show through.
+        let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
+        if first < last {
+            let mut data = data.lock();
+            data.remove_pages(&self.fs, first, last);
+            let shown = data.lower_size.div_ceil(PAGE).min(last);
+            for index in first..shown {
+                data.page_for_write(&self.fs, index, None)?;
+            }
+        }
+        for (from, to) in [
+            (offset, end.min(first * PAGE)),
+            (offset.max(last * PAGE), end),
+        ] {
+            if from >= to || to - from >= PAGE {
+                continue;
+            }
+            let index = from / PAGE;
+            let lower_size = {
+                let data = data.lock();
+                data.is_lower(index).then_some(data.lower_size)
+            };
+            if let Some(lower_size) = lower_size {
+                let page = self.lower_page(index, lower_size)?;
+                data.lock().page_for_write(&self.fs, index, Some(&page))?;
+            }
+            data.lock().clear_in_page(from, to);
+        }
+        Ok(())
+    }
+}
+
+impl FileOps for Node {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn read(&self, thread: &Arc<Thread>, file: &OpenFile, to: &mut IoBuffer<'_>) -> Result<usize> {
+        let mut position = file.position.lock(thread);
+        let read = self.read_content(*position, to)?;
+        *position += read as u64;
+        if file.updates_access_time() {
+            self.touch_accessed();
+        }
+        Ok(read)
+    }
+
+    fn write(
+        &self,
+        thread: &Arc<Thread>,
+        file: &OpenFile,
+        from: &mut IoBuffer<'_>,
+    ) -> Result<usize> {
+        let Content::File { writing, .. } = &self.content else {
+            return Err(EBADF);
+        };
+        let mut position = file.position.lock(thread);
+        let _writing = writing.lock(thread);
+        let offset = (file.flags() & flags::APPEND == 0).then_some(*position);
+        let (written, end) = self.write_content(offset, from)?;
+        *position = end;
+        Ok(written)
+    }
+
+    fn read_at(
+        &self,
+        _thread: &Arc<Thread>,
+        file: &OpenFile,
+        to: &mut IoBuffer<'_>,
+        offset: u64,
+    ) -> Result<usize> {
+        let read = self.read_content(offset, to)?;
+        if file.updates_access_time() {
+            self.touch_accessed();
+        }
+        Ok(read)
+    }
+
+    fn write_at(
+        &self,
+        thread: &Arc<Thread>,
+        file: &OpenFile,
+        from: &mut IoBuffer<'_>,
+        offset: u64,
+    ) -> Result<usize> {
+        let Content::File { writing, .. } = &self.content else {
+            return Err(EISDIR);
+        };
+        let _writing = writing.lock(thread);
+        // As Linux does against POSIX: O_APPEND wins over the offset.
+        let offset = (file.flags() & flags::APPEND == 0).then_some(offset);
+        self.write_content(offset, from).map(|(written, _)| written)
+    }
+
+    fn seek(&self, thread: &Arc<Thread>, file: &OpenFile, offset: i64, whence: u32) -> Result<u64> {
+        let mut position = file.position.lock(thread);
+        let is_directory = matches!(self.content, Content::Directory(_));
+        let target = match whence {
+            SEEK::SET => offset,
+            SEEK::CUR => position.checked_add_signed(offset).ok_or(EINVAL)? as i64,
+            SEEK::END if is_directory => return Err(EINVAL),
+            SEEK::END => Inode::size(self).checked_add_signed(offset).ok_or(EINVAL)? as i64,
+            SEEK::DATA | SEEK::HOLE if !is_directory => {
+                let what = if whence == SEEK::DATA {
+                    Find::Data
+                } else {
+                    Find::Hole
+                };
+                let offset = u64::try_from(offset).map_err(|_| ENXIO)?;
+                self.find(what, offset).ok_or(ENXIO)? as i64
+            }
+            _ => return Err(EINVAL),
+        };
+        *position = u64::try_from(target).map_err(|_| EINVAL)?;
+        Ok(*position)
+    }
+
+    fn is_seekable(&self) -> bool {
+        true
+    }
+
+    fn release(&self, flags: u32) {
+        let writable = flags & flags::ACCESS_MODE != flags::RDONLY;
+        if writable && matches!(self.content, Content::File { .. }) {
+            Inode::state(self).expect("every node has one").end_write();
+        }
+    }
+}

@@ -1,0 +1,659 @@
+//! Inodes of the in-memory file system.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use spin::Once;
+
+use super::data::{self, Data, PAGE};
+use super::directory::{Directory, Target};
+use super::{MemFs, NODE_COST};
+use crate::Result;
+use crate::errno::{
+    EEXIST, EINVAL, EISDIR, EMLINK, ENODATA, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENXIO, EOPNOTSUPP,
+    EPERM, EXDEV, Errno,
+};
+use crate::fs::file::{FileOps, flags};
+use crate::fs::inode::{
+    Entry, FileId, FileType, Find, FsStatistics, Inode, InodeState, Metadata, NewNode, Owner,
+    SetAttributes, Time,
+};
+use crate::fs::lower::LowerNode;
+use crate::fs::path::PathRef;
+use crate::fs::permission::Caller;
+use crate::fs::pipe::{self, Pipe};
+use crate::sync::SpinLock;
+use crate::sync::mutex::SleepLock;
+
+/// Most hard links (as ext4).
+const LINKS_MAX: u32 = 65000;
+/// Most bytes of extended attributes of one inode.
+const XATTRS_MAX: usize = 64 << 10;
+
+/// An object that bind(2) left at a socket's inode.
+type BoundSocket = Arc<dyn Any + Send + Sync>;
+
+/// What an inode is made of.
+pub enum Content {
+    File {
+        data: SpinLock<Data>,
+        writing: SleepLock<()>,
+    },
+    Directory(SpinLock<Directory>),
+    Link(core::result::Result<Box<[u8]>, Errno>),
+    Fifo(Once<Arc<Pipe>>),
+    Socket(SpinLock<Option<BoundSocket>>),
+    Device,
+}
+
+impl Content {
+    pub fn directory() -> Content {
+        Content::Directory(SpinLock::new(Directory::new(None)))
+    }
+
+    fn file(data: Data) -> Content {
+        Content::File {
+            data: SpinLock::new(data),
+            writing: SleepLock::new(()),
+        }
+    }
+
+    pub fn sealed_file(seals: u32) -> Content {
+        Content::file(Data::new(0, seals))
+    }
+}
+
+struct Attributes {
+    uid: u32,
+    gid: u32,
+    atime: Time,
+    mtime: Time,
+    ctime: Time,
+    btime: Time,
+}
+
+type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
+
+/// An inode.
+pub struct Node {
+    pub(super) fs: Arc<MemFs>,
+    number: u64,
+    mode: AtomicU32,
+    links: AtomicU32,
+    rdev: u64,
+    attributes: SpinLock<Attributes>,
+    xattrs: SpinLock<Option<Box<Xattrs>>>,
+    /// The object of the lower layer that this inode stands over.
+    pub(super) lower: Option<Arc<dyn LowerNode>>,
+    pub(super) content: Content,
+    state: InodeState,
+}
+
+impl Node {
+    /// A new object; the caller has charged it.
+    pub fn new(fs: &Arc<MemFs>, kind: u32, owner: Owner, content: Content, rdev: u64) -> Arc<Node> {
+        let now = Time::now();
+        Arc::new(Node {
+            fs: fs.clone(),
+            number: fs.next_number(),
+            mode: AtomicU32::new(kind | owner.mode & 0o7777),
+            links: AtomicU32::new(1),
+            rdev,
+            attributes: SpinLock::new(Attributes {
+                uid: owner.uid,
+                gid: owner.gid,
+                atime: now,
+                mtime: now,
+                ctime: now,
+                btime: now,
+            }),
+            xattrs: SpinLock::new(None),
+            lower: None,
+            content,
+            state: InodeState::default(),
+        })
+    }
+
+    /// The inode over an object of the lower layer.
+    pub(super) fn over(fs: &Arc<MemFs>, lower: Arc<dyn LowerNode>) -> Arc<Node> {
+        let metadata = lower.metadata();
+        let content = match FileType::from_mode(metadata.mode) {
+            Some(FileType::Directory) => {
+                Content::Directory(SpinLock::new(Directory::new(Some(lower.clone()))))
+            }
+            Some(FileType::Link) => Content::Link(lower.read_link().map(Vec::into_boxed_slice)),
+            Some(FileType::Fifo) => Content::Fifo(Once::new()),
+            Some(FileType::Socket) => Content::Socket(SpinLock::new(None)),
+            Some(FileType::Character | FileType::Block) => Content::Device,
+            Some(FileType::Regular) | None => {
+                Content::file(Data::new(metadata.size, data::SEAL_SEAL))
+            }
+        };
+        let time = metadata.modified;
+        Arc::new(Node {
+            fs: fs.clone(),
+            number: metadata.number,
+            mode: AtomicU32::new(metadata.mode),
+            links: AtomicU32::new(metadata.links),
+            rdev: metadata.rdev,
+            attributes: SpinLock::new(Attributes {
+                uid: metadata.uid,
+                gid: metadata.gid,
+                atime: time,
+                mtime: time,
+                ctime: time,
+                btime: time,
+            }),
+            xattrs: SpinLock::new(None),
+            lower: Some(lower),
+            content,
+            state: InodeState::default(),
+        })
+    }
+
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub fn set_links(&self, links: u32) {
+        self.links.store(links, Ordering::Relaxed);
+    }
+
+    pub(super) fn kind(&self) -> FileType {
+        FileType::from_mode(self.mode.load(Ordering::Relaxed)).unwrap_or(FileType::Regular)
+    }
+
+    fn directory(&self) -> Result<&SpinLock<Directory>> {
+        match &self.content {
+            Content::Directory(directory) => Ok(directory),
+            _ => Err(ENOTDIR),
+        }
+    }
+
+    pub(super) fn data(&self) -> Result<&SpinLock<Data>> {
+        match &self.content {
+            Content::File { data, .. } => Ok(data),
+            Content::Directory(_) => Err(EISDIR),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// The content changed.
+    pub(super) fn touch_modified(&self) {
+        let now = Time::now();
+        let mut attributes = self.attributes.lock();
+        attributes.mtime = now;
+        attributes.ctime = now;
+    }
+
+    fn touch_changed(&self) {
+        let now = Time::now();
+        self.attributes.lock().ctime = now;
+    }
+
+    /// The content was read: the access time moves when it is not newer than the last change
+    /// (relatime).
+    pub(super) fn touch_accessed(&self) {
+        let mut attributes = self.attributes.lock();
+        if attributes.atime <= attributes.mtime || attributes.atime <= attributes.ctime {
+            drop(attributes);
+            let now = Time::now();
+            attributes = self.attributes.lock();
+            attributes.atime = now;
+        }
+    }
+
+    fn add_child(&self, name: &[u8], node: Arc<Node>) -> Result<()> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        if directory.contains(name) {
+            return Err(EEXIST);
+        }
+        if self.links.load(Ordering::Relaxed) == 0 {
+            return Err(ENOENT.because("the directory was removed"));
+        }
+        directory.charge(&self.fs, name)?;
+        directory.add(name, Target::Node(node));
+        drop(directory);
+        self.touch_modified();
+        Ok(())
+    }
+
+    /// A name of this inode is gone.
+    fn drop_link(&self) {
+        if self.kind() == FileType::Directory {
+            self.links.store(0, Ordering::Relaxed);
+        } else {
+            let links = self.links.load(Ordering::Relaxed);
+            self.links.store(links.saturating_sub(1), Ordering::Relaxed);
+        }
+        self.touch_changed();
+    }
+
+    fn is_empty_directory(&self) -> Result<bool> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        Ok(directory.is_empty())
+    }
+
+    fn with_xattrs<R>(&self, run: impl FnOnce(&mut Xattrs) -> Result<R>) -> Result<R> {
+        let mut xattrs = self.xattrs.lock();
+        if xattrs.is_none() {
+            let mut all = Xattrs::new();
+            if let Some(lower) = &self.lower {
+                all.extend(lower.xattrs()?);
+            }
+            *xattrs = Some(Box::new(all));
+        }
+        run(xattrs.as_mut().expect("filled above"))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        match &self.content {
+            Content::File { data, .. } => data.lock().clear(&self.fs),
+            Content::Directory(directory) => directory.lock().clear(&self.fs),
+            _ => {}
+        }
+        if self.lower.is_none() {
+            self.fs.release(NODE_COST);
+        }
+    }
+}
+
+/// The node behind an inode of the same file system; EXDEV.
+fn same_fs(fs: &Arc<MemFs>, inode: &Arc<dyn Inode>) -> Result<Arc<Node>> {
+    let any: Arc<dyn Any + Send + Sync> = inode.clone();
+    let node = any.downcast::<Node>().map_err(|_| EXDEV)?;
+    if Arc::ptr_eq(&node.fs, fs) {
+        Ok(node)
+    } else {
+        Err(EXDEV)
+    }
+}
+
+impl Inode for Node {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn id(&self) -> FileId {
+        FileId {
+            device: self.fs.device,
+            inode: self.number,
+        }
+    }
+
+    fn size(&self) -> u64 {
+        match &self.content {
+            Content::File { data, .. } => data.lock().size,
+            Content::Directory(directory) => directory.lock().len() as u64 * 20 + 40,
+            Content::Link(target) => target.as_ref().map_or(0, |target| target.len() as u64),
+            _ => 0,
+        }
+    }
+
+    fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Relaxed)
+    }
+
+    fn metadata(&self) -> Metadata {
+        let (size, blocks) = match &self.content {
+            Content::File { data, .. } => {
+                let data = data.lock();
+                (
+                    data.size,
+                    (data.count + data.lower_size.div_ceil(PAGE)) * (PAGE / 512),
+                )
+            }
+            _ => (self.size(), 0),
+        };
+        let mut links = u64::from(self.links.load(Ordering::Relaxed));
+        if let Content::Directory(directory) = &self.content
+            && links != 0
+        {
+            let mut directory = directory.lock();
+            if directory.load().is_ok() {
+                links = 2 + directory.subdirectories;
+            }
+        }
+        let attributes = self.attributes.lock();
+        Metadata {
+            device: self.fs.device,
+            inode: self.number,
+            links,
+            mode: self.mode(),
+            uid: attributes.uid,
+            gid: attributes.gid,
+            rdev: self.rdev,
+            size,
+            block_size: PAGE as u32,
+            blocks,
+            atime: attributes.atime,
+            mtime: attributes.mtime,
+            ctime: attributes.ctime,
+            btime: attributes.btime,
+        }
+    }
+
+    fn set_attributes(&self, change: &SetAttributes) -> Result<()> {
+        let now = Time::now();
+        let mut attributes = self.attributes.lock();
+        if let Some(mode) = change.mode {
+            let kind = self.mode() & !0o7777;
+            self.mode.store(kind | mode & 0o7777, Ordering::Relaxed);
+        }
+        attributes.uid = change.uid.unwrap_or(attributes.uid);
+        attributes.gid = change.gid.unwrap_or(attributes.gid);
+        attributes.atime = change.atime.unwrap_or(attributes.atime);
+        attributes.mtime = change.mtime.unwrap_or(attributes.mtime);
+        attributes.ctime = now;
+        Ok(())
+    }
+
+    fn state(&self) -> Option<&InodeState> {
+        Some(&self.state)
+    }
+
+    fn open(
+        self: Arc<Self>,
+        caller: &Caller<'_>,
+        path: &PathRef,
+        flags: u32,
+    ) -> Result<Arc<dyn FileOps>> {
+        match &self.content {
+            Content::File { .. } => {
+                if flags & flags::ACCESS_MODE != flags::RDONLY && !self.state.begin_write() {
+                    return Err(crate::errno::ETXTBSY);
+                }
+                Ok(self)
+            }
+            Content::Directory(_) => Ok(self),
+            Content::Fifo(pipe) => {
+                pipe::open_fifo(caller, pipe.call_once(|| Pipe::new(self.number)), flags)
+            }
+            Content::Device => crate::fs::device::open(caller, path, self.kind(), self.rdev, flags),
+            Content::Socket(_) => Err(ENXIO.because("a socket is not opened")),
+            Content::Link(_) => Err(crate::errno::ELOOP),
+        }
+    }
+
+    fn read_bytes(&self, offset: u64, to: &mut [u8]) -> Result<usize> {
+        self.read_content(offset, &mut crate::user::IoBuffer::output(to))
+    }
+
+    fn write_bytes(&self, offset: u64, from: &[u8]) -> Result<usize> {
+        self.write_content(Some(offset), &mut crate::user::IoBuffer::input(from))
+            .map(|(n, _)| n)
+    }
+
+    fn is_immutable(&self) -> bool {
+        match (&self.content, &self.lower) {
+            (Content::File { data, .. }, Some(lower)) => {
+                let data = data.lock();
+                data.count == 0
+                    && data.lower_size == data.size
+                    && data.size == lower.metadata().size
+            }
+            _ => false,
+        }
+    }
+
+    fn truncate(&self, size: u64) -> Result<()> {
+        let mut data = self.data()?.lock();
+        if size < data.size && data.seals & data::SEAL_SHRINK != 0
+            || size > data.size && data.seals & data::SEAL_GROW != 0
+        {
+            return Err(EPERM.because("sealed"));
+        }
+        data.resize(&self.fs, size);
+        drop(data);
+        self.touch_modified();
+        Ok(())
+    }
+
+    fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
+        self.allocate_content(mode, offset, len)
+    }
+
+    fn find(&self, what: Find, offset: u64) -> Option<u64> {
+        self.data().ok()?.lock().find(what, offset)
+    }
+
+    fn lookup(&self, _caller: &Caller<'_>, name: &[u8]) -> Result<Arc<dyn Inode>> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        Ok(directory.get(&self.fs, name)?)
+    }
+
+    fn create(&self, name: &[u8], node: NewNode<'_>, owner: Owner) -> Result<Arc<dyn Inode>> {
+        let content = match node {
+            NewNode::Regular => Content::sealed_file(data::SEAL_SEAL),
+            NewNode::Directory => Content::directory(),
+            NewNode::Link(target) => Content::Link(Ok(target.into())),
+            NewNode::Fifo => Content::Fifo(Once::new()),
+            NewNode::Socket => Content::Socket(SpinLock::new(None)),
+            NewNode::Character(_) | NewNode::Block(_) => Content::Device,
+        };
+        let rdev = match node {
+            NewNode::Character(rdev) | NewNode::Block(rdev) => rdev,
+            _ => 0,
+        };
+        self.fs.charge(NODE_COST)?;
+        let child = Node::new(&self.fs, node.kind().mode(), owner, content, rdev);
+        self.add_child(name, child.clone())?;
+        Ok(child)
+    }
+
+    fn create_unnamed(&self, owner: Owner) -> Result<Arc<dyn Inode>> {
+        self.fs.charge(NODE_COST)?;
+        let content = Content::sealed_file(data::SEAL_SEAL);
+        let node = Node::new(&self.fs, FileType::Regular.mode(), owner, content, 0);
+        node.set_links(0);
+        Ok(node)
+    }
+
+    fn link(&self, name: &[u8], inode: &Arc<dyn Inode>) -> Result<()> {
+        let node = same_fs(&self.fs, inode)?;
+        let links = node.links.load(Ordering::Relaxed);
+        if links >= LINKS_MAX {
+            return Err(EMLINK);
+        }
+        self.add_child(name, node.clone())?;
+        node.set_links(links + 1);
+        node.touch_changed();
+        Ok(())
+    }
+
+    fn unlink(&self, name: &[u8]) -> Result<()> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        let node = directory.get(&self.fs, name)?;
+        if node.kind() == FileType::Directory {
+            return Err(EISDIR);
+        }
+        let removed = directory.remove(&self.fs, name)?;
+        drop(directory);
+        drop(removed);
+        node.drop_link();
+        self.touch_modified();
+        Ok(())
+    }
+
+    fn rmdir(&self, name: &[u8]) -> Result<()> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        let node = directory.get(&self.fs, name)?;
+        if !node.is_empty_directory()? {
+            return Err(ENOTEMPTY);
+        }
+        let removed = directory.remove(&self.fs, name)?;
+        drop(directory);
+        drop(removed);
+        node.drop_link();
+        self.touch_modified();
+        Ok(())
+    }
+
+    fn rename(
+        &self,
+        name: &[u8],
+        to: &Arc<dyn Inode>,
+        to_name: &[u8],
+        exchange: bool,
+    ) -> Result<()> {
+        let to = same_fs(&self.fs, to)?;
+        // The namespace lock is held, so nothing moves between the steps.
+        let node = self.directory()?.lock().get(&self.fs, name)?;
+        let replaced = {
+            let mut directory = to.directory()?.lock();
+            directory.load()?;
+            match directory.get(&self.fs, to_name) {
+                Ok(replaced) => Some(replaced),
+                Err(error) if error == ENOENT => None,
+                Err(error) => return Err(error),
+            }
+        };
+        if exchange {
+            let replaced = replaced.ok_or(ENOENT)?;
+            self.directory()?
+                .lock()
+                .replace(name, Target::Node(replaced.clone()))?;
+            to.directory()?
+                .lock()
+                .replace(to_name, Target::Node(node.clone()))?;
+            replaced.touch_changed();
+        } else {
+            if let Some(replaced) = &replaced {
+                match (node.kind(), replaced.kind()) {
+                    (FileType::Directory, FileType::Directory) => {
+                        if !replaced.is_empty_directory()? {
+                            return Err(ENOTEMPTY);
+                        }
+                    }
+                    (FileType::Directory, _) => return Err(ENOTDIR),
+                    (_, FileType::Directory) => return Err(EISDIR),
+                    _ => {}
+                }
+                to.directory()?
+                    .lock()
+                    .replace(to_name, Target::Node(node.clone()))?;
+                replaced.drop_link();
+            } else {
+                if to.links.load(Ordering::Relaxed) == 0 {
+                    return Err(ENOENT.because("the directory was removed"));
+                }
+                let mut directory = to.directory()?.lock();
+                directory.charge(&self.fs, to_name)?;
+                directory.add(to_name, Target::Node(node.clone()));
+            }
+            self.directory()?.lock().remove(&self.fs, name)?;
+        }
+        node.touch_changed();
+        self.touch_modified();
+        to.touch_modified();
+        Ok(())
+    }
+
+    fn read_dir(
+        &self,
+        _caller: &Caller<'_>,
+        from: u64,
+        emit: &mut dyn FnMut(Entry<'_>) -> bool,
+    ) -> Result<()> {
+        let mut directory = self.directory()?.lock();
+        directory.load()?;
+        directory.list(from, emit);
+        Ok(())
+    }
+
+    fn read_link(&self, _caller: &Caller<'_>) -> Result<Vec<u8>> {
+        match &self.content {
+            Content::Link(target) => target
+                .as_ref()
+                .map(|target| target.to_vec())
+                .map_err(|e| *e),
+            _ => Err(EINVAL),
+        }
+    }
+
+    fn get_xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
+        self.with_xattrs(|all| all.get(name).cloned().ok_or(ENODATA))
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        self.with_xattrs(|all| {
+            match (flags, all.contains_key(name)) {
+                (1, true) => return Err(EEXIST),
+                (2, false) => return Err(ENODATA),
+                _ => {}
+            }
+            let others = all.iter().filter(|(other, _)| *other != name);
+            let used: usize = others.map(|(name, value)| name.len() + value.len()).sum();
+            if used + name.len() + value.len() > XATTRS_MAX {
+                return Err(ENOSPC.because("extended attributes too large"));
+            }
+            all.insert(name.to_vec(), value.to_vec());
+            Ok(())
+        })?;
+        self.touch_changed();
+        Ok(())
+    }
+
+    fn list_xattrs(&self) -> Result<Vec<Vec<u8>>> {
+        self.with_xattrs(|all| Ok(all.keys().cloned().collect()))
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> Result<()> {
+        self.with_xattrs(|all| all.remove(name).map(drop).ok_or(ENODATA))?;
+        self.touch_changed();
+        Ok(())
+    }
+
+    fn statistics(&self) -> FsStatistics {
+        self.fs.statistics()
+    }
+
+    fn seals(&self) -> Result<u32> {
+        Ok(self.data()?.lock().seals)
+    }
+
+    fn add_seals(&self, seals: u32) -> Result<()> {
+        let all = data::SEAL_SEAL
+            | data::SEAL_SHRINK
+            | data::SEAL_GROW
+            | data::SEAL_WRITE
+            | data::SEAL_FUTURE_WRITE;
+        if seals & !all != 0 {
+            return Err(EINVAL);
+        }
+        let mut data = self.data()?.lock();
+        if data.seals & data::SEAL_SEAL != 0 {
+            return Err(EPERM.because("sealed"));
+        }
+        data.seals |= seals;
+        Ok(())
+    }
+
+    fn socket(&self) -> Option<BoundSocket> {
+        match &self.content {
+            Content::Socket(socket) => socket.lock().clone(),
+            _ => None,
+        }
+    }
+
+    fn set_socket(&self, socket: BoundSocket) -> Result<()> {
+        match &self.content {
+            Content::Socket(slot) => {
+                *slot.lock() = Some(socket);
+                Ok(())
+            }
+            _ => Err(EOPNOTSUPP),
+        }
+    }
+}

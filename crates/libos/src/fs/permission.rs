@@ -1,0 +1,160 @@
+//! Who may do what: the checks of path_resolution(7) and capabilities(7).
+
+use alloc::sync::Arc;
+
+use super::inode::{FileType, Inode};
+use crate::errno::{EACCES, EPERM};
+use crate::process::credentials::Credentials;
+use crate::{Result, Thread};
+
+/// Execute a file, search a directory.
+pub const EXECUTE: u32 = 1;
+pub const WRITE: u32 = 2;
+pub const READ: u32 = 4;
+
+/// On whose behalf the file system is used.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    /// `None`: the kernel itself, which may do anything.
+    pub thread: Option<&'a Arc<Thread>>,
+    /// Instead of the process's own (access(2) checks with the real ids).
+    pub credentials: Option<&'a Credentials>,
+}
+
+impl<'a> Caller<'a> {
+    /// The kernel.
+    pub const KERNEL: Caller<'static> = Caller {
+        thread: None,
+        credentials: None,
+    };
+
+    pub fn new(thread: &'a Arc<Thread>) -> Caller<'a> {
+        Caller {
+            thread: Some(thread),
+            credentials: None,
+        }
+    }
+
+    /// Runs `check` with the credentials in force; the kernel has none.
+    fn with<R>(&self, kernel: R, check: impl FnOnce(&Credentials) -> R) -> R {
+        match (self.credentials, self.thread) {
+            (Some(credentials), _) => check(credentials),
+            (None, Some(thread)) => check(&thread.process.credentials.lock()),
+            (None, None) => kernel,
+        }
+    }
+
+    /// File system uid and gid.
+    pub fn ids(&self) -> (u32, u32) {
+        self.with((0, 0), |credentials| (credentials.fsuid, credentials.fsgid))
+    }
+
+    /// Whether the caller is in a group.
+    pub fn in_group(&self, gid: u32) -> bool {
+        self.with(true, |credentials| in_group(credentials, gid))
+    }
+
+    /// Whether the caller has the capabilities of root over files (CAP_FOWNER, CAP_CHOWN, …).
+    pub fn is_privileged(&self) -> bool {
+        self.with(true, privileged)
+    }
+
+    /// CAP_SYS_ADMIN: mounts, trusted attributes.
+    pub fn is_administrator(&self) -> bool {
+        self.with(true, |credentials| credentials.euid == 0)
+    }
+
+    /// CAP_CHOWN.
+    pub fn may_chown(&self) -> bool {
+        self.with(true, privileged)
+    }
+
+    /// CAP_SYS_CHROOT.
+    pub fn may_chroot(&self) -> bool {
+        self.with(true, |credentials| credentials.euid == 0)
+    }
+
+    /// CAP_MKNOD.
+    pub fn may_make_devices(&self) -> bool {
+        self.with(true, |credentials| credentials.euid == 0)
+    }
+
+    /// Checks read, write and execute permission; EACCES.
+    pub fn check(&self, inode: &dyn Inode, wanted: u32) -> Result<()> {
+        let mode = inode.mode();
+        // Searching a directory that everyone may search is most of every path walk.
+        if wanted == EXECUTE && mode & 0o111 == 0o111 {
+            return Ok(());
+        }
+        self.with(Ok(()), |credentials| {
+            check(credentials, inode, mode, wanted)
+        })
+    }
+
+    /// Whether the caller owns the inode or stands above its owner; EPERM.
+    pub fn check_owner(&self, inode: &dyn Inode) -> Result<()> {
+        let allowed = self.with(true, |credentials| {
+            privileged(credentials) || inode.metadata().uid == credentials.fsuid
+        });
+        if allowed {
+            Ok(())
+        } else {
+            Err(EPERM.because("only the owner may"))
+        }
+    }
+
+    /// Whether a name in `directory` that stands for `child` may be removed: write permission,
+    /// and in sticky directories ownership.
+    pub fn check_delete(&self, directory: &dyn Inode, child: &dyn Inode) -> Result<()> {
+        self.check(directory, WRITE | EXECUTE)?;
+        let sticky = directory.mode() & 0o1000 != 0;
+        let allowed = !sticky
+            || self.with(true, |credentials| {
+                privileged(credentials)
+                    || child.metadata().uid == credentials.fsuid
+                    || directory.metadata().uid == credentials.fsuid
+            });
+        if allowed {
+            Ok(())
+        } else {
+            Err(EPERM.because("sticky directory"))
+        }
+    }
+}
+
+fn privileged(credentials: &Credentials) -> bool {
+    credentials.fsuid == 0
+}
+
+fn in_group(credentials: &Credentials, gid: u32) -> bool {
+    credentials.fsgid == gid || credentials.groups.contains(&gid)
+}
+
+fn check(credentials: &Credentials, inode: &dyn Inode, mode: u32, wanted: u32) -> Result<()> {
+    if privileged(credentials) {
+        // CAP_DAC_OVERRIDE: everything but executing a file that nobody may execute.
+        let directory = FileType::from_mode(mode) == Some(FileType::Directory);
+        if wanted & EXECUTE == 0 || directory || mode & 0o111 != 0 {
+            return Ok(());
+        }
+        return Err(EACCES.because("no execute permission"));
+    }
+    // The three classes agree: no need to know whose it is.
+    let class = if mode >> 6 & 7 == mode & 7 && mode >> 3 & 7 == mode & 7 {
+        mode
+    } else {
+        let metadata = inode.metadata();
+        if metadata.uid == credentials.fsuid {
+            mode >> 6
+        } else if in_group(credentials, metadata.gid) {
+            mode >> 3
+        } else {
+            mode
+        }
+    };
+    if class & wanted == wanted {
+        Ok(())
+    } else {
+        Err(EACCES.because("permission bits"))
+    }
+}

@@ -1,0 +1,144 @@
+//! Terminals: what the host's terminal and pseudo-terminals share: sessions, the foreground group,
+//! job control.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use spin::Once;
+
+use super::file::{FileOps, OpenFile};
+use super::ioctl;
+use super::permission::Caller;
+use crate::errno::{ENOTTY, ENXIO, EPERM};
+use crate::syscall::Context;
+use crate::user::UserPtr;
+use crate::{Result, Thread};
+
+/// The job-control side of a terminal.
+#[derive(Default)]
+pub struct Terminal {
+    /// Session that the terminal controls; 0 none.
+    session: AtomicU32,
+    /// Foreground process group; 0 none.
+    foreground: AtomicU32,
+}
+
+static HOST: Once<Arc<Terminal>> = Once::new();
+
+/// The host's terminal.
+pub fn host_terminal() -> Arc<Terminal> {
+    HOST.call_once(|| Arc::new(Terminal::default())).clone()
+}
+
+/// /dev/tty: the controlling terminal of the caller's session.
+pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
+    let thread = caller.thread.ok_or(ENXIO)?;
+    let session = super::hooks::session(thread);
+    if let Some(slave) = super::pty::controlled_by(session) {
+        return Ok(slave);
+    }
+    if host_terminal().session() == session {
+        return super::host::open_console(caller, 0);
+    }
+    Err(ENXIO.because("no controlling terminal"))
+}
+
+impl Terminal {
+    pub fn session(&self) -> u32 {
+        self.session.load(Ordering::Relaxed)
+    }
+
+    pub fn foreground(&self) -> u32 {
+        self.foreground.load(Ordering::Relaxed)
+    }
+
+    /// Makes the terminal the controlling one of a session (boot, setsid + TIOCSCTTY).
+    pub fn set_session(&self, session: u32, foreground: u32) {
+        self.session.store(session, Ordering::Relaxed);
+        self.foreground.store(foreground, Ordering::Relaxed);
+    }
+
+    /// A read from the background stops the reader (SIGTTIN).
+    pub fn check_read(&self, thread: &Arc<Thread>) -> Result<()> {
+        self.check(thread, super::hooks::SIGTTIN)
+    }
+
+    /// A change of the terminal from the background stops the caller (SIGTTOU).
+    pub fn check_change(&self, thread: &Arc<Thread>) -> Result<()> {
+        self.check(thread, super::hooks::SIGTTOU)
+    }
+
+    fn check(&self, thread: &Arc<Thread>, signal: u32) -> Result<()> {
+        let foreground = self.foreground();
+        if foreground == 0 || self.session() != super::hooks::session(thread) {
+            return Ok(());
+        }
+        if super::hooks::group(thread) == foreground {
+            return Ok(());
+        }
+        super::hooks::stop_background(thread, signal)
+    }
+
+    /// The requests of tty_ioctl(4) about sessions and groups.
+    pub fn ioctl(
+        &self,
+        context: &mut Context<'_>,
+        _file: &OpenFile,
+        request: u32,
+        argument: u64,
+    ) -> Result<usize> {
+        let thread = context.thread;
+        let session = super::hooks::session(thread);
+        let mm = context.mm();
+        let user = UserPtr::<i32>::new(argument);
+        match request {
+            ioctl::TIOCGPGRP => {
+                if self.session() != session {
+                    return Err(ENOTTY);
+                }
+                user.write(&mm, &(self.foreground() as i32))?;
+            }
+            ioctl::TIOCSPGRP => {
+                if self.session() != session {
+                    return Err(ENOTTY);
+                }
+                let group = user.read(&mm)?;
+                if group < 0 {
+                    return Err(crate::errno::EINVAL);
+                }
+                self.check_change(thread)?;
+                if !super::hooks::group_in_session(group as u32, session) {
+                    return Err(EPERM);
+                }
+                self.foreground.store(group as u32, Ordering::Relaxed);
+            }
+            ioctl::TIOCGSID => {
+                if self.session() != session {
+                    return Err(ENOTTY);
+                }
+                user.write(&mm, &(session as i32))?;
+            }
+            ioctl::TIOCSCTTY => {
+                if self.session() == session {
+                    return Ok(0);
+                }
+                if !super::hooks::is_session_leader(thread) || self.session() != 0 {
+                    return Err(EPERM);
+                }
+                self.set_session(session, super::hooks::group(thread));
+            }
+            ioctl::TIOCNOTTY => {
+                if self.session() != session {
+                    return Err(ENOTTY);
+                }
+                if super::hooks::is_session_leader(thread) {
+                    super::hooks::hang_up(self.foreground());
+                    self.set_session(0, 0);
+                }
+            }
+            ioctl::TIOCEXCL | ioctl::TIOCNXCL => {}
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+}
