@@ -145,10 +145,20 @@ impl<'a> IoBuffer<'a> {
 
     /// A user I/O vector: EINVAL for a bad count or length.
     pub fn vector(mm: &'a AddressSpace, address: u64, count: usize) -> Result<IoBuffer<'a>> {
+        Self::vector_in(mm, mm, address, count)
+    }
+
+    /// An I/O vector that stands in one address space and describes memory of another.
+    pub fn vector_in(
+        holder: &AddressSpace,
+        mm: &'a AddressSpace,
+        address: u64,
+        count: usize,
+    ) -> Result<IoBuffer<'a>> {
         if count > IOV_MAX {
             return Err(EINVAL.because("too many I/O vectors"));
         }
-        let vectors = UserPtr::<IoVec>::new(address).read_vec(mm, count)?;
+        let vectors = UserPtr::<IoVec>::new(address).read_vec(holder, count)?;
         let mut total = 0u64;
         for vector in &vectors {
             total = total

@@ -10,6 +10,7 @@
 //! - [`residency`]: spaces that hold the same addresses (after fork, or two fixed-address programs)
 //!   take turns; the pages of those that wait are *saved* in kernel memory.
 //! - [`shared`]: shared memory, each object at one home address.
+//! - [`sysv`]: System V segments.
 //! - [`sites`]: system-call sites in program text, rewritten before they can trap.
 //!
 //! # Invariants
@@ -33,6 +34,7 @@ pub mod remap;
 pub mod residency;
 pub mod shared;
 pub mod sites;
+pub mod sysv;
 pub mod vma;
 
 use alloc::collections::BTreeMap;

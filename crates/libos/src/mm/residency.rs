@@ -17,6 +17,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use super::shared::SharedObject;
 use super::{Backing, PAGE, Space, State, Vma, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::{Protection, platform};
@@ -90,7 +91,27 @@ pub fn note_sleep(thread: &Thread) {
     }
 }
 
+/// How many spaces have a shared object mapped.
+pub(super) fn users_of(object: &Arc<SharedObject>) -> u64 {
+    let guard = lock();
+    let maps = |vma: &Vma| matches!(&vma.backing, Backing::Shared(o, _) if Arc::ptr_eq(o, object));
+    let users = guard.spaces.iter().filter(|space| space.state.lock().vmas.iter().any(maps));
+    users.count() as u64
+}
+
 impl Space {
+    /// Gives the rest of a turn to whoever waits for it (sched_yield).
+    pub fn give_way(&self) {
+        if WAITING.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let guard = lock();
+        self.member.lock().until = 0;
+        let waiting = guard.waiting.clone();
+        drop(guard);
+        waiting.iter().filter_map(Weak::upgrade).for_each(|thread| thread.notify());
+    }
+
     /// Waits until user code of this space may run. Call it last on the way to user mode when
     /// [`Work::RESIDENCY`] is set, holding no lock. Returns early, the work still set, when the
     /// thread must end.

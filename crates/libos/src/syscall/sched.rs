@@ -23,6 +23,7 @@ const SCHED_DEADLINE: i32 = 6;
 const RESET_ON_FORK: i32 = 0x4000_0000;
 
 pub fn sched_yield(context: &mut Context<'_>, _: Arguments) -> Result<usize> {
+    context.mm().give_way();
     context.thread.clock.asleep(|| platform().yield_now());
     Ok(0)
 }

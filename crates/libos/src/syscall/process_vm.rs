@@ -1,0 +1,69 @@
+//! process_vm_readv, process_vm_writev.
+
+use alloc::sync::Arc;
+
+use super::{Arguments, Context};
+use crate::Result;
+use crate::errno::{EINVAL, EPERM};
+use crate::mm::AddressSpace;
+use crate::process::table;
+use crate::user::{IoBuffer, zeroed};
+
+/// process_vm_readv(2).
+pub fn process_vm_readv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (ours, theirs) = spaces(context, arguments)?;
+    let mut to = IoBuffer::vector(&ours, arguments.u64(1), arguments.usize(2))?;
+    let mut from = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
+    transfer(&mut from, &mut to)
+}
+
+/// process_vm_writev(2).
+pub fn process_vm_writev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (ours, theirs) = spaces(context, arguments)?;
+    let mut from = IoBuffer::vector(&ours, arguments.u64(1), arguments.usize(2))?;
+    let mut to = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
+    transfer(&mut from, &mut to)
+}
+
+/// The caller's space and the other process's: the same user, or root.
+fn spaces(
+    context: &Context<'_>,
+    arguments: Arguments,
+) -> Result<(Arc<AddressSpace>, Arc<AddressSpace>)> {
+    if arguments.u64(5) != 0 {
+        return Err(EINVAL.because("unknown flags"));
+    }
+    let process = match table::thread(arguments.u32(0)) {
+        Some(thread) => thread.process.clone(),
+        None => table::process_or_esrch(arguments.u32(0))?,
+    };
+    if !Arc::ptr_eq(&process, &context.thread.process) {
+        let ours = context.thread.process.credentials.lock().clone();
+        let theirs = process.credentials.lock().clone();
+        let same = |id: u32, ids: [u32; 3]| ids.iter().all(|&other| other == id);
+        let allowed = same(ours.ruid, [theirs.ruid, theirs.euid, theirs.suid])
+            && same(ours.rgid, [theirs.rgid, theirs.egid, theirs.sgid]);
+        if !allowed && ours.euid != 0 {
+            return Err(EPERM.because("another user's process"));
+        }
+    }
+    Ok((context.mm(), process.mm()))
+}
+
+/// Copies as much as both have room for; the bytes copied.
+fn transfer(from: &mut IoBuffer<'_>, to: &mut IoBuffer<'_>) -> Result<usize> {
+    const CHUNK: usize = 64 << 10;
+    let mut buffer = zeroed(CHUNK.min(from.remaining()));
+    let mut total = 0;
+    while !from.is_empty() && !to.is_empty() {
+        let len = buffer.len().min(from.remaining()).min(to.remaining());
+        let result = from.take(&mut buffer[..len]).and_then(|len| to.put(&buffer[..len]));
+        match result {
+            Ok(0) => break,
+            Ok(moved) => total += moved,
+            Err(errno) if total == 0 => return Err(errno),
+            Err(_) => break,
+        }
+    }
+    Ok(total)
+}
