@@ -3,7 +3,8 @@
 //! Set-associative: a block can live in one of [`WAYS`] places of one set, the least recently used
 //! one of which gives way. So there is no global lock, no list to keep in order, and the memory
 //! used never exceeds the bound. A user of a block holds a reference to it; eviction never pulls it
-//! away.
+//! away. File content enters only when it is read again while its set still remembers that it was
+//! read before ([`BlockCache::admits`]), so that streaming through a large file displaces nothing.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -44,10 +45,12 @@ pub struct BlockCache {
     sets: Box<[Mutex<Set>]>,
 }
 
-#[derive(Default)]
 struct Set {
     clock: u64,
     ways: Vec<Way>,
+    /// Blocks that were read but not kept, as a ring.
+    seen: [u64; WAYS],
+    next: usize,
 }
 
 struct Way {
@@ -57,11 +60,11 @@ struct Way {
 }
 
 impl BlockCache {
-    /// A cache of at most `bytes` (rounded down to whole sets of 32 KiB, at least one set).
+    /// A cache of at most `bytes`, rounded down to whole sets of 32 KiB; none at all below that.
     pub fn new(bytes: usize) -> BlockCache {
-        let sets = (bytes / (BLOCK_SIZE * WAYS)).max(1);
+        let sets = bytes / (BLOCK_SIZE * WAYS);
         BlockCache {
-            sets: (0..sets).map(|_| Mutex::default()).collect(),
+            sets: (0..sets).map(|_| Mutex::new(Set::new())).collect(),
         }
     }
 
@@ -106,6 +109,24 @@ impl BlockCache {
         drop(old);
     }
 
+    /// Whether a block of content that was just read should be kept: it was read before, not long
+    /// ago. Remembers it in any case.
+    pub fn admits(&self, number: u64) -> bool {
+        let Some(set) = self.set(number) else {
+            return false;
+        };
+        let mut set = set.lock();
+        if set.seen.contains(&number) {
+            return true;
+        }
+        let next = set.next;
+        if let Some(place) = set.seen.get_mut(next) {
+            *place = number;
+        }
+        set.next = next.wrapping_add(1) % WAYS;
+        false
+    }
+
     fn set(&self, number: u64) -> Option<&Mutex<Set>> {
         // Fibonacci hashing: neighbours and multiples of 128 (hash tree) spread over all sets.
         let spread = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -115,6 +136,15 @@ impl BlockCache {
 }
 
 impl Set {
+    fn new() -> Set {
+        Set {
+            clock: 0,
+            ways: Vec::new(),
+            seen: [u64::MAX; WAYS],
+            next: 0,
+        }
+    }
+
     fn tick(&mut self) -> u64 {
         self.clock = self.clock.wrapping_add(1);
         self.clock
@@ -147,6 +177,23 @@ mod tests {
         assert_eq!(held, WAYS);
         cache.insert(0, block(7));
         assert_eq!(cache.get(0).unwrap().bytes()[4095], 7);
+    }
+
+    #[test]
+    fn admits_what_comes_again_soon() {
+        let cache = BlockCache::new(BLOCK_SIZE * WAYS);
+        assert!(!cache.admits(1));
+        assert!(cache.admits(1));
+        (100..100 + WAYS as u64).for_each(|number| assert!(!cache.admits(number)));
+        assert!(!cache.admits(1), "forgotten");
+    }
+
+    #[test]
+    fn of_no_size_keeps_nothing() {
+        let cache = BlockCache::new(100);
+        assert_eq!(cache.capacity(), 0);
+        cache.insert(1, block(1));
+        assert!(cache.get(1).is_none() && !cache.admits(1) && !cache.admits(1));
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub fn exercise(image: &[u8]) -> Option<usize> {
     let options = Options {
         hash_cache: 0,
         block_cache: 1 << 20,
+        content_cache: 1 << 20,
     };
     let fs = Erofs::open(source, &rootfs, options).ok()?;
     let mut waiting = vec![fs.root().ok()?.nid()];

@@ -185,16 +185,24 @@ impl Inode {
                 position: 1024,
             })?;
         let malformed = |what| Error::Malformed { what, position };
-        let compact = fs.metadata::<{ COMPACT_SIZE as usize }>(position)?;
-        let format = u16_at(&compact, 0);
+        // One access for both forms, but where only the short one is sure to be there.
+        let mut bytes = [0; EXTENDED_SIZE as usize];
+        let whole = (position % BLOCK).saturating_add(EXTENDED_SIZE) <= BLOCK;
+        if whole {
+            bytes = fs.metadata(position)?;
+        } else if let Some(start) = bytes.first_chunk_mut::<{ COMPACT_SIZE as usize }>() {
+            *start = fs.metadata(position)?;
+        }
+        let compact = &bytes;
+        let format = u16_at(compact, 0);
         if format & !0xf != 0 {
             return Err(Error::Unsupported {
                 what: "an unknown inode format",
             });
         }
-        let mode = u16_at(&compact, 4);
+        let mode = u16_at(compact, 4);
         let kind = FileKind::from_mode(mode).ok_or(malformed("inode of no known type"))?;
-        let word = u32_at(&compact, 16);
+        let word = u32_at(compact, 16);
         let head_size;
         let mut inode = if format & 1 == 0 {
             head_size = COMPACT_SIZE;
@@ -202,10 +210,10 @@ impl Inode {
                 nid,
                 mode,
                 kind,
-                uid: u32::from(u16_at(&compact, 24)),
-                gid: u32::from(u16_at(&compact, 26)),
-                links: u32::from(u16_at(&compact, 6)),
-                size: u64::from(u32_at(&compact, 8)),
+                uid: u32::from(u16_at(compact, 24)),
+                gid: u32::from(u16_at(compact, 26)),
+                links: u32::from(u16_at(compact, 6)),
+                size: u64::from(u32_at(compact, 8)),
                 modified: (fs.super_block.build_time, fs.super_block.build_time_nsec),
                 word,
                 layout: Layout::None,
@@ -214,7 +222,7 @@ impl Inode {
             }
         } else {
             head_size = EXTENDED_SIZE;
-            let extended = fs.metadata::<{ EXTENDED_SIZE as usize }>(position)?;
+            let extended = if whole { bytes } else { fs.metadata(position)? };
             Inode {
                 nid,
                 mode,
@@ -237,7 +245,7 @@ impl Inode {
             return Err(malformed("impossible file size"));
         }
         inode.xattrs = position.saturating_add(head_size);
-        inode.xattrs_size = match u64::from(u16_at(&compact, 2)) {
+        inode.xattrs_size = match u64::from(u16_at(compact, 2)) {
             0 => 0,
             count => XATTR_HEADER.saturating_add(count.saturating_sub(1).saturating_mul(4)),
         };

@@ -38,14 +38,18 @@ pub struct Options {
     pub hash_cache: usize,
     /// Bytes of verified blocks of metadata, directories and partly read file blocks.
     pub block_cache: usize,
+    /// Bytes of verified blocks of file content that was read more than once.
+    pub content_cache: usize,
 }
 
 impl Default for Options {
-    /// 4 MiB of hash blocks (all of a 512 MiB image), 8 MiB of metadata.
+    /// 4 MiB of hash blocks (all of a 512 MiB image), 8 MiB of metadata, 32 MiB of content: the
+    /// libraries that every new process maps again.
     fn default() -> Options {
         Options {
             hash_cache: 4 << 20,
             block_cache: 8 << 20,
+            content_cache: 32 << 20,
         }
     }
 }
@@ -63,6 +67,7 @@ pub struct Statistics {
 pub struct Erofs<S> {
     verity: Verity<S>,
     blocks: BlockCache,
+    content: BlockCache,
     super_block: SuperBlock,
 }
 
@@ -73,9 +78,12 @@ impl<S: BlockSource> Erofs<S> {
         let mut first = Block::zeroed()?;
         verity.read_blocks(0, first.bytes_mut())?;
         let super_block = SuperBlock::parse(first.bytes(), verity.data_blocks())?;
+        let blocks = BlockCache::new(options.block_cache);
+        let content = BlockCache::new(options.content_cache);
         let fs = Erofs {
             verity,
-            blocks: BlockCache::new(options.block_cache),
+            blocks,
+            content,
             super_block,
         };
         if fs.root()?.kind() != FileKind::Directory {
@@ -190,7 +198,7 @@ impl<S: BlockSource> Erofs<S> {
             };
             let (part, after) = rest.split_at_mut(length);
             if within == 0 && whole > 0 {
-                self.verity.read_blocks(number, part)?;
+                self.read_whole(number, part)?;
             } else {
                 let block = self.block(number)?;
                 let bytes = block.bytes().get(within..).and_then(|b| b.get(..length));
@@ -200,6 +208,47 @@ impl<S: BlockSource> Erofs<S> {
             rest = after;
         }
         Ok(())
+    }
+
+    /// Whole blocks, from the cache or the host.
+    fn read_whole(&self, first: u64, dst: &mut [u8]) -> Result<()> {
+        let mut number = first;
+        let mut rest = dst;
+        while !rest.is_empty() {
+            if let Some(block) = self.content.get(number) {
+                let (part, after) = rest.split_at_mut(BLOCK_SIZE.min(rest.len()));
+                part.copy_from_slice(block.bytes().get(..part.len()).unwrap_or_default());
+                number = number.saturating_add(1);
+                rest = after;
+                continue;
+            }
+            // All blocks up to the next one in the cache are read together.
+            let mut length = BLOCK_SIZE;
+            for ahead in number.saturating_add(1).. {
+                if length >= rest.len() || self.content.get(ahead).is_some() {
+                    break;
+                }
+                length = length.saturating_add(BLOCK_SIZE);
+            }
+            let (part, after) = rest.split_at_mut(length.min(rest.len()));
+            self.verity.read_blocks(number, part)?;
+            for bytes in part.chunks(BLOCK_SIZE) {
+                self.keep_content(number, bytes);
+                number = number.saturating_add(1);
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Keeps a verified block of content if that seems worth it, and if there is memory.
+    fn keep_content(&self, number: u64, bytes: &[u8]) {
+        if self.content.admits(number)
+            && let Ok(mut block) = Block::zeroed()
+        {
+            block.bytes_mut().copy_from_slice(bytes);
+            self.content.insert(number, Arc::new(block));
+        }
     }
 
     /// A verified block of the image, from the cache if it is there.
