@@ -27,6 +27,9 @@ mod sys;
 #[cfg(test)]
 mod tests;
 mod threads;
+#[cfg(test)]
+#[allow(unsafe_code)] // the enclave's code is assembly in this binary
+mod tiny;
 
 pub use enclave::{Content, Enclave, PageRun};
 pub use error::Error;

@@ -3,8 +3,8 @@
 //! Everything above this trait is the same code on both platforms. Addresses are linear addresses
 //! (ELRANGE starts at 0, so they equal enclave offsets), sizes are bytes, both multiples of 4096.
 
-pub mod hardware;
 pub mod emulated;
+pub mod hardware;
 
 use std::fmt;
 

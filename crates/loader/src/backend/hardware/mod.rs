@@ -13,6 +13,8 @@ mod vdso;
 
 #[cfg(test)]
 mod double;
+#[cfg(test)]
+pub use double::Double;
 
 use std::ffi::c_void;
 use std::sync::atomic::{AtomicU64, Ordering};
