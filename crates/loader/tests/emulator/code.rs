@@ -40,7 +40,7 @@ snippets! {
     do_nothing do_enclu do_enclu_patched do_enclu_patched_loop do_read do_write do_pattern
     do_pattern_ud2 do_pattern_end do_spin do_spin_ud2 do_run do_registers do_bad_exit do_state
     do_syscall do_int80 do_int3 do_ud2 do_cpuid do_rdtsc do_rdpmc do_in do_div do_hlt do_int7
-    do_enter do_xm do_call do_exit_other the_site
+    do_enter do_xm do_call do_gate_spin do_exit_other the_site
 }
 
 global_asm!(
@@ -155,6 +155,53 @@ global_asm!(
     "mov rax, rdi",
     "pop rbx",
     "ret",
+    // Accepts the page at r8 again and again (an error each time) through the gate, checking all
+    // registers, until the word at rsi is not 0 or rdx rounds are done. Returns 77.
+    "do_gate_spin:",
+    "push rbx",
+    "push rbp",
+    "push r12",
+    "mov rbp, rsi",
+    "mov rdi, rdx",
+    "mov rbx, r9",
+    "mov rcx, r8",
+    "mov r12, 0x1234567",
+    "movq xmm9, r12",
+    "vinsertf128 ymm9, ymm9, xmm9, 1",
+    "mov r15, 0x99",
+    "70:",
+    "mov eax, 5",
+    "TEST_ENCLU_SITE",
+    "jnz 71f", // the second time it is accepted already: ZF and RAX = 19
+    "cmp eax, 19",
+    "jne 71f",
+    "cmp rcx, r8",
+    "jne 71f",
+    "cmp rbx, r9",
+    "jne 71f",
+    "cmp r12, 0x1234567",
+    "jne 71f",
+    "cmp r15, 0x99",
+    "jne 71f",
+    "vextractf128 xmm8, ymm9, 1",
+    "movq rsi, xmm8",
+    "cmp rsi, r12",
+    "jne 71f",
+    "movq rsi, xmm9",
+    "cmp rsi, r12",
+    "jne 71f",
+    "cmp qword ptr [rbp], 0",
+    "jne 72f",
+    "dec rdi",
+    "jnz 70b",
+    "72:",
+    "vzeroupper",
+    "mov eax, 77",
+    "pop r12",
+    "pop rbp",
+    "pop rbx",
+    "ret",
+    "71: ud2",
     "do_read:",
     "movzx eax, byte ptr [rsi]",
     "ret",
@@ -323,7 +370,7 @@ global_asm!(
     "jne do_spin_ud2",
     "cmp qword ptr [rsi], 0",
     "je 50b",
-    "mov eax, 1",
+    "mov eax, 77",
     "pop r12",
     "pop rbp",
     "pop rbx",

@@ -1,5 +1,8 @@
 //! The emulated platform, rule by rule, with a hand-made enclave.
 
+mod build;
 mod code;
 mod enclave;
 mod entry;
+mod keys;
+mod memory;

@@ -152,9 +152,9 @@ impl Enclave {
     }
 
     fn check_range(&self, address: u64, len: u64) -> Result<(), Error> {
-        let hole = self.hole != 0 && address < self.hole + PAGE && self.hole < address + len;
+        let hole = || self.hole != 0 && address < self.hole + PAGE && self.hole < address + len;
         let low = address < entry::FIRST_ADDRESS;
-        if !self.epcm.contains(address, len) || hole || low {
+        if !self.epcm.contains(address, len) || low || hole() {
             return Err(refused(format!(
                 "pages {address:#x}+{len:#x} are not whole pages of the enclave's range"
             )));
