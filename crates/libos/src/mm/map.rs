@@ -710,10 +710,10 @@ mod tests {
         assert_eq!(&bytes, b"hello");
         assert_eq!(two.read(at, &mut bytes), Err(EFAULT));
         let id = crate::fs::inode::Inode::id(&*inode);
-        let mut read = [7; 16];
-        shared::read_overlay(id, 0x1000, &mut read);
-        assert_eq!(&read[4..9], b"hello");
-        shared::write_overlay(id, 0x1006, b"LP");
+        shared::flush(id, 0x1000, 0x100).unwrap();
+        assert_eq!(&inode.content.lock().unwrap()[0x1004..0x1009], b"hello");
+        inode.content.lock().unwrap()[0x1006..0x1008].copy_from_slice(b"LP");
+        shared::refresh(id, 0x1006, 2);
         two.read(at + 0x1004, &mut bytes).unwrap();
         assert_eq!(&bytes, b"heLPo");
         drop(one);

@@ -4,8 +4,8 @@
 //! have; such requests are refused with a line in the log.
 //!
 //! A shared file mapping holds the file's content while it exists: reads and writes of the file go
-//! through [`read_overlay`] and [`write_overlay`], and the pages are written back by msync and
-//! when the last mapping goes.
+//! through [`flush`] and [`refresh`], and the pages are written back by msync and when a mapping
+//! goes.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -209,13 +209,21 @@ impl SharedObject {
             return Ok(());
         }
         let size = file.inode.size();
-        let mut buffer = vec![0; PAGE as usize];
+        let mut buffer = vec![0; 2 * PAGE as usize];
+        let (ours, theirs) = buffer.split_at_mut(PAGE as usize);
+        let range = page_down(range.start)..range.end.next_multiple_of(PAGE);
         for run in pages.live.runs(range) {
             for page in (run.start..run.end).step_by(PAGE as usize) {
                 let offset = file.offset + (page - self.home.start);
                 let len = size.saturating_sub(offset).min(PAGE) as usize;
-                if len > 0 && platform().copy_from_user(page, &mut buffer[..len]).is_ok() {
-                    file.inode.write_bytes(offset, &buffer[..len])?;
+                if len == 0 || platform().copy_from_user(page, &mut ours[..len]).is_err() {
+                    continue;
+                }
+                // Most pages have not changed; writing costs memory, and the time stamps.
+                let same = read_file(file, offset, &mut theirs[..len]).is_ok()
+                    && ours[..len] == theirs[..len];
+                if !same {
+                    file.inode.write_bytes(offset, &ours[..len])?;
                 }
             }
         }
@@ -283,28 +291,22 @@ pub fn find(id: FileId, offset: u64, len: u64) -> Result<Option<(Arc<SharedObjec
     Ok(None)
 }
 
-/// Replaces what was read from a file by what shared mappings hold of it.
-pub fn read_overlay(id: FileId, offset: u64, bytes: &mut [u8]) {
+/// Before a part of a file is read: what shared mappings have changed goes into the file.
+pub fn flush(id: FileId, offset: u64, len: u64) -> Result<()> {
     for object in objects_of(id) {
-        object.overlay(offset, bytes.len(), |address, range, _| {
-            let _ = platform().copy_from_user(address, &mut bytes[range]);
-        });
+        if object.touches(offset, len) {
+            object.write_back(object.homes(offset, len))?;
+        }
     }
+    Ok(())
 }
 
-/// Copies what is written to a file into the shared mappings that hold it.
-pub fn write_overlay(id: FileId, offset: u64, bytes: &[u8]) {
+/// After a part of a file was written: shared mappings see the new content.
+pub fn refresh(id: FileId, offset: u64, len: u64) {
     for object in objects_of(id) {
-        object.overlay(offset, bytes.len(), |address, range, protection| {
-            let mut done = 0;
-            let part = &bytes[range];
-            while done < part.len() {
-                let at = address + done as u64;
-                let step = ((PAGE - at % PAGE) as usize).min(part.len() - done);
-                write_live(at, &part[done..done + step], protection);
-                done += step;
-            }
-        });
+        if object.touches(offset, len) {
+            object.reload(offset, len);
+        }
     }
 }
 
@@ -325,25 +327,31 @@ pub fn truncate(id: FileId, size: u64) {
 }
 
 impl SharedObject {
-    /// Calls `copy` for the live parts of a file range: home address, range of the buffer.
-    fn overlay(&self, offset: u64, len: usize, mut copy: impl FnMut(u64, Range<usize>, Protection)) {
+    /// The home addresses of the part of a file range that the object has.
+    fn homes(&self, offset: u64, len: u64) -> Range<u64> {
+        let base = self.file.as_ref().map_or(0, |file| file.offset);
+        let home = |offset: u64| {
+            let at = self.home.start.saturating_add(offset.saturating_sub(base));
+            at.min(self.home.end)
+        };
+        home(offset)..home(offset.saturating_add(len))
+    }
+
+    /// Reads the live parts of a file range again.
+    fn reload(&self, offset: u64, len: u64) {
         let Some(file) = &self.file else { return };
-        let size = self.home.end - self.home.start;
-        let start = offset.max(file.offset);
-        let end = offset.saturating_add(len as u64).min(file.offset + size);
-        if start >= end {
-            return;
-        }
-        let home = |offset: u64| self.home.start + (offset - file.offset);
+        let homes = self.homes(offset, len);
         let pages = self.pages.lock();
-        for run in pages
-            .live
-            .runs(page_down(home(start))..home(end).next_multiple_of(PAGE))
-        {
-            let from = run.start.max(home(start));
-            let to = run.end.min(home(end));
-            let at = (from - self.home.start + file.offset - offset) as usize;
-            copy(from, at..at + (to - from) as usize, pages.protection);
+        let mut buffer = [0; PAGE as usize];
+        for run in pages.live.runs(page_down(homes.start)..homes.end.next_multiple_of(PAGE)) {
+            for page in (run.start..run.end).step_by(PAGE as usize) {
+                let (from, to) = (page.max(homes.start), (page + PAGE).min(homes.end));
+                let bytes = &mut buffer[..(to - from) as usize];
+                let offset = file.offset + (from - self.home.start);
+                if read_file(file, offset, bytes).is_ok() {
+                    write_live(from, bytes, pages.protection);
+                }
+            }
         }
     }
 }

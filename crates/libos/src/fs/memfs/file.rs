@@ -9,6 +9,7 @@ use super::node::{Content, Node};
 use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP, EPERM};
 use crate::fs::file::{FileOps, OpenFile, SEEK, flags};
 use crate::fs::inode::{Find, Inode};
+use crate::mm::shared;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
@@ -278,6 +279,7 @@ impl FileOps for Node {
 
     fn read(&self, thread: &Arc<Thread>, file: &OpenFile, to: &mut IoBuffer<'_>) -> Result<usize> {
         let mut position = file.position.lock(thread);
+        shared::flush(self.id(), *position, to.remaining() as u64)?;
         let read = self.read_content(*position, to)?;
         *position += read as u64;
         if file.updates_access_time() {
@@ -299,6 +301,7 @@ impl FileOps for Node {
         let _writing = writing.lock(thread);
         let offset = (file.flags() & flags::APPEND == 0).then_some(*position);
         let (written, end) = self.write_content(offset, from)?;
+        shared::refresh(self.id(), end - written as u64, written as u64);
         *position = end;
         Ok(written)
     }
@@ -310,6 +313,7 @@ impl FileOps for Node {
         to: &mut IoBuffer<'_>,
         offset: u64,
     ) -> Result<usize> {
+        shared::flush(self.id(), offset, to.remaining() as u64)?;
         let read = self.read_content(offset, to)?;
         if file.updates_access_time() {
             self.touch_accessed();
@@ -330,7 +334,9 @@ impl FileOps for Node {
         let _writing = writing.lock(thread);
         // As Linux does against POSIX: O_APPEND wins over the offset.
         let offset = (file.flags() & flags::APPEND == 0).then_some(offset);
-        self.write_content(offset, from).map(|(written, _)| written)
+        let (written, end) = self.write_content(offset, from)?;
+        shared::refresh(self.id(), end - written as u64, written as u64);
+        Ok(written)
     }
 
     fn seek(&self, thread: &Arc<Thread>, file: &OpenFile, offset: i64, whence: u32) -> Result<u64> {

@@ -413,12 +413,15 @@ impl Inode for Node {
         }
         data.resize(&self.fs, size);
         drop(data);
+        crate::mm::shared::truncate(self.id(), size);
         self.touch_modified();
         Ok(())
     }
 
     fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
-        self.allocate_content(mode, offset, len)
+        self.allocate_content(mode, offset, len)?;
+        crate::mm::shared::refresh(self.id(), offset, len);
+        Ok(())
     }
 
     fn find(&self, what: Find, offset: u64) -> Option<u64> {
