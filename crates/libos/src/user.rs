@@ -286,6 +286,46 @@ impl<'a> IoBuffer<'a> {
         })
     }
 
+    /// Copies into the kernel without moving the position; as many bytes as there are.
+    pub fn peek(&self, bytes: &mut [u8]) -> Result<usize> {
+        let wanted = bytes.len().min(self.remaining());
+        match &self.target {
+            Target::Range { mm, address } => {
+                mm.read(*address + self.done as u64, &mut bytes[..wanted])?;
+            }
+            Target::User { mm, vectors, index, offset } => {
+                let (mut moved, mut skip) = (0, *offset);
+                for vector in &vectors[*index..] {
+                    let len = ((vector.len - skip) as usize).min(wanted - moved);
+                    mm.read(vector.base.wrapping_add(skip), &mut bytes[moved..moved + len])?;
+                    moved += len;
+                    skip = 0;
+                    if moved == wanted {
+                        break;
+                    }
+                }
+            }
+            Target::Input(input) => {
+                bytes[..wanted].copy_from_slice(&input[self.done..self.done + wanted]);
+            }
+            Target::Output(_) => return Err(EFAULT),
+        }
+        Ok(wanted)
+    }
+
+    /// Moves the position over bytes that were peeked at.
+    pub fn skip(&mut self, len: usize) {
+        let mut left = len.min(self.remaining());
+        while left > 0 {
+            let step = match self.next_user_range() {
+                Some((_, _, available)) => available.min(left),
+                None => left,
+            };
+            self.advance(step);
+            left -= step;
+        }
+    }
+
     /// Clears up to `len` bytes of the target.
     pub fn put_zeros(&mut self, len: usize) -> Result<usize> {
         self.transfer(len, |range, _, len| match range {

@@ -73,3 +73,9 @@ pub fn stop() -> ! {
 /// Referenced by the precompiled `core`; never called with panic = abort.
 #[unsafe(no_mangle)]
 extern "C" fn rust_eh_personality() {}
+
+/// Likewise: `alloc` comes precompiled with landing pads.
+#[unsafe(no_mangle)]
+extern "C" fn _Unwind_Resume() -> ! {
+    stop()
+}

@@ -104,6 +104,9 @@ pub extern "C" fn slot_main(
         // Nobody asked for this entry.
         leave();
     };
+    if bulla_libos::is_service(&thread) {
+        bulla_libos::service_loop(&thread);
+    }
     let start = thread.start.lock().take();
     drop(thread);
     match start {

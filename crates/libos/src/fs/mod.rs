@@ -14,6 +14,8 @@
 pub mod context;
 pub mod dentry;
 pub mod device;
+pub mod epoll;
+pub mod eventfd;
 pub mod file;
 pub mod hooks;
 pub mod host;

@@ -3,26 +3,29 @@
 pub mod at;
 pub mod attribute;
 pub mod brk;
+pub mod clone;
 pub mod descriptor;
 pub mod directory;
-pub mod io;
-pub mod madvise;
-pub mod mmap;
-pub mod clone;
+pub mod epoll;
 pub mod futex;
 pub mod identity;
+pub mod io;
 pub mod kill;
 pub mod limits;
+pub mod madvise;
+pub mod mmap;
+pub mod names;
+pub mod open;
+pub mod poll;
 pub mod prctl;
 pub mod process_vm;
 pub mod sched;
 pub mod session;
 pub mod shm;
 pub mod signal;
-pub mod system;
-pub mod names;
-pub mod open;
+pub mod socket;
 pub mod stat;
+pub mod system;
 pub mod table;
 pub mod time;
 pub mod timer;
@@ -44,6 +47,21 @@ pub struct Context<'a> {
 impl Context<'_> {
     pub fn mm(&self) -> Arc<AddressSpace> {
         self.thread.mm()
+    }
+
+    /// RLIMIT_NOFILE of the process.
+    pub fn file_limit(&self) -> usize {
+        self.thread.process.limits.files()
+    }
+
+    /// Gives a new open file the lowest free descriptor; EMFILE.
+    pub fn add_file(
+        &self,
+        file: Arc<crate::fs::file::OpenFile>,
+        close_on_exec: bool,
+    ) -> Result<usize> {
+        let fd = self.thread.files().add(file, close_on_exec, self.file_limit())?;
+        Ok(fd as usize)
     }
 }
 

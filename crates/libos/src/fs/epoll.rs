@@ -1,0 +1,452 @@
+//! epoll(7).
+//!
+//! An instance has two halves. Files of the enclave (pipes, eventfds, UNIX sockets …) wake an
+//! [`Item`], which puts itself on the ready list. Files of the host (sockets, standard streams) go
+//! into a host epoll instance, created when the first is added; the host reports tokens, which are
+//! looked up here, so that it can at most report a file that is not ready.
+//!
+//! Lock order: items → ready list → wait queue of the instance.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use super::file::{FileOps, OpenFile};
+use super::inode::FileType;
+use crate::errno::{EEXIST, EINVAL, ELOOP, ENOENT, EPERM};
+use crate::net::host::{self, HostFd};
+use crate::sync::SpinLock;
+use crate::sync::wait::{Events, PollTable, ThreadWaker, WaitQueue, Wake, sleep_once};
+use crate::{Result, Thread};
+
+/// Deepest nesting of instances (epoll_ctl(2): ELOOP beyond five).
+const NESTING_MAX: usize = 5;
+
+/// What the caller wants to know of one descriptor, and what it is told back.
+#[derive(Clone, Copy)]
+pub struct Interest {
+    pub events: Events,
+    pub data: u64,
+}
+
+/// One event for the caller.
+pub struct Ready {
+    pub events: Events,
+    pub data: u64,
+}
+
+type Key = (i32, usize);
+
+/// An epoll instance.
+pub struct Epoll {
+    items: SpinLock<BTreeMap<Key, Arc<Item>>>,
+    tokens: SpinLock<BTreeMap<u64, Weak<Item>>>,
+    shared: Arc<Shared>,
+    host: SpinLock<Option<Arc<HostFd>>>,
+    next_token: AtomicU64,
+}
+
+/// What items need of their instance.
+struct Shared {
+    ready: SpinLock<VecDeque<Weak<Item>>>,
+    queue: Arc<WaitQueue>,
+}
+
+struct Item {
+    file: Weak<OpenFile>,
+    events: AtomicU32,
+    data: AtomicU64,
+    /// On the ready list.
+    queued: AtomicBool,
+    /// EPOLLONESHOT has fired.
+    disabled: AtomicBool,
+    /// The host's descriptor of the file, with our token for it.
+    host: Option<(i32, u64)>,
+    /// Wakes us when the file changes; `None` for files of the host alone.
+    table: SpinLock<Option<PollTable>>,
+    shared: Weak<Shared>,
+    this: Weak<Item>,
+}
+
+/// What the file's queues hold: separate from the item so that they do not keep it alive.
+struct ItemWaker {
+    item: Weak<Item>,
+}
+
+impl Wake for ItemWaker {
+    fn wake(&self, events: Events) -> bool {
+        let Some(item) = self.item.upgrade() else {
+            return false;
+        };
+        let interest = item.interest() | Events::ERR | Events::HUP;
+        if !events.is_empty() && !events.intersects(interest) {
+            return false;
+        }
+        item.enqueue();
+        true
+    }
+}
+
+impl Item {
+    fn interest(&self) -> Events {
+        Events::from_bits_retain(self.events.load(Ordering::Relaxed))
+    }
+
+    fn enqueue(&self) {
+        let Some(shared) = self.shared.upgrade() else {
+            return;
+        };
+        if !self.queued.swap(true, Ordering::SeqCst) {
+            shared.ready.lock().push_back(self.this.clone());
+        }
+        shared.queue.wake_some(1, Events::IN);
+    }
+}
+
+impl Epoll {
+    pub fn new() -> Arc<Epoll> {
+        Arc::new(Epoll {
+            items: SpinLock::new(BTreeMap::new()),
+            tokens: SpinLock::new(BTreeMap::new()),
+            shared: Arc::new(Shared {
+                ready: SpinLock::new(VecDeque::new()),
+                queue: WaitQueue::new(),
+            }),
+            host: SpinLock::new(None),
+            next_token: AtomicU64::new(1),
+        })
+    }
+
+    fn host_instance(&self) -> Result<Arc<HostFd>> {
+        if let Some(host) = &*self.host.lock() {
+            return Ok(host.clone());
+        }
+        let fresh = Arc::new(host::epoll_create()?);
+        Ok(self.host.lock().get_or_insert(fresh).clone())
+    }
+
+    fn key(fd: i32, file: &Arc<OpenFile>) -> Key {
+        (fd, Arc::as_ptr(file) as usize)
+    }
+
+    /// EPOLL_CTL_ADD.
+    pub fn add(&self, fd: i32, file: &Arc<OpenFile>, interest: Interest) -> Result<()> {
+        let kind = file.inode().map(|inode| inode.kind());
+        if matches!(kind, Some(FileType::Regular | FileType::Directory))
+        {
+            return Err(EPERM.because("regular files are always ready"));
+        }
+        if let Some(inner) = file.ops.as_any().downcast_ref::<Epoll>() {
+            if core::ptr::eq(inner, self) {
+                return Err(EINVAL.because("an epoll instance cannot watch itself"));
+            }
+            if inner.depth_or_contains(self, 1)? >= NESTING_MAX {
+                return Err(ELOOP);
+            }
+        }
+        let key = Self::key(fd, file);
+        if self
+            .items
+            .lock()
+            .get(&key)
+            .is_some_and(|item| item.file.strong_count() > 0)
+        {
+            return Err(EEXIST);
+        }
+        let host = match file.ops.host_fd() {
+            Some(host_fd) => {
+                let token = self.next_token.fetch_add(1, Ordering::Relaxed);
+                let instance = self.host_instance()?;
+                let wanted = host_events(interest.events);
+                host::epoll_control(&instance, 1, host_fd, wanted, token)?;
+                Some((host_fd, token))
+            }
+            None => None,
+        };
+        let item = Arc::new_cyclic(|this| Item {
+            file: Arc::downgrade(file),
+            events: AtomicU32::new(interest.events.bits()),
+            data: AtomicU64::new(interest.data),
+            queued: AtomicBool::new(false),
+            disabled: AtomicBool::new(false),
+            host,
+            table: SpinLock::new(None),
+            shared: Arc::downgrade(&self.shared),
+            this: this.clone(),
+        });
+        if let Some((_, token)) = host {
+            self.tokens.lock().insert(token, Arc::downgrade(&item));
+        }
+        self.items.lock().insert(key, item.clone());
+        let mut table = PollTable::new(Arc::new(ItemWaker {
+            item: Arc::downgrade(&item),
+        }));
+        let ready = file.ops.poll(Some(&mut table), interest.events);
+        *item.table.lock() = Some(table);
+        if ready.intersects(interest.events | Events::ERR | Events::HUP) {
+            item.enqueue();
+        }
+        Ok(())
+    }
+
+    /// EPOLL_CTL_MOD.
+    pub fn modify(&self, fd: i32, file: &Arc<OpenFile>, interest: Interest) -> Result<()> {
+        let item = self
+            .items
+            .lock()
+            .get(&Self::key(fd, file))
+            .cloned()
+            .ok_or(ENOENT)?;
+        if item.interest().contains(Events::EXCLUSIVE) {
+            return Err(EINVAL);
+        }
+        item.data.store(interest.data, Ordering::Relaxed);
+        item.events.store(interest.events.bits(), Ordering::Relaxed);
+        item.disabled.store(false, Ordering::SeqCst);
+        if let Some((host_fd, token)) = item.host {
+            let instance = self.host_instance()?;
+            host::epoll_control(&instance, 3, host_fd, host_events(interest.events), token)?;
+        }
+        let mut table = PollTable::new(Arc::new(ItemWaker {
+            item: Arc::downgrade(&item),
+        }));
+        let ready = file.ops.poll(Some(&mut table), interest.events);
+        let old = item.table.lock().replace(table);
+        drop(old);
+        if ready.intersects(interest.events | Events::ERR | Events::HUP) {
+            item.enqueue();
+        }
+        Ok(())
+    }
+
+    /// EPOLL_CTL_DEL.
+    pub fn delete(&self, fd: i32, file: &Arc<OpenFile>) -> Result<()> {
+        let item = self
+            .items
+            .lock()
+            .remove(&Self::key(fd, file))
+            .ok_or(ENOENT)?;
+        self.forget(&item);
+        Ok(())
+    }
+
+    fn forget(&self, item: &Item) {
+        let table = item.table.lock().take();
+        drop(table);
+        if let Some((host_fd, token)) = item.host {
+            self.tokens.lock().remove(&token);
+            // Once the file is closed the host has forgotten it already.
+            if item.file.strong_count() > 0
+                && let Ok(instance) = self.host_instance()
+            {
+                let _ = host::epoll_control(&instance, 2, host_fd, 0, 0);
+            }
+        }
+    }
+
+    /// How deep instances are nested below this one; ELOOP when `outer` is among them.
+    fn depth_or_contains(&self, outer: &Epoll, depth: usize) -> Result<usize> {
+        if depth > NESTING_MAX {
+            return Err(ELOOP);
+        }
+        let files: Vec<_> = self
+            .items
+            .lock()
+            .values()
+            .filter_map(|i| i.file.upgrade())
+            .collect();
+        let mut deepest = depth;
+        for file in files {
+            if let Some(inner) = file.ops.as_any().downcast_ref::<Epoll>() {
+                if core::ptr::eq(inner, outer) {
+                    return Err(ELOOP);
+                }
+                deepest = deepest.max(inner.depth_or_contains(outer, depth + 1)?);
+            }
+        }
+        Ok(deepest)
+    }
+
+    /// Takes ready events of enclave files, at most `most`.
+    fn collect(&self, most: usize, out: &mut Vec<Ready>) {
+        let mut turns = self.shared.ready.lock().len();
+        let mut again = Vec::new();
+        while turns > 0 && out.len() < most {
+            turns -= 1;
+            let Some(item) = self.shared.ready.lock().pop_front() else {
+                break;
+            };
+            let Some(item) = item.upgrade() else {
+                continue;
+            };
+            item.queued.store(false, Ordering::SeqCst);
+            if let Some(ready) = self.examine(&item) {
+                let flags = item.interest();
+                if flags.contains(Events::ONESHOT) {
+                    item.disabled.store(true, Ordering::SeqCst);
+                } else if !flags.contains(Events::EDGE) {
+                    again.push(item);
+                }
+                out.push(ready);
+            }
+        }
+        for item in again {
+            if !item.queued.swap(true, Ordering::SeqCst) {
+                self.shared.ready.lock().push_back(item.this.clone());
+            }
+        }
+    }
+
+    /// What an item has to report, if anything. Items of closed files go.
+    fn examine(&self, item: &Arc<Item>) -> Option<Ready> {
+        let Some(file) = item.file.upgrade() else {
+            self.items
+                .lock()
+                .retain(|_, other| !Arc::ptr_eq(other, item));
+            self.forget(item);
+            return None;
+        };
+        if item.disabled.load(Ordering::SeqCst) {
+            return None;
+        }
+        let wanted = item.interest() | Events::ERR | Events::HUP;
+        let events = file.ops.poll(None, wanted) & wanted;
+        let data = item.data.load(Ordering::Relaxed);
+        (!events.is_empty()).then_some(Ready { events, data })
+    }
+
+    /// epoll_wait: `deadline` is monotonic ns, 0 to return at once.
+    pub fn wait(
+        &self,
+        thread: &Arc<Thread>,
+        most: usize,
+        deadline: Option<u64>,
+    ) -> Result<Vec<Ready>> {
+        let mut out = Vec::new();
+        self.collect(most, &mut out);
+        let host = self.host.lock().clone();
+        if out.len() >= most {
+            return Ok(out);
+        }
+        let Some(host) = host else {
+            return self.wait_local(thread, most, deadline, out);
+        };
+        // Registered only when it may really sleep.
+        let mut table = None;
+        loop {
+            let at_once = deadline == Some(0) || !out.is_empty();
+            let seen = thread.event_count();
+            if !at_once && table.is_none() {
+                let mut fresh = PollTable::new(ThreadWaker::new(thread));
+                fresh.register(&self.shared.queue, Events::IN);
+                table = Some(fresh);
+                self.collect(most, &mut out);
+                if !out.is_empty() {
+                    continue;
+                }
+            }
+            if !at_once && thread.interrupted() {
+                return Err(crate::errno::ERESTARTNOHAND);
+            }
+            let limit = if at_once { Some(0) } else { deadline };
+            let room = most - out.len();
+            host::epoll_wait(&host, room, limit, thread, seen, |events, token| {
+                if let Some(ready) = self.host_event(events, token) {
+                    out.push(ready);
+                }
+            })?;
+            if !at_once {
+                let room = most - out.len();
+                if room > 0 {
+                    self.collect(most, &mut out);
+                }
+            }
+            let over = deadline.is_some_and(|at| crate::platform::platform().monotonic() >= at);
+            if at_once || !out.is_empty() || over {
+                return Ok(out);
+            }
+        }
+    }
+
+    fn wait_local(
+        &self,
+        thread: &Arc<Thread>,
+        most: usize,
+        deadline: Option<u64>,
+        mut out: Vec<Ready>,
+    ) -> Result<Vec<Ready>> {
+        if !out.is_empty() || deadline == Some(0) {
+            return Ok(out);
+        }
+        let mut table = PollTable::new(ThreadWaker::new(thread));
+        table.register(&self.shared.queue, Events::IN);
+        loop {
+            let seen = thread.event_count();
+            self.collect(most, &mut out);
+            if !out.is_empty() {
+                return Ok(out);
+            }
+            // A host file added meanwhile needs the other way of waiting.
+            if self.host.lock().is_some() {
+                drop(table);
+                return self.wait(thread, most, deadline);
+            }
+            match sleep_once(thread, seen, deadline) {
+                Ok(()) => {}
+                Err(error) if error == crate::errno::ETIMEDOUT => return Ok(out),
+                Err(_) => return Err(crate::errno::ERESTARTNOHAND),
+            }
+        }
+    }
+
+    fn host_event(&self, events: u32, token: u64) -> Option<Ready> {
+        let item = self.tokens.lock().get(&token)?.upgrade()?;
+        item.file.upgrade()?;
+        let wanted = item.interest() | Events::ERR | Events::HUP;
+        let events = Events::from_bits_truncate(events) & wanted;
+        let data = item.data.load(Ordering::Relaxed);
+        (!events.is_empty()).then_some(Ready { events, data })
+    }
+}
+
+/// Flags that the host may see: everything but those that concern its own scheduling.
+fn host_events(events: Events) -> u32 {
+    (events - Events::WAKEUP - Events::EXCLUSIVE).bits()
+}
+
+impl FileOps for Epoll {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
+        if let Some(table) = table {
+            table.register(&self.shared.queue, interest);
+        }
+        let items: Vec<_> = self
+            .shared
+            .ready
+            .lock()
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let ready = items.iter().any(|item| self.examine(item).is_some());
+        if ready {
+            Events::IN | Events::RDNORM
+        } else {
+            Events::empty()
+        }
+    }
+
+    fn host_fd(&self) -> Option<i32> {
+        // An outer instance or poll watches our host instance too.
+        self.host_instance().ok().map(|host| host.number())
+    }
+
+    fn describe(&self) -> String {
+        String::from("anon_inode:[eventpoll]")
+    }
+}

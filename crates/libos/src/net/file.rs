@@ -1,0 +1,128 @@
+//! A socket as an open file.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::any::Any;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::{Ancillary, Incoming, Outgoing, Socket, msg};
+use crate::errno::{EFAULT, ENOTSOCK, ENOTTY, EPIPE};
+use crate::fs::file::{FileOps, OpenFile};
+use crate::signal::info::SigInfo;
+use crate::signal::send::{self, Origin};
+use crate::sync::wait::{Events, PollTable};
+use crate::syscall::Context;
+use crate::user::IoBuffer;
+use crate::{Result, Thread};
+
+const SIGPIPE: u32 = 13;
+const FIONREAD: u32 = 0x541b;
+const SIOCOUTQ: u32 = 0x5411;
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+
+/// A socket behind a descriptor.
+pub struct SocketFile {
+    pub socket: Arc<dyn Socket>,
+    number: u64,
+}
+
+impl SocketFile {
+    pub fn new(socket: Arc<dyn Socket>) -> Arc<SocketFile> {
+        Arc::new(SocketFile {
+            socket,
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+        })
+    }
+
+    /// The socket behind an open file; ENOTSOCK.
+    pub fn of(file: &OpenFile) -> Result<&SocketFile> {
+        file.ops.as_any().downcast_ref().ok_or(ENOTSOCK)
+    }
+
+    /// Sends, and raises SIGPIPE where Linux does.
+    pub fn send(
+        &self,
+        thread: &Arc<Thread>,
+        message: Outgoing<'_, '_>,
+        nonblocking: bool,
+    ) -> Result<usize> {
+        let quiet = message.flags & msg::NOSIGNAL != 0;
+        let result = self.socket.send(thread, message, nonblocking);
+        if result.is_err_and(|error| error == EPIPE)
+            && !quiet
+            && self.socket.kind() != super::kind::DGRAM
+        {
+            // A full queue cannot be: SIGPIPE is not a real-time signal.
+            let _ = send::to_thread(thread, SigInfo::kernel(SIGPIPE), Origin::Inside);
+        }
+        result
+    }
+}
+
+impl FileOps for SocketFile {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn read(&self, thread: &Arc<Thread>, file: &OpenFile, to: &mut IoBuffer<'_>) -> Result<usize> {
+        let message = Incoming {
+            data: to,
+            flags: 0,
+            want_address: false,
+        };
+        Ok(self
+            .socket
+            .receive(thread, message, file.is_nonblocking())?
+            .len)
+    }
+
+    fn write(
+        &self,
+        thread: &Arc<Thread>,
+        file: &OpenFile,
+        from: &mut IoBuffer<'_>,
+    ) -> Result<usize> {
+        let message = Outgoing {
+            data: from,
+            address: None,
+            ancillary: Ancillary::default(),
+            flags: 0,
+        };
+        self.send(thread, message, file.is_nonblocking())
+    }
+
+    fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
+        self.socket.poll(table, interest)
+    }
+
+    fn host_fd(&self) -> Option<i32> {
+        self.socket.host_fd()
+    }
+
+    fn ioctl(
+        &self,
+        context: &mut Context<'_>,
+        _file: &OpenFile,
+        request: u32,
+        argument: u64,
+    ) -> Result<usize> {
+        let len = match request {
+            FIONREAD | SIOCOUTQ => 4,
+            // SIOCGIFNAME … SIOCGIFTXQLEN: struct ifreq. SIOCGIFCONF holds a pointer: not passed.
+            0x8910 | 0x8913..=0x8942 => 40,
+            _ => return Err(ENOTTY),
+        };
+        let mm = context.mm();
+        let mut value = [0u8; 40];
+        mm.read(argument, &mut value[..len])?;
+        let answer = self.socket.ioctl(request, &mut value[..len])?;
+        mm.write(argument, &value[..len]).map_err(|_| EFAULT)?;
+        Ok(answer)
+    }
+
+    fn describe(&self) -> String {
+        format!("socket:[{}]", self.number)
+    }
+}

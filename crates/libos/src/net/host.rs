@@ -1,0 +1,363 @@
+//! Typed wrappers of the host calls on sockets and readiness.
+//!
+//! Every answer is the host's: lengths are checked against what was asked for, numbers against
+//! their ranges, before anything is used.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use bulla_abi::hostcall::{DATA_SIZE, HostCall, PollFd, RECV_WAIT, RecvHeader};
+
+use crate::errno::{EIO, EMSGSIZE};
+use crate::platform::platform;
+use crate::user::IoBuffer;
+use crate::{Errno, Result, Thread};
+
+/// Longest socket address that the host may give (`struct sockaddr_storage`).
+pub const ADDRESS_MAX: usize = 128;
+/// Most bytes that one receive or send moves through the shared buffer.
+pub const TRANSFER_MAX: usize = 128 << 10;
+
+const _: () = assert!(TRANSFER_MAX as u64 + RecvHeader::SIZE <= DATA_SIZE);
+
+/// A descriptor on the host; closed when dropped.
+pub struct HostFd(i32);
+
+impl HostFd {
+    fn new(answer: i64) -> Result<HostFd> {
+        Ok(HostFd(i32::try_from(check(answer)?).map_err(|_| EIO)?))
+    }
+
+    pub fn number(&self) -> i32 {
+        self.0
+    }
+
+    fn argument(&self) -> u64 {
+        self.0 as u64
+    }
+}
+
+impl Drop for HostFd {
+    fn drop(&mut self) {
+        platform().host_call(HostCall::Close, [self.argument(), 0, 0, 0], None);
+    }
+}
+
+/// A result or an error number.
+fn check(answer: i64) -> Result<u64> {
+    u64::try_from(answer).map_err(|_| Errno::from_host(answer))
+}
+
+fn call(call: HostCall, arguments: [u64; 4]) -> Result<u64> {
+    check(platform().host_call(call, arguments, None))
+}
+
+pub fn socket(domain: i32, kind: i32, protocol: i32) -> Result<HostFd> {
+    HostFd::new(platform().host_call(
+        HostCall::Socket,
+        [domain as u64, kind as u64, protocol as u64, 0],
+        None,
+    ))
+}
+
+pub fn bind(fd: &HostFd, address: &[u8]) -> Result<()> {
+    platform().host_put(0, address)?;
+    call(HostCall::Bind, [fd.argument(), address.len() as u64, 0, 0]).map(drop)
+}
+
+pub fn connect(fd: &HostFd, address: &[u8]) -> Result<()> {
+    platform().host_put(0, address)?;
+    call(
+        HostCall::Connect,
+        [fd.argument(), address.len() as u64, 0, 0],
+    )
+    .map(drop)
+}
+
+pub fn listen(fd: &HostFd, backlog: i32) -> Result<()> {
+    call(HostCall::Listen, [fd.argument(), backlog as u64, 0, 0]).map(drop)
+}
+
+/// The new descriptor and the peer's address.
+pub fn accept(fd: &HostFd) -> Result<(HostFd, Vec<u8>)> {
+    let new = HostFd::new(platform().host_call(HostCall::Accept, [fd.argument(), 0, 0, 0], None))?;
+    let mut bytes = [0u8; 4 + ADDRESS_MAX];
+    platform().host_get(0, &mut bytes)?;
+    let len = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+    let address = bytes
+        .get(4..4 + len)
+        .ok_or(EIO.because("host address too long"))?;
+    Ok((new, address.to_vec()))
+}
+
+/// Sends what `from` holds (at most [`TRANSFER_MAX`] of it for a stream).
+pub fn send(
+    fd: &HostFd,
+    from: &mut IoBuffer<'_>,
+    flags: u32,
+    address: Option<&[u8]>,
+    is_stream: bool,
+) -> Result<usize> {
+    let wanted = from.remaining();
+    if !is_stream && wanted > TRANSFER_MAX {
+        return Err(EMSGSIZE);
+    }
+    let len = wanted.min(TRANSFER_MAX);
+    let address = address.unwrap_or(&[]);
+    // One user range and no address: without a stop in between.
+    let direct = match from.next_user_range() {
+        Some((_, start, available)) if address.is_empty() && available >= len => {
+            platform().host_put_user(0, start, len).is_ok()
+        }
+        _ => false,
+    };
+    if !direct {
+        let mut bytes = vec![0; address.len() + len];
+        bytes[..address.len()].copy_from_slice(address);
+        // The position must not move unless the data is sent: look ahead only.
+        let taken = from.peek(&mut bytes[address.len()..])?;
+        if taken < len {
+            return Err(crate::errno::EFAULT);
+        }
+        platform().host_put(0, &bytes)?;
+    }
+    let arguments = [
+        fd.argument(),
+        u64::from(flags),
+        len as u64,
+        address.len() as u64,
+    ];
+    let sent = call(HostCall::Send, arguments)? as usize;
+    if sent > len {
+        return Err(EIO.because("host sent more than there was"));
+    }
+    from.skip(sent);
+    Ok(sent)
+}
+
+/// What a receive brought beside the data.
+pub struct Received {
+    pub len: usize,
+    pub flags: u32,
+    pub address: Vec<u8>,
+}
+
+/// Receives into `to`. With `wait` the host waits for data; EAGAIN when something woke the thread.
+pub fn receive(
+    fd: &HostFd,
+    to: &mut IoBuffer<'_>,
+    flags: u32,
+    want_address: bool,
+    wait: Option<(&Thread, u32)>,
+) -> Result<Received> {
+    let len = to.remaining().min(TRANSFER_MAX);
+    let wait_flag = if wait.is_some() { RECV_WAIT } else { 0 };
+    let arguments = [
+        fd.argument(),
+        u64::from(flags) | wait_flag,
+        len as u64,
+        u64::from(want_address),
+    ];
+    // A datagram may be longer than the buffer when MSG_TRUNC asks for its real length.
+    let answer = check(platform().host_call(HostCall::Recv, arguments, wait))? as usize;
+    let got = answer.min(len);
+    if answer > len && flags & crate::net::msg::TRUNC == 0 {
+        return Err(EIO.because("host received more than there was room"));
+    }
+    let mut received = Received {
+        len: answer,
+        flags: 0,
+        address: Vec::new(),
+    };
+    if want_address || flags & !crate::net::msg::DONTWAIT != 0 {
+        let mut header = [0u8; RecvHeader::SIZE as usize];
+        platform().host_get(0, &mut header)?;
+        received.flags = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+        if want_address {
+            let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+            let end = RecvHeader::SIZE as usize - ADDRESS_MAX + len;
+            let start = RecvHeader::SIZE as usize - ADDRESS_MAX;
+            received.address = header.get(start..end).ok_or(EIO)?.to_vec();
+        }
+    }
+    let mut moved = 0;
+    while moved < got {
+        let offset = RecvHeader::SIZE + moved as u64;
+        let step = match to.next_user_range() {
+            Some((mm, start, available)) => {
+                let step = available.min(got - moved);
+                if platform().host_get_user(offset, start, step).is_err() {
+                    // Not there yet, or saved: through the address space.
+                    let mut bytes = vec![0; step];
+                    platform().host_get(offset, &mut bytes)?;
+                    mm.write(start, &bytes)?;
+                }
+                to.advance(step);
+                step
+            }
+            None => {
+                let step = (got - moved).min(4096);
+                let mut bytes = [0u8; 4096];
+                platform().host_get(offset, &mut bytes[..step])?;
+                to.put(&bytes[..step])?
+            }
+        };
+        if step == 0 {
+            break;
+        }
+        moved += step;
+    }
+    Ok(received)
+}
+
+pub fn shutdown(fd: &HostFd, how: i32) -> Result<()> {
+    call(HostCall::Shutdown, [fd.argument(), how as u64, 0, 0]).map(drop)
+}
+
+pub fn get_option(fd: &HostFd, level: i32, name: i32, max: usize) -> Result<Vec<u8>> {
+    let max = max.min(4096);
+    let arguments = [fd.argument(), level as u64, name as u64, max as u64];
+    let len = call(HostCall::GetSockOpt, arguments)? as usize;
+    read_back(len, max)
+}
+
+pub fn set_option(fd: &HostFd, level: i32, name: i32, value: &[u8]) -> Result<()> {
+    platform().host_put(0, value)?;
+    let arguments = [fd.argument(), level as u64, name as u64, value.len() as u64];
+    call(HostCall::SetSockOpt, arguments).map(drop)
+}
+
+pub fn own_name(fd: &HostFd) -> Result<Vec<u8>> {
+    let len = call(HostCall::GetSockName, [fd.argument(), 0, 0, 0])? as usize;
+    read_back(len, ADDRESS_MAX)
+}
+
+pub fn peer_name(fd: &HostFd) -> Result<Vec<u8>> {
+    let len = call(HostCall::GetPeerName, [fd.argument(), 0, 0, 0])? as usize;
+    read_back(len, ADDRESS_MAX)
+}
+
+/// An ioctl whose argument is `value`, in and out.
+pub fn ioctl(fd: &HostFd, request: u32, value: &mut [u8]) -> Result<usize> {
+    platform().host_put(0, value)?;
+    let arguments = [fd.argument(), u64::from(request), value.len() as u64, 0];
+    let answer = call(HostCall::Ioctl, arguments)? as usize;
+    platform().host_get(0, value)?;
+    Ok(answer)
+}
+
+fn read_back(len: usize, max: usize) -> Result<Vec<u8>> {
+    if len > max {
+        return Err(EIO.because("host value too long"));
+    }
+    let mut bytes = vec![0; len];
+    platform().host_get(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Waits for host descriptors; returns whether anything is ready (`revents` filled in). 0 when the
+/// thread was notified or the time is over.
+pub fn poll(
+    descriptors: &mut [PollFd],
+    deadline: Option<u64>,
+    thread: &Arc<Thread>,
+    seen: u32,
+) -> Result<usize> {
+    let mut bytes = Vec::with_capacity(descriptors.len() * 8);
+    for entry in descriptors.iter() {
+        bytes.extend_from_slice(&entry.fd.to_le_bytes());
+        bytes.extend_from_slice(&entry.events.to_le_bytes());
+        bytes.extend_from_slice(&[0; 2]);
+    }
+    platform().host_put(0, &bytes)?;
+    let (timeout, waiting) = timeout(deadline, thread, seen);
+    let arguments = [descriptors.len() as u64, timeout, 0, 0];
+    let ready = match check(platform().host_call(HostCall::Poll, arguments, waiting)) {
+        Ok(ready) => ready as usize,
+        Err(error) if error == crate::errno::EINTR => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    if ready == 0 {
+        return Ok(0);
+    }
+    platform().host_get(0, &mut bytes)?;
+    for (entry, chunk) in descriptors.iter_mut().zip(bytes.chunks_exact(8)) {
+        entry.revents = u16::from_le_bytes([chunk[6], chunk[7]]);
+    }
+    Ok(ready.min(descriptors.len()))
+}
+
+fn timeout<'a>(
+    deadline: Option<u64>,
+    thread: &'a Arc<Thread>,
+    seen: u32,
+) -> (u64, Option<(&'a Thread, u32)>) {
+    match deadline {
+        Some(0) => (0, None),
+        Some(deadline) => {
+            let left = deadline.saturating_sub(platform().monotonic());
+            (left, (left > 0).then_some((&**thread, seen)))
+        }
+        None => (u64::MAX, Some((&**thread, seen))),
+    }
+}
+
+/// A host epoll instance.
+pub fn epoll_create() -> Result<HostFd> {
+    HostFd::new(platform().host_call(HostCall::EpollCreate, [0; 4], None))
+}
+
+/// `operation`: 1 add, 2 delete, 3 modify.
+pub fn epoll_control(
+    epoll: &HostFd,
+    operation: u32,
+    fd: i32,
+    events: u32,
+    token: u64,
+) -> Result<()> {
+    let target = u64::from(operation) << 32 | u64::from(fd as u32);
+    call(
+        HostCall::EpollCtl,
+        [epoll.argument(), target, u64::from(events), token],
+    )
+    .map(drop)
+}
+
+/// Ready (events, token) pairs; empty when the thread was notified or the time is over.
+pub fn epoll_wait(
+    epoll: &HostFd,
+    most: usize,
+    deadline: Option<u64>,
+    thread: &Arc<Thread>,
+    seen: u32,
+    mut each: impl FnMut(u32, u64),
+) -> Result<usize> {
+    const MOST: usize = 256;
+    let most = most.min(MOST);
+    let (timeout, waiting) = timeout(deadline, thread, seen);
+    let arguments = [epoll.argument(), most as u64, timeout, 0];
+    let ready = match check(platform().host_call(HostCall::EpollWait, arguments, waiting)) {
+        Ok(ready) => ready as usize,
+        Err(error) if error == crate::errno::EINTR => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    if ready > most {
+        return Err(EIO.because("host reported more events than asked for"));
+    }
+    let mut bytes = [0u8; 16 * 64];
+    let mut done = 0;
+    while done < ready {
+        let count = (ready - done).min(64);
+        let chunk = &mut bytes[..count * 16];
+        platform().host_get(done as u64 * 16, chunk)?;
+        for event in chunk.chunks_exact(16) {
+            let mut token = [0; 8];
+            token.copy_from_slice(&event[8..]);
+            let events = u32::from_le_bytes([event[0], event[1], event[2], event[3]]);
+            each(events, u64::from_le_bytes(token));
+        }
+        done += count;
+    }
+    Ok(ready)
+}
