@@ -126,7 +126,7 @@ fn signals_are_forwarded() {
     let script = "trap 'echo got term; exit 9' TERM; trap 'echo got usr1' USR1
         echo ready; i=0; while [ $i -lt 300 ]; do sleep 0.1; i=$((i+1)); done";
     for side in sides() {
-        let mut child = shell(script)
+        let child = shell(script)
             .command(side)
             .stdout(std::process::Stdio::piped())
             .spawn()

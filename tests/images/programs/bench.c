@@ -1,4 +1,4 @@
-// Micro-benchmarks: `bench [NAME..]` prints one line per benchmark, "NAME NANOSECONDS".
+// Micro-benchmarks: `bench [NAME..]` prints one line per benchmark, "NAME NANOSECONDS OPERATIONS".
 // Each is the median of several batches, so that one slow batch does not matter.
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -156,7 +156,8 @@ int main(int argc, char **argv)
 			results[b] = (now() - start) / benches[i].times;
 		}
 		qsort(results, BATCHES, sizeof *results, ascending);
-		printf("%s %.1f\n", benches[i].name, results[BATCHES / 2]);
+		printf("%s %.1f %d\n", benches[i].name, results[BATCHES / 2],
+		       BATCHES * benches[i].times);
 		fflush(stdout);
 	}
 	return 0;

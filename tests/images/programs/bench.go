@@ -50,7 +50,7 @@ func main() {
 			results = append(results, float64(time.Since(start).Nanoseconds())/float64(bench.times))
 		}
 		sort.Float64s(results)
-		fmt.Printf("%s %.1f\n", bench.name, results[len(results)/2])
+		fmt.Printf("%s %.1f %d\n", bench.name, results[len(results)/2], len(results)*bench.times)
 	}
 }
 
