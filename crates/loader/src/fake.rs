@@ -166,6 +166,7 @@ fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine
         quoter: None,
         hostile,
         log_level: 3,
+        rdtsc: false,
         boot: AtomicU64::new(0xb007),
         first_entry: AtomicU64::new(0),
         ending: AtomicBool::new(false),

@@ -122,6 +122,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
     let parameters = Box::leak(Box::new(parameters));
     let engine: &'static Engine = Box::leak(Box::new(Engine {
         kind: enclave.kind,
+        rdtsc: backend.features().rdtsc,
         backend,
         slots: &SLOTS,
         made: &MADE,

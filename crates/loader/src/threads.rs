@@ -155,6 +155,8 @@ pub struct Engine {
     pub quoter: Option<Box<dyn Quoter>>,
     pub hostile: Option<Hostile>,
     pub log_level: u64,
+    /// Whether RDTSC works on slot threads.
+    pub rdtsc: bool,
     /// Address of the boot parameters, until slot 0 has taken it.
     pub boot: AtomicU64,
     /// Monotonic time of the first EENTER in ns.

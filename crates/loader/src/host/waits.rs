@@ -14,7 +14,11 @@ use crate::sys::wait::Waiter;
 use crate::threads::waiting;
 
 /// Most events that one EpollWait brings.
-const EVENTS_MAX: usize = 512;
+const EVENTS_MAX: u64 = 512;
+/// Size of an `EpollEvent`, and of the kernel's, which is packed on this architecture.
+const EVENT: u64 = size_of::<EpollEvent>() as u64;
+const KERNEL_EVENT: u64 = size_of::<libc::epoll_event>() as u64;
+const _: () = assert!(KERNEL_EVENT == 12 && EVENTS_MAX * (EVENT + KERNEL_EVENT) <= DATA_SIZE);
 /// Size of a `PollFd`.
 const POLL_FD: u64 = 8;
 
@@ -110,22 +114,22 @@ impl Call<'_> {
         if most == 0 {
             return Err(Errno(libc::EINVAL));
         }
-        let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX];
-        let events = &mut events[..EVENTS_MAX.min(most as usize)];
+        let most = EVENTS_MAX.min(most);
+        // The kernel's events are smaller than ours: it writes them behind where ours go.
+        let raw = self.slot.area.data(most * EVENT, most * KERNEL_EVENT)?;
         let waiter = self.waiter(seen as u32);
         let ready = if timeout == 0 {
-            waiter.epoll(epoll, events, 0)
+            waiter.epoll(epoll, raw, 0)
         } else {
-            self.announced(waiting::CALL, || waiter.epoll(epoll, events, timeout))
+            self.announced(waiting::CALL, || waiter.epoll(epoll, raw, timeout))
         }?;
-        let list = self.data(ready * size_of::<EpollEvent>() as u64)?;
-        for (index, event) in events[..ready as usize].iter().enumerate() {
-            let at = index * size_of::<EpollEvent>();
-            let (mask, token) = (event.events, event.u64);
-            let mut bytes = [0; size_of::<EpollEvent>()];
-            bytes[..4].copy_from_slice(&mask.to_le_bytes());
-            bytes[8..].copy_from_slice(&token.to_le_bytes());
-            list.put(at, &bytes);
+        let list = self.data(ready * EVENT)?;
+        for index in 0..ready as usize {
+            let event: [u8; KERNEL_EVENT as usize] = raw.get(index * KERNEL_EVENT as usize);
+            let mut bytes = [0; EVENT as usize];
+            bytes[..4].copy_from_slice(&event[..4]);
+            bytes[8..].copy_from_slice(&event[4..]);
+            list.put(index * EVENT as usize, &bytes);
         }
         Ok(ready)
     }

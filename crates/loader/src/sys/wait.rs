@@ -200,25 +200,19 @@ impl Waiter<'_> {
         self.early(answer)
     }
 
-    /// epoll_pwait2 into `events`.
-    pub fn epoll(&self, epoll: i32, events: &mut [libc::epoll_event], timeout: u64) -> Answer {
+    /// epoll_pwait2 into `events`, room for a number of `struct epoll_event`.
+    pub fn epoll(&self, epoll: i32, events: super::area::Span<'_>, timeout: u64) -> Answer {
         let mut limit = timespec(timeout);
-        let list = events.as_mut_ptr() as usize;
-        // SAFETY: `events` is ours and its length is passed along.
+        let count = events.len() / size_of::<libc::epoll_event>();
+        let (epoll, list) = (epoll as usize, events.pointer());
+        // SAFETY: `events` is valid memory for `count` elements.
         let answer = unsafe {
             blocking(
                 self.area,
                 self.seen,
                 self.kicked,
                 libc::SYS_epoll_pwait2,
-                [
-                    epoll as usize,
-                    list,
-                    events.len(),
-                    pointer(&mut limit),
-                    0,
-                    8,
-                ],
+                [epoll, list, count, pointer(&mut limit), 0, 8],
             )
         };
         if answer != Err(Errno(libc::ENOSYS)) {
@@ -236,14 +230,7 @@ impl Waiter<'_> {
                 self.seen,
                 self.kicked,
                 libc::SYS_epoll_pwait,
-                [
-                    epoll as usize,
-                    list,
-                    events.len(),
-                    milliseconds as usize,
-                    0,
-                    8,
-                ],
+                [epoll, list, count, milliseconds as usize, 0, 8],
             )
         };
         self.early(answer)
