@@ -288,6 +288,9 @@ fn child() {
     };
     let mut options = Options::new(backend);
     options.stats = true;
+    options.hostile = std::env::var("BULLA_TINY_HOSTILE")
+        .ok()
+        .and_then(|seed| seed.parse().ok());
     let mut enclave = enclave(&scenario(&name));
     if name == "damaged" {
         enclave.runs[0].flags |= 2;
@@ -308,6 +311,10 @@ fn child() {
 const PLATFORMS: [&str; 2] = ["emulated", "double"];
 
 fn start(name: &str, platform: &str) -> Child {
+    prepare(name, platform).spawn().unwrap()
+}
+
+fn prepare(name: &str, platform: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "tiny::child", "--nocapture", "--test-threads=1"])
@@ -317,7 +324,8 @@ fn start(name: &str, platform: &str) -> Child {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // A group of its own, so that a test can look for what is left of it.
-    command.process_group(0).spawn().unwrap()
+    command.process_group(0);
+    command
 }
 
 /// Runs to the end, at most half a minute.
@@ -469,6 +477,29 @@ fn a_busy_enclave_is_served() {
     let each = run.milliseconds * 1e6 / stats.entries as f64;
     println!("{} entries, {each:.0} ns each\n{stats}", stats.entries);
     assert!(stats.entries > 1000);
+}
+
+/// The tiny enclave believes everything, so it may end anyhow; the host's side must not crash.
+#[test]
+fn a_hostile_host_survives_itself() {
+    for seed in 0..12u64 {
+        let platform = PLATFORMS[seed as usize % 2];
+        let name = ["busy", "kick", "threads"][seed as usize % 3];
+        let mut command = prepare(name, platform);
+        let mut child = command
+            .env("BULLA_TINY_HOSTILE", seed.to_string())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+        // Fails when it has ended already.
+        let _ = child.kill();
+        let (status, _, stderr) = finish(child);
+        let signal = status.signal();
+        assert!(
+            signal.is_none_or(|signal| signal == libc::SIGKILL),
+            "seed {seed}: {status}, {stderr}"
+        );
+    }
 }
 
 #[test]
