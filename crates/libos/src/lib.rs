@@ -41,7 +41,9 @@ pub mod user;
 pub mod testing;
 
 pub use errno::{Errno, Result};
-pub use kernel::{Kernel, Next, before_user, boot, handle_exception, handle_syscall, host_signals, kernel};
+pub use kernel::{
+    Kernel, Next, before_user, boot, handle_exception, handle_syscall, host_signals, kernel,
+};
 pub use platform::{Exception, Platform, platform};
 pub use process::thread::Thread;
 pub use registers::Registers;

@@ -41,6 +41,7 @@ pub fn commit(
     };
     drop(files.take_close_on_exec());
     mm.attach(thread);
+    thread.add_own_work(super::thread::Work::RESIDENCY);
     process.set_mm(mm);
     old.detach(thread);
 

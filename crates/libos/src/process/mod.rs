@@ -11,10 +11,13 @@ pub mod exec;
 pub mod exit;
 pub mod limits;
 pub mod pidfd;
+pub mod program;
 pub mod table;
 pub mod thread;
 pub mod times;
 pub mod users;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod wait;
 
 use alloc::sync::{Arc, Weak};

@@ -201,6 +201,13 @@ fn write_fpstate(mm: &AddressSpace, address: u64, size: usize) -> Result<()> {
     mm.write(address, area)
 }
 
+/// Fills a zeroed area with the state that a program starts with: x87 and SSE at their defaults,
+/// everything else in its initial configuration.
+pub fn initial_fpu(area: &mut [u8]) {
+    area[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
+    area[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+}
+
 /// rt_sigreturn: restores what [`push`] saved, as the handler left it. An error is a fatal SIGSEGV.
 pub fn pop(thread: &Arc<Thread>, registers: &mut Registers) -> Result<()> {
     let mm = thread.mm();
@@ -218,8 +225,7 @@ pub fn pop(thread: &Arc<Thread>, registers: &mut Registers) -> Result<()> {
             // No state: the initial one.
             let size = platform().fpu_size();
             let mut area = FpuArea([0; FPU_STATE_MAX]);
-            area.0[..2].copy_from_slice(&0x37f_u16.to_le_bytes());
-            area.0[24..28].copy_from_slice(&0x1f80_u32.to_le_bytes());
+            initial_fpu(&mut area.0[..size]);
             platform().fpu_restore(&area.0[..size]);
         }
         fpstate => restore_fpstate(&mm, fpstate)?,

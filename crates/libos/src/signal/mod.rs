@@ -17,6 +17,8 @@ pub mod frame;
 pub mod info;
 pub mod pending;
 pub mod send;
+#[cfg(test)]
+mod tests;
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -510,3 +510,7 @@ pub fn restartable(thread: &Thread, result: Result<()>) -> Result<()> {
         other => other,
     }
 }
+
+#[cfg(test)]
+#[path = "futex_tests.rs"]
+mod tests;

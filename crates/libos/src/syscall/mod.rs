@@ -7,6 +7,7 @@ pub mod clone;
 pub mod descriptor;
 pub mod directory;
 pub mod epoll;
+pub mod exec;
 pub mod futex;
 pub mod identity;
 pub mod io;

@@ -77,7 +77,7 @@ table! {
     56 clone super::clone::clone, Partial, "no new namespaces, no tracing";
     57 fork super::clone::fork, Full, "";
     58 vfork super::clone::vfork, Full, "";
-    59 execve missing, Missing, "";
+    59 execve super::exec::execve, Full, "";
     60 exit super::clone::exit, Full, "";
     61 wait4 super::wait::wait4, Full, "";
     62 kill super::kill::kill, Full, "";
@@ -340,7 +340,7 @@ table! {
     319 memfd_create missing, Missing, "";
     320 kexec_file_load super::system::not_permitted, Partial, "EPERM";
     321 bpf super::system::not_permitted, Partial, "EPERM";
-    322 execveat missing, Missing, "";
+    322 execveat super::exec::execveat, Full, "";
     323 userfaultfd missing, Missing, "";
     324 membarrier super::madvise::membarrier, Full, "";
     325 mlock2 super::madvise::mlock2, Full, "";

@@ -1,0 +1,121 @@
+//! execve, execveat.
+
+use alloc::format;
+use alloc::vec::Vec;
+
+use super::{Arguments, Context};
+use crate::Result;
+use crate::elf::{self, Executable, Program};
+use crate::errno::{E2BIG, EINVAL, ELOOP, ENAMETOOLONG};
+use crate::fs::inode::FileType;
+use crate::fs::path::Follow;
+use crate::fs::permission::Caller;
+use crate::mm::AddressSpace;
+use crate::platform::{FPU_STATE_MAX, platform};
+use crate::process::{boot, exec, program};
+use crate::user::{self, UserPtr};
+
+/// Longest single argument (MAX_ARG_STRLEN).
+const ARGUMENT_MAX: usize = 128 << 10;
+/// Most arguments and variables together: more cannot fit a stack.
+const ARGUMENTS_MAX: usize = 1 << 20;
+/// Most bytes of arguments and variables: three quarters of Linux's _STK_LIM.
+const ARGUMENTS_SIZE_MAX: usize = 6 << 20;
+
+const AT_EMPTY_PATH: u32 = 0x1000;
+const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
+
+pub fn execve(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let path = user::read_path(&context.mm(), arguments.u64(0))?;
+    let file = program::find(Caller::new(context.thread), &context.thread.fs(), &path)?;
+    run(context, file, path, arguments.u64(1), arguments.u64(2))
+}
+
+pub fn execveat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (fd, flags) = (arguments.i32(0), arguments.u32(4));
+    if flags & !(AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) != 0 {
+        return Err(EINVAL.because("unknown execveat flags"));
+    }
+    let path = user::read_path(&context.mm(), arguments.u64(1))?;
+    let found = context.find_at(fd, &path, flags, Follow::Yes)?;
+    if found.inode().kind() == FileType::Link {
+        return Err(ELOOP.because("a symbolic link, and AT_SYMLINK_NOFOLLOW"));
+    }
+    let file = program::check(&Caller::new(context.thread), found)?;
+    let absolute = path.first() == Some(&b'/') || fd == -100;
+    let name = match (absolute, path.is_empty()) {
+        (true, _) => path,
+        (false, true) => format!("/dev/fd/{fd}").into_bytes(),
+        (false, false) => [format!("/dev/fd/{fd}/").as_bytes(), &path].concat(),
+    };
+    run(context, file, name, arguments.u64(2), arguments.u64(3))
+}
+
+/// An array of strings that ends with a null pointer. `room`: bytes that may still be read.
+fn strings(mm: &AddressSpace, address: u64, room: &mut usize) -> Result<Vec<Vec<u8>>> {
+    let mut out = Vec::new();
+    let Some(array) = UserPtr::<u64>::new(address).option() else { return Ok(out) };
+    loop {
+        let pointer = array.add(out.len()).read(mm)?;
+        if pointer == 0 {
+            return Ok(out);
+        }
+        let text = user::read_string(mm, pointer, ARGUMENT_MAX).map_err(|error| {
+            if error == ENAMETOOLONG { E2BIG.because("one argument is too long") } else { error }
+        })?;
+        *room = room
+            .checked_sub(text.len() + 9)
+            .filter(|_| out.len() < ARGUMENTS_MAX)
+            .ok_or(E2BIG.because("too many arguments"))?;
+        out.push(text);
+    }
+}
+
+fn run(
+    context: &mut Context<'_>,
+    file: Executable,
+    name: Vec<u8>,
+    argv: u64,
+    envp: u64,
+) -> Result<usize> {
+    let thread = context.thread;
+    let process = &thread.process;
+    let mm = context.mm();
+    let mut room = ARGUMENTS_SIZE_MAX;
+    let arguments = strings(&mm, argv, &mut room)?;
+    let environment = strings(&mm, envp, &mut room)?;
+    drop(mm);
+    let no_new_privileges = process.no_new_privileges.load(core::sync::atomic::Ordering::Relaxed);
+    let (set_uid, set_gid) =
+        if no_new_privileges { (None, None) } else { program::set_ids(&file) };
+    let mut after = process.credentials.lock().clone();
+    after.exec(set_uid, set_gid);
+    let ids = [after.ruid, after.euid, after.rgid, after.egid];
+    let short_name = program::base_name(&name).to_vec();
+    let program = Program {
+        file,
+        name,
+        arguments,
+        environment,
+        ids,
+        secure: after.ruid != after.euid || after.rgid != after.egid,
+        stack_limit: process.limits.stack(),
+    };
+    let fs = thread.fs();
+    let mut open = |path: &[u8]| program::find(Caller::new(thread), &fs, path);
+    let loaded = elf::load(program, &mut open)?;
+    exec::prepare(thread)?;
+    exec::commit(thread, loaded.mm, &short_name, set_uid, set_gid);
+    *context.registers = boot::initial_registers(loaded.entry, loaded.stack_pointer);
+    platform().set_fs_base(0);
+    restore_initial_fpu();
+    Ok(0)
+}
+
+/// The extended state that a program starts with.
+fn restore_initial_fpu() {
+    let mut area = [0u8; FPU_STATE_MAX];
+    let area = &mut area[..platform().fpu_size()];
+    crate::signal::frame::initial_fpu(area);
+    platform().fpu_restore(area);
+}
