@@ -7,7 +7,7 @@
 //! ([`restart_before_block`]). Once in the kernel the signal itself ends the call (no SA_RESTART).
 
 use std::arch::global_asm;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::area::Area;
 use super::raw::{Answer, Errno, check, plain};
@@ -202,21 +202,26 @@ impl Waiter<'_> {
 
     /// epoll_pwait2 into `events`, room for a number of `struct epoll_event`.
     pub fn epoll(&self, epoll: i32, events: super::area::Span<'_>, timeout: u64) -> Answer {
+        /// Set once the kernel, or a container's seccomp filter, has refused epoll_pwait2.
+        static OLD: AtomicBool = AtomicBool::new(false);
         let mut limit = timespec(timeout);
         let count = events.len() / size_of::<libc::epoll_event>();
         let (epoll, list) = (epoll as usize, events.pointer());
-        // SAFETY: `events` is valid memory for `count` elements.
-        let answer = unsafe {
-            blocking(
-                self.area,
-                self.seen,
-                self.kicked,
-                libc::SYS_epoll_pwait2,
-                [epoll, list, count, pointer(&mut limit), 0, 8],
-            )
-        };
-        if answer != Err(Errno(libc::ENOSYS)) {
-            return self.early(answer);
+        if !OLD.load(Ordering::Relaxed) {
+            // SAFETY: `events` is valid memory for `count` elements.
+            let answer = unsafe {
+                blocking(
+                    self.area,
+                    self.seen,
+                    self.kicked,
+                    libc::SYS_epoll_pwait2,
+                    [epoll, list, count, pointer(&mut limit), 0, 8],
+                )
+            };
+            match answer {
+                Err(Errno(libc::ENOSYS | libc::EPERM)) => OLD.store(true, Ordering::Relaxed),
+                answer => return self.early(answer),
+            }
         }
         // Linux before 5.11: milliseconds, rounded up so that nobody wakes before the time.
         let milliseconds = match timeout {

@@ -7,6 +7,7 @@
 mod code;
 
 use std::io::Write;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -263,6 +264,16 @@ fn scenario(name: &str) -> Vec<Script> {
         ],
         "killed" => vec![new().call(HostCall::Exit, [15, 0, 0, 0])],
         "damaged" => vec![new().exit(0)],
+        // Leaves the terminal raw: no echo, no line editing (c_lflag at 12, 0).
+        "raw terminal" => vec![
+            new()
+                .call(HostCall::Ioctl, [0, libc::TCGETS, 36, 0])
+                .expect(0)
+                .step(op::STORE, [8, 0xbf, 0, 0])
+                .call(HostCall::Ioctl, [0, libc::TCSETS, 36, 0])
+                .expect(0)
+                .exit(3),
+        ],
         // Cheap host calls until SIGHUP comes (bit 0).
         "busy" => vec![
             new()
@@ -477,6 +488,42 @@ fn a_busy_enclave_is_served() {
     let each = run.milliseconds * 1e6 / stats.entries as f64;
     println!("{} entries, {each:.0} ns each\n{stats}", stats.entries);
     assert!(stats.entries > 1000);
+}
+
+#[test]
+fn the_terminal_is_left_as_it_was() {
+    let (mut master, mut slave) = (0, 0);
+    // SAFETY: two descriptors to fill in, no name, default settings.
+    let opened = unsafe {
+        let none = std::ptr::null_mut::<u8>();
+        libc::openpty(
+            &mut master,
+            &mut slave,
+            none.cast(),
+            none.cast(),
+            none.cast(),
+        )
+    };
+    assert_eq!(opened, 0);
+    let settings = || {
+        // SAFETY: all zeros is valid, and tcgetattr fills it in.
+        let settings = unsafe {
+            let mut settings: libc::termios = std::mem::zeroed();
+            assert_eq!(libc::tcgetattr(master, &mut settings), 0);
+            settings
+        };
+        (settings.c_iflag, settings.c_oflag, settings.c_lflag)
+    };
+    let before = settings();
+    assert_ne!(before.2 & libc::ECHO, 0);
+    let mut command = prepare("raw terminal", "emulated");
+    // SAFETY: openpty has just made this descriptor, and nobody else closes it.
+    command.stdin(unsafe { OwnedFd::from_raw_fd(slave) });
+    let (status, _, stderr) = finish(command.spawn().unwrap());
+    assert_eq!(status.code(), Some(3), "{stderr}");
+    assert_eq!(settings(), before);
+    let calls = stats(&stderr).host_calls["Ioctl"];
+    assert_eq!(calls, 2);
 }
 
 /// The tiny enclave believes everything, so it may end anyhow; the host's side must not crash.

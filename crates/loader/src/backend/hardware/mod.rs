@@ -8,6 +8,7 @@
 
 mod enter;
 pub mod sys;
+mod touch;
 mod uapi;
 mod vdso;
 

@@ -8,7 +8,7 @@ use std::os::fd::IntoRawFd;
 
 use super::uapi::Request;
 use super::vdso::Function;
-use super::{enter, vdso};
+use super::{enter, touch, vdso};
 use crate::backend::{EnterLeaf, Outcome, Registers};
 use crate::sys::raw::{Answer, Errno, plain};
 
@@ -105,12 +105,7 @@ impl Sys for Kernel {
     }
 
     fn touch(&self, address: u64, len: u64) {
-        for page in (address..address + len).step_by(4096) {
-            // SAFETY: the range is mapped readable by the caller. From outside an enclave EPC
-            // pages read as ones. Should the kernel have no page to give, SIGBUS ends us, as it
-            // would have ended the enclave.
-            unsafe { (page as *const u8).read_volatile() };
-        }
+        touch::touch(address, len);
     }
 
     fn capabilities(&self) -> Capabilities {
