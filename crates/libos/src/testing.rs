@@ -86,7 +86,18 @@ pub fn setup() -> Arc<Thread> {
 /// A thread of a fresh process in the given address space.
 pub fn thread_in(mm: Arc<AddressSpace>) -> Arc<Thread> {
     static NEXT: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(1000);
-    let pid = NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    // Beyond the ids that the process table gives out.
+    let pid = (1 << 23) + NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    thread_of(pid, mm)
+}
+
+/// The first thread of a process with a certain id.
+pub fn thread_with_id(pid: u32) -> Arc<Thread> {
+    platform();
+    thread_of(pid, AddressSpace::new())
+}
+
+fn thread_of(pid: u32, mm: Arc<AddressSpace>) -> Arc<Thread> {
     let start = StartState {
         registers: Registers::default(),
         fs_base: 0,

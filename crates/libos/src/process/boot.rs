@@ -29,7 +29,10 @@ const NOT_FOUND: u8 = 127;
 const USERS_MAX: usize = 1 << 20;
 
 fn ours(message: String) -> BootError {
-    BootError { code: OURS, message }
+    BootError {
+        code: OURS,
+        message,
+    }
 }
 
 /// Builds process 1 from the configuration.
@@ -42,15 +45,29 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     let credentials = Credentials::new(user.uid, user.gid, user.groups.clone());
     let environment = environment(config, user.home.as_deref());
 
-    let name = config.argv.first().filter(|name| !name.is_empty()).ok_or_else(|| {
-        ours("the image names no program to start; set `argv` in the manifest".into())
-    })?;
-    let caller = Caller { thread: None, credentials: Some(&credentials) };
-    let path = lookup(&environment, b"PATH").unwrap_or(program::DEFAULT_PATH).to_vec();
+    let name = config
+        .argv
+        .first()
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| {
+            ours("the image names no program to start; set `argv` in the manifest".into())
+        })?;
+    let caller = Caller {
+        thread: None,
+        credentials: Some(&credentials),
+    };
+    let path = lookup(&environment, b"PATH")
+        .unwrap_or(program::DEFAULT_PATH)
+        .to_vec();
     let path = &path[..];
     let (file, found_at) = program::search(caller, &context, name, path)
         .map_err(|error| not_startable(name, path, error))?;
-    let ids = [credentials.ruid, credentials.euid, credentials.rgid, credentials.egid];
+    let ids = [
+        credentials.ruid,
+        credentials.euid,
+        credentials.rgid,
+        credentials.egid,
+    ];
     let program = Program {
         file,
         name: found_at.clone(),
@@ -71,14 +88,23 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     let process = Process::new(pid, loaded.mm.clone());
     *process.credentials.lock() = credentials;
     process.signals.group.lock().unkillable = true;
-    process.times.started.store(platform().monotonic(), Ordering::Relaxed);
+    process
+        .times
+        .started
+        .store(platform().monotonic(), Ordering::Relaxed);
     process.has_executed.store(true, Ordering::Relaxed);
     let start = StartState {
         registers: initial_registers(loaded.entry, loaded.stack_pointer),
         fs_base: 0,
         fpu: None,
     };
-    let thread = Arc::new(Thread::new(pid, process.clone(), files, context.clone(), start));
+    let thread = Arc::new(Thread::new(
+        pid,
+        process.clone(),
+        files,
+        context.clone(),
+        start,
+    ));
     super::exec::set_name(&thread, program::base_name(&found_at));
     thread.add_own_work(Work::RESIDENCY);
     process.threads.lock().push(Arc::downgrade(&thread));
@@ -137,7 +163,10 @@ fn environment(config: &Config, home: Option<&[u8]>) -> Vec<Vec<u8>> {
     if config.terminal {
         add(b"TERM", b"xterm");
     }
-    add(b"HOME", home.filter(|home| !home.is_empty()).unwrap_or(b"/"));
+    add(
+        b"HOME",
+        home.filter(|home| !home.is_empty()).unwrap_or(b"/"),
+    );
     environment
 }
 
@@ -145,17 +174,35 @@ fn not_startable(name: &[u8], path: &[u8], error: Errno) -> BootError {
     let name = String::from_utf8_lossy(name);
     let path = String::from_utf8_lossy(path);
     let (code, reason) = if error == ENOENT && name.contains('/') {
-        (NOT_FOUND, "no such file, or no such interpreter, in the image; check the entry point".into())
+        (
+            NOT_FOUND,
+            "no such file, or no such interpreter, in the image; check the entry point".into(),
+        )
     } else if error == ENOENT {
-        (NOT_FOUND, format!("not found in PATH ({path}); check the entry point or set PATH"))
+        (
+            NOT_FOUND,
+            format!("not found in PATH ({path}); check the entry point or set PATH"),
+        )
     } else if error == EACCES {
-        (NOT_EXECUTABLE, "permission denied; it must be a regular file that the user may execute".into())
+        (
+            NOT_EXECUTABLE,
+            "permission denied; it must be a regular file that the user may execute".into(),
+        )
     } else if error == ENOEXEC {
-        (NOT_EXECUTABLE, "not an x86-64 ELF program and not a script that begins with #!".into())
+        (
+            NOT_EXECUTABLE,
+            "not an x86-64 ELF program and not a script that begins with #!".into(),
+        )
     } else if error == ENOMEM {
-        (OURS, "not enough memory; raise `memory` in the manifest".into())
+        (
+            OURS,
+            "not enough memory; raise `memory` in the manifest".into(),
+        )
     } else {
         (NOT_EXECUTABLE, format!("{error:?}"))
     };
-    BootError { code, message: format!("cannot start {name:?}: {reason}") }
+    BootError {
+        code,
+        message: format!("cannot start {name:?}: {reason}"),
+    }
 }

@@ -31,7 +31,10 @@ pub fn check(caller: &Caller<'_>, path: PathRef) -> Result<Executable> {
     if inode.state().is_some_and(|state| state.has_writers()) {
         return Err(ETXTBSY);
     }
-    Ok(Executable { inode, path: Some(path) })
+    Ok(Executable {
+        inode,
+        path: Some(path),
+    })
 }
 
 /// Finds and checks a program by path.

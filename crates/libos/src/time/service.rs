@@ -59,7 +59,7 @@ pub fn wake() {
 }
 
 /// Runs timers until the container ends.
-pub fn service_loop(thread: &Arc<Thread>) {
+pub fn service_loop(thread: &Arc<Thread>) -> ! {
     loop {
         let seen = thread.event_count();
         // A kick has no other purpose than to end the sleep.
