@@ -531,4 +531,28 @@ mod tests {
         let low = executable(sample(2, 0x1000));
         assert_eq!(load(program(low, &["x"]), &mut nothing).err(), Some(ENOMEM));
     }
+
+    /// The programs of the machine that runs the tests, if it has them where Debian does.
+    #[test]
+    fn loads_real_programs() {
+        let mut open = |name: &[u8]| {
+            let name = std::str::from_utf8(name).map_err(|_| ENOENT)?;
+            std::fs::read(name).map(executable).map_err(|_| ENOENT)
+        };
+        for name in ["/bin/sh", "/bin/bash", "/usr/bin/python3", "/sbin/ldconfig"] {
+            let Ok(content) = std::fs::read(name) else { continue };
+            let elf = parse::parse(&*MemoryFile::new(content.clone())).unwrap();
+            let loaded = load(program(executable(content), &[name, "x"]), &mut open).unwrap();
+            let mut code = [0; 16];
+            loaded.mm.read(loaded.entry, &mut code).unwrap();
+            assert_ne!(code, [0; 16], "{name}");
+            for segment in &elf.segments {
+                let writable = segment.protection.contains(Protection::WRITE);
+                if elf.kind == Kind::Fixed && writable {
+                    let mut bytes = vec![0; segment.memory_size as usize];
+                    loaded.mm.read(segment.address, &mut bytes).unwrap();
+                }
+            }
+        }
+    }
 }
