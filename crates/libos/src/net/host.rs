@@ -107,8 +107,8 @@ pub fn send(
     let address = address.unwrap_or(&[]);
     // One user range and no address: without a stop in between.
     let direct = match from.next_user_range() {
-        Some((_, start, available)) if address.is_empty() && available >= len => {
-            platform().host_put_user(0, start, len).is_ok()
+        Some((mm, start, available)) if address.is_empty() && available >= len => {
+            mm.host_put(0, start, len).is_ok()
         }
         _ => false,
     };
@@ -187,12 +187,7 @@ pub fn receive(
         let step = match to.next_user_range() {
             Some((mm, start, available)) => {
                 let step = available.min(got - moved);
-                if platform().host_get_user(offset, start, step).is_err() {
-                    // Not there yet, or saved: through the address space.
-                    let mut bytes = vec![0; step];
-                    platform().host_get(offset, &mut bytes)?;
-                    mm.write(start, &bytes)?;
-                }
+                mm.host_get(offset, start, step)?;
                 to.advance(step);
                 step
             }
