@@ -23,7 +23,8 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     for publish in &arguments.publish {
         check_port(publish)?;
     }
-    if arguments.workload.tty && !(std::io::stdin().is_terminal() || !arguments.interactive) {
+    let terminal = std::io::stdin().is_terminal();
+    if arguments.workload.tty && arguments.interactive && !terminal {
         return Err(Failure::new(
             "standard input is not a terminal; leave -t out, or run from a terminal",
         ));

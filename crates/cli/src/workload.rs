@@ -8,7 +8,7 @@ use crate::args::Workload;
 use crate::failure::Failure;
 use bulla_abi::config::{Config, FixedFile, Insecure, VERSION};
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
-use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored};
+use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored, User};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -66,13 +66,15 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
     let stored = source.stored()?;
     let image = &stored.config;
     let hostname = hostname(workload)?;
+    let user = workload.user.clone().unwrap_or_else(|| image.user.clone());
+    let home = home(&stored.users, &user);
     let config = Config {
         version: VERSION,
         rootfs: stored.rootfs.clone(),
         argv: argv(image, workload.entrypoint.as_deref(), arguments)?,
-        env: environment(image, workload, &hostname)?,
+        env: environment(image, workload, &hostname, home)?,
         cwd: working_directory(image, workload.workdir.as_deref())?,
-        user: workload.user.clone().unwrap_or_else(|| image.user.clone()),
+        user,
         files: files(&workload.dns, &hostname),
         hostname,
         memory: 0,
@@ -144,10 +146,12 @@ fn environment(
     image: &ImageConfig,
     workload: &Workload,
     hostname: &str,
+    home: &str,
 ) -> Result<Vec<Vec<u8>>, Failure> {
     let mut env = Environment::default();
     env.set(DEFAULT_PATH.to_vec())?;
     env.set(format!("HOSTNAME={hostname}").into_bytes())?;
+    env.set(format!("HOME={home}").into_bytes())?;
     if workload.tty {
         env.set(b"TERM=xterm".to_vec())?;
     }
@@ -204,6 +208,16 @@ impl Environment {
             None => Ok(()),
         }
     }
+}
+
+/// The user's home directory; `/` when the image does not know the user, as container engines do.
+fn home<'a>(users: &'a [User], user: &str) -> &'a str {
+    let name = user.split(':').next().unwrap_or_default();
+    let found = users.iter().find(|known| match name {
+        "" => known.uid == "0",
+        name => known.name == name || known.uid == name,
+    });
+    found.map_or("/", |user| &user.home)
 }
 
 fn working_directory(image: &ImageConfig, wanted: Option<&OsStr>) -> Result<Vec<u8>, Failure> {
@@ -383,6 +397,25 @@ mod tests {
         env.set_or_copy(b"BULLA_TEST_NEVER_SET").unwrap();
         assert_eq!(env.0, [b"A=3=4".to_vec(), b"B=2".to_vec()]);
         assert!(env.set_or_copy(b"=x").is_err());
+    }
+
+    #[test]
+    fn home_directories() {
+        let user = |name: &str, uid: &str, home: &str| User {
+            name: name.into(),
+            uid: uid.into(),
+            home: home.into(),
+        };
+        let users = [user("root", "0", "/root"), user("app", "10", "/srv")];
+        for (name, expected) in [
+            ("", "/root"),
+            ("app", "/srv"),
+            ("app:staff", "/srv"),
+            ("10:10", "/srv"),
+            ("11", "/"),
+        ] {
+            assert_eq!(home(&users, name), expected, "{name}");
+        }
     }
 
     #[test]

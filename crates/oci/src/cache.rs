@@ -1,8 +1,8 @@
 //! Root file system images, kept by the content they were built from.
 //!
 //! ```text
-//! CACHE/rootfs-1/HEX.img    EROFS image and hash tree; HEX names the layers' content
-//! CACHE/rootfs-1/HEX.json   its sizes, salt and root hash
+//! CACHE/rootfs-2/HEX.img    EROFS image and hash tree; HEX names the layers' content
+//! CACHE/rootfs-2/HEX.json   its sizes, salt, root hash, and the home directories of its users
 //! CACHE/sources-1/HEX.json  what an archive or directory held when it was last read
 //! ```
 //! Files appear under their name by renaming a complete file, so readers need no lock; builders of
@@ -37,12 +37,49 @@ pub struct Cache {
 pub struct Stored {
     pub path: PathBuf,
     pub rootfs: Rootfs,
+    /// The users of its /etc/passwd.
+    pub users: Vec<User>,
     /// How the image wants to be run; empty for a plain directory.
     pub config: ImageConfig,
     /// The image's id; for a plain directory a fingerprint of its files' attributes.
     pub digest: Digest,
     /// It was built by this call, rather than found.
     pub built: bool,
+}
+
+/// A line of /etc/passwd, as far as it matters for the first process's environment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    pub uid: String,
+    pub home: String,
+}
+
+/// What is known of an image in the cache.
+#[derive(Clone, Serialize, Deserialize)]
+struct Description {
+    rootfs: Rootfs,
+    users: Vec<User>,
+}
+
+/// Users beyond this much of /etc/passwd, or of this many lines, are not looked at.
+const PASSWD_MAX: u64 = 256 << 10;
+const USERS_MAX: usize = 1000;
+
+fn users(tree: &Tree) -> Vec<User> {
+    let text = tree.read(b"/etc/passwd", PASSWD_MAX).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines = text.lines().take(USERS_MAX).filter_map(|line| {
+        let mut fields = line.split(':');
+        let (name, uid) = (fields.next()?, fields.nth(1)?);
+        let home = fields.nth(2)?;
+        Some(User {
+            name: name.to_owned(),
+            uid: uid.to_owned(),
+            home: home.to_owned(),
+        })
+    });
+    lines.collect()
 }
 
 /// Writes the image of a tree into an empty file.
@@ -73,7 +110,7 @@ impl Cache {
 
     /// The cache in `dir`, which is made if need be.
     pub fn at(dir: PathBuf) -> Result<Cache, Error> {
-        for name in ["rootfs-1", "sources-1"] {
+        for name in ["rootfs-2", "sources-1"] {
             let path = dir.join(name);
             if !path.is_dir() {
                 let made = std::fs::create_dir_all(&path);
@@ -103,7 +140,7 @@ impl Cache {
         let image = Image::open(reference, &self.dir)?;
         let content = image.content();
         let flatten = || image.flatten(&self.dir, Limits::default());
-        let (rootfs, built) = self.rootfs(&content, flatten, build)?;
+        let (description, built) = self.rootfs(&content, flatten, build)?;
         let source = Source {
             stamp,
             digest: image.digest.to_string(),
@@ -113,7 +150,8 @@ impl Cache {
         self.remember(&key, &source)?;
         Ok(Stored {
             path: self.rootfs_path(&content, "img"),
-            rootfs,
+            rootfs: description.rootfs,
+            users: description.users,
             config: image.config,
             digest: image.digest,
             built,
@@ -136,7 +174,7 @@ impl Cache {
             return Ok(stored);
         }
         let content = Digest::of(&[key.bytes().as_slice(), fingerprint.bytes()].concat());
-        let (rootfs, built) = self.rootfs(&content, || directory::tree(&path), build)?;
+        let (description, built) = self.rootfs(&content, || directory::tree(&path), build)?;
         if let Some(old) = self.source(&key)
             && old.content != content.hex()
             && let Some(old) = Digest::parse(&old.content)
@@ -156,7 +194,8 @@ impl Cache {
         self.remember(&key, &source)?;
         Ok(Stored {
             path: self.rootfs_path(&content, "img"),
-            rootfs,
+            rootfs: description.rootfs,
+            users: description.users,
             config: ImageConfig::default(),
             digest: fingerprint,
             built,
@@ -167,8 +206,10 @@ impl Cache {
     fn known(&self, key: &Digest, stamp: &str) -> Option<Stored> {
         let source = self.source(key).filter(|source| source.stamp == stamp)?;
         let content = Digest::parse(&source.content)?;
+        let description = self.complete(&content)?;
         Some(Stored {
-            rootfs: self.complete(&content)?,
+            rootfs: description.rootfs,
+            users: description.users,
             path: self.rootfs_path(&content, "img"),
             digest: Digest::parse(&source.digest)?,
             config: source.config,
@@ -190,16 +231,18 @@ impl Cache {
 
     fn rootfs_path(&self, content: &Digest, extension: &str) -> PathBuf {
         self.dir
-            .join(format!("rootfs-1/{}.{extension}", content.hex()))
+            .join(format!("rootfs-2/{}.{extension}", content.hex()))
     }
 
     /// The description of an image that is in the cache whole.
-    fn complete(&self, content: &Digest) -> Option<Rootfs> {
-        let rootfs: Rootfs = read_json(&self.rootfs_path(content, "json"))?;
+    fn complete(&self, content: &Digest) -> Option<Description> {
+        let description: Description = read_json(&self.rootfs_path(content, "json"))?;
         let len = std::fs::metadata(self.rootfs_path(content, "img"))
             .ok()?
             .len();
-        (rootfs.data_size.checked_add(rootfs.tree_size) == Some(len)).then_some(rootfs)
+        let rootfs = &description.rootfs;
+        let whole = rootfs.data_size.checked_add(rootfs.tree_size) == Some(len);
+        whole.then_some(description)
     }
 
     fn rootfs(
@@ -207,16 +250,16 @@ impl Cache {
         content: &Digest,
         tree: impl FnOnce() -> Result<Tree, Error>,
         build: Build,
-    ) -> Result<(Rootfs, bool), Error> {
-        if let Some(rootfs) = self.complete(content) {
-            return Ok((rootfs, false));
+    ) -> Result<(Description, bool), Error> {
+        if let Some(description) = self.complete(content) {
+            return Ok((description, false));
         }
         let lock_path = self.rootfs_path(content, "lock");
         let lock = File::create(&lock_path).map_err(Error::io(&lock_path))?;
         let locked = flock(&lock, FlockOperation::LockExclusive);
         locked.map_err(|errno| Error::io(&lock_path)(errno.into()))?;
-        if let Some(rootfs) = self.complete(content) {
-            return Ok((rootfs, false));
+        if let Some(description) = self.complete(content) {
+            return Ok((description, false));
         }
         let tree = tree()?;
         // Under the lock, so what is there is of a builder that died.
@@ -238,9 +281,13 @@ impl Cache {
         };
         let path = self.rootfs_path(content, "img");
         std::fs::rename(&temporary, &path).map_err(Error::io(&path))?;
-        write_json(&self.rootfs_path(content, "json"), &rootfs)?;
+        let description = Description {
+            rootfs,
+            users: users(&tree),
+        };
+        write_json(&self.rootfs_path(content, "json"), &description)?;
         let _ = std::fs::remove_file(&lock_path);
-        Ok((rootfs, true))
+        Ok((description, true))
     }
 }
 

@@ -105,7 +105,7 @@ impl Program {
             }
         };
         let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        command.args([&format!("PATH={path}"), "HOSTNAME=bulla"]);
+        command.args([&format!("PATH={path}"), "HOSTNAME=bulla", "HOME=/root"]);
         for (name, value) in &self.env {
             command.arg(format!("{name}={value}"));
         }
