@@ -1,5 +1,6 @@
 //! Open files: the object behind a descriptor, and what a kind of file must implement.
 
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
@@ -228,6 +229,11 @@ pub trait FileOps: Any + Send + Sync {
         anonymous_metadata()
     }
 
+    /// Lines of /proc/self/fdinfo of this kind of file alone.
+    fn describe_more(&self) -> String {
+        String::new()
+    }
+
     /// Whether /proc/self/fd shows `describe` even though there is a path (memfd).
     fn has_own_name(&self) -> bool {
         false
@@ -242,8 +248,8 @@ pub trait FileOps: Any + Send + Sync {
     fn release(&self, _flags: u32) {}
 
     /// What /proc/self/fd shows for files without a path, such as "pipe:[12]".
-    fn describe(&self) -> alloc::string::String {
-        alloc::string::String::from("anon_inode:[file]")
+    fn describe(&self) -> String {
+        String::from("anon_inode:[file]")
     }
 }
 

@@ -3,35 +3,42 @@
 
 use alloc::sync::Arc;
 
-use crate::Thread;
+use crate::errno::{EIO, ERESTARTSYS};
 use crate::process::credentials::Credentials;
+use crate::process::limits::Resource;
+use crate::process::table;
+use crate::signal::send::{Origin, to_group, to_thread, user_info};
+use crate::signal::{SIGCONT, SIGHUP, SIGPIPE, SIGTTIN, SIGTTOU, SIGXFSZ, SigInfo, bit};
+use crate::{Result, Thread};
 
 /// RLIMIT_NOFILE of the calling process.
-pub fn file_limit(_thread: &Thread) -> usize {
-    1 << 20
+pub fn file_limit(thread: &Thread) -> usize {
+    thread.process.limits.files()
 }
 
 /// RLIMIT_FSIZE of the calling process, in bytes.
-pub fn size_limit(_thread: &Thread) -> u64 {
-    u64::MAX
+pub fn size_limit(thread: &Thread) -> u64 {
+    thread.process.limits.get(Resource::FileSize).soft
 }
 
 /// A write to a pipe without readers.
-pub fn raise_sigpipe(_thread: &Arc<Thread>) {}
+pub fn raise_sigpipe(thread: &Arc<Thread>) {
+    let _ = to_thread(thread, user_info(thread, SIGPIPE), Origin::Inside);
+}
 
-pub const SIGTTIN: u32 = 21;
-pub const SIGTTOU: u32 = 22;
+/// A write beyond RLIMIT_FSIZE.
+pub fn raise_sigxfsz(thread: &Arc<Thread>) {
+    let _ = to_thread(thread, user_info(thread, SIGXFSZ), Origin::Inside);
+}
 
 /// The session of a process.
 pub fn session(thread: &Thread) -> u32 {
-    let _ = thread;
-    1
+    thread.process.session()
 }
 
 /// The process group of a process.
 pub fn group(thread: &Thread) -> u32 {
-    let _ = thread;
-    1
+    thread.process.group()
 }
 
 pub fn is_session_leader(thread: &Thread) -> bool {
@@ -39,23 +46,61 @@ pub fn is_session_leader(thread: &Thread) -> bool {
 }
 
 /// Whether a process group exists and is part of the session.
-pub fn group_in_session(_group: u32, _session: u32) -> bool {
-    true
+pub fn group_in_session(group: u32, session: u32) -> bool {
+    table::lock().group_in_session(group, session)
 }
 
-/// A background process uses its terminal: SIGTTIN or SIGTTOU to its group, unless it ignores or
-/// blocks the signal.
-pub fn stop_background(_thread: &Arc<Thread>, _signal: u32) -> crate::Result<()> {
-    Ok(())
+/// How a process uses a terminal of which it is in the background.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Background {
+    Read,
+    Change,
+}
+
+/// A background process uses its terminal: SIGTTIN or SIGTTOU to its group and the call starts
+/// again, unless it ignores or blocks the signal or nobody could continue it (tty_ioctl(4)).
+pub fn stop_background(thread: &Arc<Thread>, how: Background) -> Result<()> {
+    let signal = if how == Background::Read {
+        SIGTTIN
+    } else {
+        SIGTTOU
+    };
+    let ignored = thread.signals.blocked() & bit(signal) != 0
+        || thread.process.signals.action(signal).ignores(signal);
+    if ignored {
+        return if how == Background::Read {
+            Err(EIO)
+        } else {
+            Ok(())
+        };
+    }
+    if table::lock().is_orphaned_group(group(thread), 0) {
+        return Err(EIO.because("orphaned process group"));
+    }
+    to_group(group(thread), SigInfo::kernel(signal), Origin::Inside)?;
+    Err(ERESTARTSYS)
 }
 
 /// The terminal is gone: SIGHUP and SIGCONT to the foreground group.
-pub fn hang_up(_group: u32) {}
+pub fn hang_up(group: u32) {
+    for signal in [SIGHUP, SIGCONT] {
+        signal_group(group, signal);
+    }
+}
 
-/// A write beyond RLIMIT_FSIZE.
-pub fn raise_sigxfsz(_thread: &Arc<Thread>) {}
+/// A signal from a terminal to its foreground group.
+pub fn signal_group(group: u32, signal: u32) {
+    if group != 0 {
+        let _ = to_group(group, SigInfo::kernel(signal), Origin::Inside);
+    }
+}
 
-/// The capabilities that go with the real user id.
-pub fn credentials_for_access(credentials: Credentials) -> Credentials {
+/// The capabilities that go with the real user id: access(2) asks with these.
+pub fn credentials_for_access(mut credentials: Credentials) -> Credentials {
+    credentials.effective = if credentials.ruid == 0 {
+        credentials.permitted
+    } else {
+        0
+    };
     credentials
 }

@@ -11,6 +11,7 @@
 //! → mount table → directory content → attributes → data. Only the first two may be held while
 //! user memory is touched.
 
+pub mod anonymous;
 pub mod context;
 pub mod dentry;
 pub mod device;
@@ -35,7 +36,7 @@ pub mod procfs;
 pub mod pty;
 pub mod table;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 pub mod tty;
 
 pub use init::{InitError, budget, empty_root, has_terminal, init, populate, root, standard_files};

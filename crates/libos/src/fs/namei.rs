@@ -16,6 +16,7 @@ use crate::Result;
 use crate::errno::{
     EACCES, EBUSY, EEXIST, EINVAL, EISDIR, ELOOP, ENOENT, ENOTDIR, ENOTEMPTY, EPERM, EROFS, EXDEV,
 };
+use crate::process::credentials::CAP_FSETID;
 
 /// How to open.
 #[derive(Clone, Copy, Debug)]
@@ -206,7 +207,7 @@ fn new_owner(caller: &Caller<'_>, directory: &Arc<dyn Inode>, kind: FileType, mo
         gid = directory.metadata().gid;
         if kind == FileType::Directory {
             mode |= 0o2000;
-        } else if mode & 0o2010 == 0o2010 && !caller.in_group(gid) && !caller.is_privileged() {
+        } else if mode & 0o2010 == 0o2010 && !caller.in_group(gid) && !caller.has(CAP_FSETID) {
             mode &= !0o2000;
         }
     }
@@ -563,7 +564,7 @@ pub fn truncate(path: &PathRef, size: u64) -> Result<()> {
 /// Clears set-user-id and set-group-id after a write by someone who is not root.
 pub fn drop_privilege_bits(caller: &Caller<'_>, inode: &dyn Inode) -> Result<()> {
     let mode = inode.mode();
-    if mode & 0o6000 == 0 || caller.is_privileged() {
+    if mode & 0o6000 == 0 || caller.has(CAP_FSETID) {
         return Ok(());
     }
     let drop = if mode & 0o010 != 0 { 0o6000 } else { 0o4000 };

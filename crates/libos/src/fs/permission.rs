@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::inode::{FileType, Inode};
 use crate::errno::{EACCES, EPERM};
-use crate::process::credentials::Credentials;
+use crate::process::credentials::{CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, Credentials};
 use crate::{Result, Thread};
 
 /// Execute a file, search a directory.
@@ -54,29 +54,9 @@ impl<'a> Caller<'a> {
         self.with(true, |credentials| in_group(credentials, gid))
     }
 
-    /// Whether the caller has the capabilities of root over files (CAP_FOWNER, CAP_CHOWN, …).
-    pub fn is_privileged(&self) -> bool {
-        self.with(true, privileged)
-    }
-
-    /// CAP_SYS_ADMIN: mounts, trusted attributes.
-    pub fn is_administrator(&self) -> bool {
-        self.with(true, |credentials| credentials.euid == 0)
-    }
-
-    /// CAP_CHOWN.
-    pub fn may_chown(&self) -> bool {
-        self.with(true, privileged)
-    }
-
-    /// CAP_SYS_CHROOT.
-    pub fn may_chroot(&self) -> bool {
-        self.with(true, |credentials| credentials.euid == 0)
-    }
-
-    /// CAP_MKNOD.
-    pub fn may_make_devices(&self) -> bool {
-        self.with(true, |credentials| credentials.euid == 0)
+    /// Whether the caller has a capability.
+    pub fn has(&self, capability: u32) -> bool {
+        self.with(true, |credentials| credentials.has(capability))
     }
 
     /// Checks read, write and execute permission; EACCES.
@@ -94,7 +74,7 @@ impl<'a> Caller<'a> {
     /// Whether the caller owns the inode or stands above its owner; EPERM.
     pub fn check_owner(&self, inode: &dyn Inode) -> Result<()> {
         let allowed = self.with(true, |credentials| {
-            privileged(credentials) || inode.metadata().uid == credentials.fsuid
+            credentials.has(CAP_FOWNER) || inode.metadata().uid == credentials.fsuid
         });
         if allowed {
             Ok(())
@@ -110,7 +90,7 @@ impl<'a> Caller<'a> {
         let sticky = directory.mode() & 0o1000 != 0;
         let allowed = !sticky
             || self.with(true, |credentials| {
-                privileged(credentials)
+                credentials.has(CAP_FOWNER)
                     || child.metadata().uid == credentials.fsuid
                     || directory.metadata().uid == credentials.fsuid
             });
@@ -122,22 +102,24 @@ impl<'a> Caller<'a> {
     }
 }
 
-fn privileged(credentials: &Credentials) -> bool {
-    credentials.fsuid == 0
-}
-
 fn in_group(credentials: &Credentials, gid: u32) -> bool {
     credentials.fsgid == gid || credentials.groups.contains(&gid)
 }
 
 fn check(credentials: &Credentials, inode: &dyn Inode, mode: u32, wanted: u32) -> Result<()> {
-    if privileged(credentials) {
+    if credentials.has(CAP_DAC_OVERRIDE) {
         // CAP_DAC_OVERRIDE: everything but executing a file that nobody may execute.
         let directory = FileType::from_mode(mode) == Some(FileType::Directory);
         if wanted & EXECUTE == 0 || directory || mode & 0o111 != 0 {
             return Ok(());
         }
         return Err(EACCES.because("no execute permission"));
+    }
+    if credentials.has(CAP_DAC_READ_SEARCH) {
+        let directory = FileType::from_mode(mode) == Some(FileType::Directory);
+        if wanted == READ || directory && wanted & WRITE == 0 {
+            return Ok(());
+        }
     }
     // The three classes agree: no need to know whose it is.
     let class = if mode >> 6 & 7 == mode & 7 && mode >> 3 & 7 == mode & 7 {

@@ -22,3 +22,8 @@ pub fn open_slave(_caller: &Caller<'_>, _number: u32, _flags: u32) -> Result<Arc
 pub fn controlled_by(_session: u32) -> Option<Arc<dyn FileOps>> {
     None
 }
+
+/// Device number and foreground group of a session's terminal.
+pub fn of_session(_session: u32) -> Option<(u64, u32)> {
+    None
+}

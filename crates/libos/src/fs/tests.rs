@@ -47,17 +47,7 @@ impl Machine {
             .thread
             .set_fs(Arc::new(FsContext::new(self.thread.fs().root())));
         let mut credentials = machine.thread.process.credentials.lock();
-        *credentials = Credentials {
-            ruid: uid,
-            euid: uid,
-            suid: uid,
-            fsuid: uid,
-            rgid: gid,
-            egid: gid,
-            sgid: gid,
-            fsgid: gid,
-            ..Credentials::default()
-        };
+        *credentials = Credentials::new(uid, gid, Vec::new());
         drop(credentials);
         machine
     }

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use spin::Once;
 
 use super::file::{FileOps, OpenFile};
+use super::hooks::Background;
 use super::ioctl;
 use super::permission::Caller;
 use crate::errno::{ENOTTY, ENXIO, EPERM};
@@ -43,6 +44,15 @@ pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
     Err(ENXIO.because("no controlling terminal"))
 }
 
+/// The controlling terminal of a session: its device number and foreground group.
+pub fn of_session(session: u32) -> Option<(u64, u32)> {
+    let host = host_terminal();
+    if session != 0 && host.session() == session {
+        return Some((super::lower::make_device(5, 1), host.foreground()));
+    }
+    super::pty::of_session(session)
+}
+
 impl Terminal {
     pub fn session(&self) -> u32 {
         self.session.load(Ordering::Relaxed)
@@ -60,15 +70,15 @@ impl Terminal {
 
     /// A read from the background stops the reader (SIGTTIN).
     pub fn check_read(&self, thread: &Arc<Thread>) -> Result<()> {
-        self.check(thread, super::hooks::SIGTTIN)
+        self.check(thread, Background::Read)
     }
 
     /// A change of the terminal from the background stops the caller (SIGTTOU).
     pub fn check_change(&self, thread: &Arc<Thread>) -> Result<()> {
-        self.check(thread, super::hooks::SIGTTOU)
+        self.check(thread, Background::Change)
     }
 
-    fn check(&self, thread: &Arc<Thread>, signal: u32) -> Result<()> {
+    fn check(&self, thread: &Arc<Thread>, how: Background) -> Result<()> {
         let foreground = self.foreground();
         if foreground == 0 || self.session() != super::hooks::session(thread) {
             return Ok(());
@@ -76,7 +86,7 @@ impl Terminal {
         if super::hooks::group(thread) == foreground {
             return Ok(());
         }
-        super::hooks::stop_background(thread, signal)
+        super::hooks::stop_background(thread, how)
     }
 
     /// The requests of tty_ioctl(4) about sessions and groups.

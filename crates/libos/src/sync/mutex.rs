@@ -53,6 +53,14 @@ impl<T> SleepLock<T> {
         }
     }
 
+    /// The value, unless someone holds the lock (for /proc, which shows a moment).
+    pub fn peek(&self) -> Option<T>
+    where
+        T: Copy,
+    {
+        self.value.try_lock().map(|value| *value)
+    }
+
     #[cold]
     fn wait(&self, thread: &Arc<Thread>) {
         let queue = self.queue.lock().get_or_insert_with(WaitQueue::new).clone();

@@ -11,6 +11,7 @@ use crate::fs::path::{Follow, PathRef};
 use crate::fs::permission::WRITE;
 use crate::fs::{hooks, namei};
 use crate::mm::AddressSpace;
+use crate::process::credentials::{CAP_CHOWN, CAP_FSETID};
 use crate::user::UserPtr;
 
 fn file_place(file: &OpenFile) -> Result<PathRef> {
@@ -37,7 +38,7 @@ fn change_mode(context: &Context<'_>, path: &PathRef, mode: u32) -> Result<usize
     caller.check_owner(&**inode)?;
     let mut mode = mode & 0o7777;
     // Only members may give a file the group's rights.
-    if mode & 0o2000 != 0 && !caller.is_privileged() && !caller.in_group(inode.metadata().gid) {
+    if mode & 0o2000 != 0 && !caller.has(CAP_FSETID) && !caller.in_group(inode.metadata().gid) {
         mode &= !0o2000;
     }
     namei::set_attributes(
@@ -101,7 +102,7 @@ fn change_owner(context: &Context<'_>, path: &PathRef, uid: u32, gid: u32) -> Re
     let metadata = inode.metadata();
     let new_uid = (uid != u32::MAX).then_some(uid);
     let new_gid = (gid != u32::MAX).then_some(gid);
-    if !caller.may_chown() {
+    if !caller.has(CAP_CHOWN) {
         let owns = metadata.uid == caller.ids().0;
         let keeps_uid = new_uid.is_none_or(|uid| uid == metadata.uid);
         let own_group = new_gid.is_none_or(|gid| gid == metadata.gid || caller.in_group(gid));

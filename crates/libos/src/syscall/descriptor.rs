@@ -14,6 +14,7 @@ use crate::fs::inode::FileType;
 use crate::fs::ioctl;
 use crate::fs::lock::{Owner, Record};
 use crate::fs::pipe;
+use crate::process::credentials::CAP_SYS_RESOURCE;
 use crate::user::UserPtr;
 
 pub fn dup(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -172,7 +173,7 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         command::NOTIFY => Err(EINVAL.because("no dnotify: use inotify")),
         command::SETPIPE_SZ => {
             let size = usize::try_from(argument as i32).map_err(|_| EINVAL)?;
-            pipe::set_capacity(&file, size, context.caller().is_administrator())
+            pipe::set_capacity(&file, size, context.caller().has(CAP_SYS_RESOURCE))
         }
         command::GETPIPE_SZ => pipe::capacity(&file),
         command::ADD_SEALS => {

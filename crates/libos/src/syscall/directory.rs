@@ -10,9 +10,13 @@ use crate::fs::inode::{FileType, NewNode};
 use crate::fs::namei;
 use crate::fs::path::{Follow, PathRef};
 use crate::fs::permission::EXECUTE;
+use crate::process::credentials::CAP_SYS_CHROOT;
 
 /// Most bytes of entries collected before they go to user memory.
 const LISTING_MAX: usize = 128 << 10;
+
+/// mknod(2) of devices.
+const CAP_MKNOD: u32 = 27;
 
 /// How an entry is laid out.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -164,7 +168,7 @@ pub fn chroot(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     let path = context.path(arguments.u64(0))?;
     let found = context.walk().find(&path, Follow::Yes)?;
     check_directory(context, &found)?;
-    if !context.caller().may_chroot() {
+    if !context.caller().has(CAP_SYS_CHROOT) {
         return Err(EPERM);
     }
     context.thread.fs().set_root(found);
@@ -221,7 +225,7 @@ fn make_node(
         _ => return Err(EINVAL),
     };
     let is_device = matches!(node, NewNode::Character(_) | NewNode::Block(_));
-    if is_device && !context.caller().may_make_devices() {
+    if is_device && !context.caller().has(CAP_MKNOD) {
         return Err(EPERM);
     }
     let mode = mode & 0o7777 & !context.thread.fs().umask();

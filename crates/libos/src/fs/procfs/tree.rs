@@ -1,0 +1,394 @@
+//! What in /proc belongs to no process.
+
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use spin::Once;
+
+use crate::errno::{EINVAL, ENOENT};
+use crate::fs::inode::FileType;
+use crate::mm::accounting;
+use crate::platform::platform;
+use crate::process::table;
+use crate::sync::SpinLock;
+use crate::{Result, kernel};
+
+/// A name and what it stands for.
+pub type Children = &'static [(&'static str, Item)];
+
+/// A node.
+pub enum Item {
+    /// The root: processes too.
+    Root(Children),
+    Directory(Children),
+    Text(fn() -> String),
+    Setting(&'static Setting),
+    Link(&'static str),
+}
+
+impl Item {
+    pub fn kind(&self) -> FileType {
+        match self {
+            Item::Root(_) | Item::Directory(_) => FileType::Directory,
+            Item::Text(_) | Item::Setting(_) => FileType::Regular,
+            Item::Link(_) => FileType::Link,
+        }
+    }
+}
+
+/// A number under /proc/sys that may be written and reads back what was written. Only settings
+/// that promise nothing else are here.
+pub struct Setting {
+    default: &'static str,
+    value: SpinLock<Option<String>>,
+    max: u64,
+}
+
+impl Setting {
+    const fn new(default: &'static str, max: u64) -> Setting {
+        Setting {
+            default,
+            value: SpinLock::new(None),
+            max,
+        }
+    }
+
+    pub fn value(&self) -> String {
+        self.value
+            .lock()
+            .clone()
+            .unwrap_or_else(|| self.default.to_string())
+    }
+
+    pub fn set(&self, bytes: &[u8]) -> Result<()> {
+        let text = core::str::from_utf8(bytes).map_err(|_| EINVAL)?.trim();
+        let number: u64 = text.parse().map_err(|_| EINVAL)?;
+        if number > self.max {
+            return Err(EINVAL);
+        }
+        *self.value.lock() = Some(text.to_string());
+        Ok(())
+    }
+}
+
+/// The child of this name.
+pub fn find(children: Children, name: &[u8]) -> Result<&'static Item> {
+    let found = children.iter().find(|(child, _)| child.as_bytes() == name);
+    found.map(|(_, item)| item).ok_or(ENOENT)
+}
+
+macro_rules! fixed {
+    ($text:expr) => {
+        Item::Text(|| String::from(concat!($text, "\n")))
+    };
+}
+
+pub static ROOT: Item = Item::Root(&[
+    ("cmdline", fixed!("bulla")),
+    ("cpuinfo", Item::Text(cpuinfo)),
+    (
+        "devices",
+        fixed!("Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:"),
+    ),
+    (
+        "filesystems",
+        fixed!("nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\nnodev\toverlay"),
+    ),
+    ("loadavg", Item::Text(loadavg)),
+    ("meminfo", Item::Text(meminfo)),
+    ("mounts", Item::Link("self/mounts")),
+    ("net", Item::Link("self/net")),
+    ("partitions", fixed!("major minor  #blocks  name\n")),
+    ("stat", Item::Text(stat)),
+    (
+        "swaps",
+        fixed!("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority"),
+    ),
+    ("sys", Item::Directory(SYS)),
+    ("uptime", Item::Text(uptime)),
+    ("version", Item::Text(version)),
+    ("vmstat", Item::Text(vmstat)),
+]);
+
+static SYS: Children = &[
+    ("fs", Item::Directory(SYS_FS)),
+    ("kernel", Item::Directory(SYS_KERNEL)),
+    ("net", Item::Directory(SYS_NET)),
+    ("vm", Item::Directory(SYS_VM)),
+];
+
+static SYS_FS: Children = &[
+    ("aio-max-nr", fixed!("65536")),
+    ("file-max", fixed!("9223372036854775807")),
+    ("file-nr", fixed!("1024\t0\t9223372036854775807")),
+    (
+        "inotify",
+        Item::Directory(&[
+            ("max_queued_events", fixed!("16384")),
+            ("max_user_instances", fixed!("128")),
+            ("max_user_watches", fixed!("65536")),
+        ]),
+    ),
+    ("nr_open", fixed!("1048576")),
+    ("pipe-max-size", fixed!("1048576")),
+    ("protected_fifos", fixed!("1")),
+    ("protected_hardlinks", fixed!("1")),
+    ("protected_regular", fixed!("1")),
+    ("protected_symlinks", fixed!("0")),
+];
+
+static SYS_KERNEL: Children = &[
+    ("cap_last_cap", fixed!("40")),
+    ("core_pattern", fixed!("core")),
+    ("domainname", Item::Text(|| line(&kernel().names().1))),
+    ("hostname", Item::Text(|| line(&kernel().names().0))),
+    ("msgmax", fixed!("8192")),
+    ("msgmnb", fixed!("16384")),
+    ("msgmni", fixed!("32000")),
+    ("ngroups_max", fixed!("65536")),
+    ("osrelease", Item::Text(|| line(RELEASE.as_bytes()))),
+    ("ostype", fixed!("Linux")),
+    ("overflowgid", fixed!("65534")),
+    ("overflowuid", fixed!("65534")),
+    ("pid_max", fixed!("4194304")),
+    (
+        "random",
+        Item::Directory(&[
+            ("boot_id", Item::Text(boot_id)),
+            ("entropy_avail", fixed!("256")),
+            ("poolsize", fixed!("256")),
+            ("uuid", Item::Text(uuid)),
+        ]),
+    ),
+    ("randomize_va_space", fixed!("2")),
+    ("sem", fixed!("32000\t1024000000\t500\t32000")),
+    ("shmall", fixed!("18446744073692774399")),
+    ("shmmax", fixed!("18446744073692774399")),
+    ("shmmni", fixed!("4096")),
+    (
+        "threads-max",
+        Item::Text(|| format!("{}\n", kernel().max_threads())),
+    ),
+    ("version", Item::Text(|| line(VERSION.as_bytes()))),
+];
+
+static SYS_NET: Children = &[
+    (
+        "core",
+        Item::Directory(&[
+            ("rmem_default", fixed!("212992")),
+            ("rmem_max", fixed!("212992")),
+            ("somaxconn", fixed!("4096")),
+            ("wmem_default", fixed!("212992")),
+            ("wmem_max", fixed!("212992")),
+        ]),
+    ),
+    (
+        "ipv4",
+        Item::Directory(&[
+            ("ip_local_port_range", fixed!("32768\t60999")),
+            ("ip_unprivileged_port_start", fixed!("0")),
+            ("tcp_fin_timeout", fixed!("60")),
+            ("tcp_keepalive_intvl", fixed!("75")),
+            ("tcp_keepalive_probes", fixed!("9")),
+            ("tcp_keepalive_time", fixed!("7200")),
+            ("tcp_max_syn_backlog", fixed!("4096")),
+            ("tcp_rmem", fixed!("4096\t131072\t6291456")),
+            ("tcp_wmem", fixed!("4096\t16384\t4194304")),
+        ]),
+    ),
+    (
+        "unix",
+        Item::Directory(&[("max_dgram_qlen", fixed!("512"))]),
+    ),
+];
+
+static OVERCOMMIT: Setting = Setting::new("1", 2);
+static SWAPPINESS: Setting = Setting::new("60", 200);
+
+static SYS_VM: Children = &[
+    ("max_map_count", fixed!("65530")),
+    ("min_free_kbytes", fixed!("67584")),
+    ("mmap_min_addr", fixed!("65536")),
+    ("nr_hugepages", fixed!("0")),
+    ("overcommit_memory", Item::Setting(&OVERCOMMIT)),
+    ("overcommit_ratio", fixed!("50")),
+    ("swappiness", Item::Setting(&SWAPPINESS)),
+];
+
+/// The kernel release that programs see.
+pub const RELEASE: &str = "6.1.0-bulla";
+/// What uname and /proc/version show as the version.
+const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC Bulla";
+
+fn line(bytes: &[u8]) -> String {
+    let mut text = String::from_utf8_lossy(bytes).into_owned();
+    text.push('\n');
+    text
+}
+
+fn version() -> String {
+    format!("Linux version {RELEASE} (bulla@enclave) (rustc) {VERSION}\n")
+}
+
+/// Monotonic nanoseconds, as seconds with two decimals.
+fn seconds(ns: u64) -> String {
+    format!("{}.{:02}", ns / 1_000_000_000, ns / 10_000_000 % 100)
+}
+
+fn uptime() -> String {
+    let now = platform().monotonic();
+    let busy: u64 = table::processes()
+        .iter()
+        .map(|process| process.cpu_time())
+        .sum();
+    let idle = (now * u64::from(platform().cpus().max(1))).saturating_sub(busy);
+    format!("{} {}\n", seconds(now), seconds(idle))
+}
+
+fn loadavg() -> String {
+    let processes = table::processes();
+    let last = processes
+        .iter()
+        .map(|process| process.pid)
+        .max()
+        .unwrap_or(1);
+    format!("0.00 0.00 0.00 1/{} {last}\n", table::thread_count())
+}
+
+/// (total, free) bytes: user memory and what the file systems hold, together.
+fn memory() -> (u64, u64) {
+    let limit = accounting::limit();
+    let limit = if limit == u64::MAX {
+        crate::fs::budget().limit() * 2
+    } else {
+        limit
+    };
+    let used = accounting::used() + crate::fs::budget().used();
+    (limit, limit.saturating_sub(used))
+}
+
+fn meminfo() -> String {
+    let (total, free) = memory();
+    let files = crate::fs::budget().used();
+    let mut text = String::new();
+    let zero = [
+        "SwapCached",
+        "Unevictable",
+        "Mlocked",
+        "SwapTotal",
+        "SwapFree",
+        "Dirty",
+        "Writeback",
+    ];
+    for (name, bytes) in [
+        ("MemTotal", total),
+        ("MemFree", free),
+        ("MemAvailable", free),
+        ("Buffers", 0),
+        ("Cached", files),
+        ("Active", accounting::used()),
+        ("Inactive", 0),
+        ("AnonPages", accounting::used()),
+        ("Mapped", 0),
+        ("Shmem", files),
+        ("Slab", 0),
+        ("PageTables", 0),
+        ("CommitLimit", total),
+        ("Committed_AS", total - free),
+    ] {
+        let _ = writeln!(text, "{:<15} {:>8} kB", format!("{name}:"), bytes / 1024);
+    }
+    for name in zero {
+        let _ = writeln!(text, "{:<15} {:>8} kB", format!("{name}:"), 0);
+    }
+    text.push_str(
+        "HugePages_Total:       0\nHugePages_Free:        0\nHugepagesize:       2048 kB\n",
+    );
+    text
+}
+
+fn vmstat() -> String {
+    let (_, free) = memory();
+    format!(
+        "nr_free_pages {}\nnr_anon_pages {}\n",
+        free / 4096,
+        accounting::used() / 4096
+    )
+}
+
+/// CPU time in ticks of 10 ms: all of it counts as user time.
+fn stat() -> String {
+    let cpus = u64::from(platform().cpus().max(1));
+    let now = platform().monotonic();
+    let busy: u64 = table::processes()
+        .iter()
+        .map(|process| process.cpu_time())
+        .sum();
+    let (busy, all) = (busy / 10_000_000, now * cpus / 10_000_000);
+    let idle = all.saturating_sub(busy);
+    let mut text = format!("cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\n");
+    for cpu in 0..cpus {
+        let _ = writeln!(
+            text,
+            "cpu{cpu} {} 0 0 {} 0 0 0 0 0 0",
+            busy / cpus,
+            idle / cpus
+        );
+    }
+    let boot = (platform().realtime().saturating_sub(now)) / 1_000_000_000;
+    let running = table::thread_count();
+    let _ = write!(
+        text,
+        "intr 0\nctxt 0\nbtime {boot}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\n",
+        table::processes().len(),
+        running.min(cpus as usize),
+    );
+    text
+}
+
+fn cpuinfo() -> String {
+    let mut text = String::new();
+    let cpus = platform().cpus().max(1);
+    for cpu in 0..cpus {
+        let _ = write!(
+            text,
+            "processor\t: {cpu}\nvendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 106\n\
+             model name\t: SGX enclave\nstepping\t: 6\nphysical id\t: 0\nsiblings\t: {cpus}\n\
+             core id\t\t: {cpu}\ncpu cores\t: {cpus}\nfpu\t\t: yes\ncpuid level\t: 27\nwp\t\t: yes\n\
+             flags\t\t: fpu tsc cx8 cmov mmx fxsr sse sse2 syscall nx lm constant_tsc nonstop_tsc \
+             pni pclmulqdq ssse3 cx16 sse4_1 sse4_2 popcnt aes xsave rdrand rdseed\n\
+             clflush size\t: 64\ncache_alignment\t: 64\n\
+             address sizes\t: 46 bits physical, 48 bits virtual\n\n",
+        );
+    }
+    text
+}
+
+fn random_uuid() -> String {
+    let mut bytes = [0u8; 16];
+    platform().random(&mut bytes);
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex.concat();
+    format!(
+        "{}-{}-{}-{}-{}\n",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    )
+}
+
+fn uuid() -> String {
+    random_uuid()
+}
+
+fn boot_id() -> String {
+    static ID: Once<String> = Once::new();
+    ID.call_once(random_uuid).clone()
+}
