@@ -103,7 +103,40 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         _ => SigInfo::kernel(signal::SIGSEGV),
     };
     signal::note_fault(thread, exception);
+    if thread.process.signals.action(info.number()).handler == signal::action::SIG_DFL {
+        report_fault(thread, registers, &exception, info.number());
+    }
     signal::send::force(thread, info);
+}
+
+/// A fault that ends a process is told to the host's log: signal, addresses, object and offset.
+fn report_fault(thread: &Thread, registers: &Registers, exception: &Exception, number: u32) {
+    let name = signal::name(number).unwrap_or("signal");
+    let mut place = alloc::string::String::from("no mapping");
+    for line in thread.mm().maps() {
+        if (line.start..line.end).contains(&registers.rip) {
+            let object = match &line.path {
+                Some(path) => path.display_path(&thread.fs().root()),
+                None => line.name.as_bytes().to_vec(),
+            };
+            let object = alloc::string::String::from_utf8_lossy(&object).into_owned();
+            let offset = registers.rip - line.start + line.offset;
+            place = alloc::format!("{object} + {offset:#x}");
+        }
+    }
+    let comm = thread.name.lock().clone();
+    crate::platform().log(
+        1,
+        &alloc::format!(
+            "process {} ({}): {name} at {:#x} ({place}), address {:#x}, exception {} error {:#x}",
+            thread.process.pid,
+            alloc::string::String::from_utf8_lossy(&comm),
+            registers.rip,
+            exception.address,
+            exception.vector,
+            exception.error_code,
+        ),
+    );
 }
 
 /// `None` when the page has been brought in.

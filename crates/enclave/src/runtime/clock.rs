@@ -38,9 +38,13 @@ static BASE: SpinLock<Base> = SpinLock::new(Base {
     first: (0, 0),
 });
 
-/// Allows the TSC.
-pub fn set_tsc(usable: bool) {
+/// Allows the TSC. `hz` is the host's word for its rate, until two answers give one; 0 unknown.
+pub fn set_tsc(usable: bool, hz: u64) {
     USE_TSC.store(usable, Ordering::Relaxed);
+    // Anything outside of 100 MHz … 100 GHz is no TSC.
+    if (100_000_000..=100_000_000_000).contains(&hz) {
+        BASE.lock().rate = ((1_000_000_000u128 << 32) / u128::from(hz)) as u64;
+    }
 }
 
 fn ask(clock: u64) -> u64 {
@@ -58,7 +62,7 @@ fn now() -> (u64, u64) {
         return (ask(1), ask(0));
     }
     let base = *BASE.lock();
-    if base.rate != 0 {
+    if base.rate != 0 && base.monotonic != 0 {
         let passed = (u128::from(tsc().wrapping_sub(base.tsc)) * u128::from(base.rate)) >> 32;
         if passed < u128::from(FRESH) {
             let passed = passed as u64;

@@ -306,10 +306,11 @@ fn map_segment(mm: &Space, file: &Executable, segment: &Segment, base: u64) -> R
             segment.protection,
             Source::File(backing),
         )?;
-        // The rest of the last page is the beginning of bss.
+        // The rest of the last page is the beginning of bss; ld.so takes its very end for memory
+        // that nobody has used.
         if end > file_end && file_end < file_pages && segment.protection.contains(Protection::WRITE)
         {
-            let clear = (file_pages.min(end) - file_end) as usize;
+            let clear = (file_pages - file_end) as usize;
             mm.clear(file_end, clear).map_err(|_| ENOEXEC)?;
         }
     }
