@@ -66,6 +66,14 @@ impl Space {
             if in_the_way || new - old > accounting::limit() {
                 return brk.end;
             }
+            if locked.is_conflicted() {
+                // A relative may have pages of its own heap there.
+                drop(locked);
+                match self.take_from_others(range.clone()) {
+                    Ok(taken) => locked = taken,
+                    Err(_) => return brk.end,
+                }
+            }
             locked.add(heap(range.clone()));
             if locked.bring_in_new(range.clone(), false).is_err() {
                 locked.unmap(&range);

@@ -323,4 +323,30 @@ mod tests {
             assert_eq!(live(at + page * PAGE), "secret");
         }
     }
+
+    #[test]
+    fn heaps_grow_apart_after_fork() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let start = 0x38_0000_0000;
+        parent.set_up_brk(start).unwrap();
+        parent.brk(start + 0x1000);
+        parent.write(start, b"shared").unwrap();
+        let child = parent.fork(&thread).unwrap();
+        parent.make_resident(&mut residency::lock());
+        parent.brk(start + 0x4000);
+        parent.write(start + 0x2000, b"parent").unwrap();
+        child.space.make_resident(&mut residency::lock());
+        assert_eq!(live(start + 0x2000), "parent", "not in the child's way yet");
+        child.brk(start + 0x3000);
+        assert_eq!(text(&child, start + 0x2000), "\0\0\0\0\0\0");
+        child.write(start + 0x2000, b"child!").unwrap();
+        assert_eq!(text(&parent, start + 0x2000), "parent");
+        let mut map = Request::anonymous(0x1000, RW);
+        map.placement = crate::mm::map::Placement::Fixed(start + 0x8000);
+        child.map(map).unwrap();
+        parent.make_resident(&mut residency::lock());
+        assert_eq!((live(start), live(start + 0x2000)), ("shared".into(), "parent".into()));
+        drop(child);
+    }
 }

@@ -141,7 +141,7 @@ impl Space {
     }
 
     /// Takes addresses where another process is: the two take turns from now on.
-    fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
+    pub(super) fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
         let mut guard = residency::lock();
         residency::join_range(&mut guard, self, &range)?;
         let mut locked = self.lock_with(guard);
@@ -381,6 +381,10 @@ impl Locked<'_> {
     /// Takes the parts of a range that are not this space's yet, if they are free. Views of shared
     /// memory in the range are removed first.
     fn take_where_unmapped(&mut self, range: &Range<u64>) -> bool {
+        // Another process may have its heap where this one only keeps room for it.
+        if self.is_conflicted() && self.without_reserved(range) != [range.clone()] {
+            return false;
+        }
         let shared: Vec<Range<u64>> = self
             .vmas
             .overlapping(range)

@@ -139,7 +139,14 @@ pub(crate) struct Locked<'a> {
     state: SpinGuard<'a, State>,
     /// Whether pages can be brought in live. If not, they are made in the saved set.
     resident: bool,
-    _residency: Option<residency::Guard>,
+    residency: Option<residency::Guard>,
+}
+
+impl Locked<'_> {
+    /// Whether another space holds some of the same addresses.
+    pub(crate) fn is_conflicted(&self) -> bool {
+        self.residency.is_some()
+    }
 }
 
 impl Deref for Locked<'_> {
@@ -181,7 +188,7 @@ impl Space {
                 return Locked {
                     state,
                     resident: true,
-                    _residency: None,
+                    residency: None,
                 };
             }
         }
@@ -193,7 +200,7 @@ impl Space {
         Locked {
             state: self.state.lock(),
             resident,
-            _residency: Some(guard),
+            residency: Some(guard),
         }
     }
 
