@@ -34,9 +34,12 @@ pub mod permission;
 pub mod pipe;
 pub mod procfs;
 pub mod pty;
+pub mod signalfd;
 pub mod table;
 #[cfg(test)]
 pub mod tests;
+mod tests;
+pub mod timerfd;
 pub mod tty;
 
 pub use init::{InitError, budget, empty_root, has_terminal, init, populate, root, standard_files};

@@ -145,13 +145,13 @@ pub fn timer_create(context: &mut Context<'_>, arguments: Arguments) -> Result<u
 /// `struct itimerspec`.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
-struct TimerValue {
-    interval: Timespec,
-    value: Timespec,
+pub struct TimerValue {
+    pub interval: Timespec,
+    pub value: Timespec,
 }
 
 impl TimerValue {
-    fn new(setting: Setting) -> TimerValue {
+    pub fn new(setting: Setting) -> TimerValue {
         TimerValue {
             interval: Timespec::from_ns(setting.interval),
             value: Timespec::from_ns(setting.value),
