@@ -470,7 +470,7 @@ global_asm!(
     "mov rbx, rdx",
     ".byte 0x0f, 0x01, 0xd7",
     "ret",
-    "do_xm: mov dword ptr gs:[64], 0x1d80",
+    "do_xm: mov dword ptr gs:[64], 0x1f00",
     "ldmxcsr gs:[64]",
     "pxor xmm0, xmm0",
     "pxor xmm1, xmm1",

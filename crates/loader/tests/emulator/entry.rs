@@ -1,7 +1,7 @@
 //! EENTER, EEXIT, AEX and ERESUME.
 
 use bulla_loader::backend::emulated::Profile;
-use bulla_loader::backend::{Backend, Outcome};
+use bulla_loader::backend::{Backend, EnterLeaf, Outcome};
 
 use crate::code::at;
 use crate::enclave::{CODE, Options, TestEnclave};
@@ -108,4 +108,303 @@ fn elrange_may_start_at_zero() {
     // A null pointer finds nothing.
     let (vector, _, address) = enclave.fault(at::do_read(), [8, 0, 0, 0]);
     assert_eq!((vector, address), (14, 8));
+}
+
+/// The vector of an EENTER or ERESUME that faults.
+fn entry_fault(outcome: Outcome, leaf: u32) -> u16 {
+    match outcome {
+        Outcome::Exception {
+            leaf: of, vector, ..
+        } if of == leaf => vector,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn eenter_sets_the_registers() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let data = enclave.data();
+        enclave.call(at::do_registers(), [data, 11, 12, 13]);
+        assert_eq!(enclave.peek(data), enclave.area(0));
+        assert_eq!(enclave.peek(data + 8), enclave.area(0));
+        // RCX was an address outside, RSP the host's (kept in URSP), RBX the TCS.
+        assert!(enclave.peek(data + 16) >> 40 != 0);
+        assert_eq!(
+            enclave.peek(data + 24),
+            enclave.peek(enclave.gprs(0, 0) + 144)
+        );
+        assert_eq!(enclave.peek(data + 32), enclave.tcs(0));
+        assert_eq!([40, 48, 56].map(|at| enclave.peek(data + at)), [11, 12, 13]);
+    }
+}
+
+#[test]
+fn the_host_gets_its_own_state_back() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        for _ in 0..3 {
+            // Clobbers r12-r15, MXCSR, the x87 control word and DF.
+            assert_eq!(enclave.call(at::do_state(), [0; 4]).0, 1);
+            let one = std::hint::black_box(1.0f64);
+            assert_eq!((one / 3.0).to_bits(), 0x3fd5_5555_5555_5555);
+            let mut copy = [0u8; 100];
+            copy.copy_from_slice(&std::hint::black_box([7u8; 100]));
+            assert_eq!(copy, [7; 100]);
+        }
+    }
+}
+
+#[test]
+fn eenter_checks_the_tcs() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let enter = |tcs: u64| {
+            let mut registers = Default::default();
+            entry_fault(
+                enclave
+                    .platform
+                    .enter(tcs, EnterLeaf::Eenter, &mut registers),
+                2,
+            )
+        };
+        assert_eq!(enter(enclave.tcs(0) + 8), 13, "misaligned");
+        assert_eq!(enter(enclave.tcs(7)), 14, "not there");
+        assert_eq!(enter(enclave.data()), 14, "not a TCS");
+        assert_eq!(enter(0x1000), 14, "outside");
+        // ERESUME with nothing to resume.
+        assert_eq!(entry_fault(enclave.resume().0, 3), 13);
+    }
+}
+
+#[test]
+fn a_busy_tcs_cannot_be_entered() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let stop = enclave.data();
+        enclave.poke(stop, 0);
+        std::thread::scope(|scope| {
+            let running = scope.spawn(|| {
+                enclave.platform.prepare_thread().unwrap();
+                enclave.run(1, at::do_spin(), [stop, 0, 0, 0])
+            });
+            // The other thread is in when its counter says so.
+            while enclave.counter("entries") == 0 {
+                std::thread::yield_now();
+            }
+            let outcome = enclave.run(1, at::do_nothing(), [0; 4]).0;
+            assert_eq!(entry_fault(outcome, 2), 13);
+            // Another TCS is free.
+            assert_eq!(enclave.run(0, at::do_nothing(), [3, 0, 0, 0]).1, 3);
+            enclave.poke(stop, 1);
+            assert_eq!(running.join().unwrap().1, 77);
+        });
+        assert_eq!(enclave.run(1, at::do_nothing(), [4, 0, 0, 0]).1, 4);
+    }
+}
+
+#[test]
+fn ssa_frames_run_out() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        enclave.fault(at::do_ud2(), [0; 4]);
+        // CSSA 1: entered, and left at once with the CSSA.
+        let (outcome, cssa, _) = enclave.run(0, 0, [0; 4]);
+        assert_eq!((outcome, cssa), (Outcome::Exit, 1));
+        assert_eq!(enclave.skip(2), (Outcome::Exit, 2, enclave.resume().2));
+        drop(enclave);
+        let enclave = TestEnclave::with(Options {
+            nssa: 1,
+            ..Options::new(profile)
+        });
+        enclave.fault(at::do_ud2(), [0; 4]);
+        assert_eq!(
+            entry_fault(enclave.run(0, at::do_nothing(), [0; 4]).0, 2),
+            13
+        );
+        assert_eq!(enclave.skip(2).0, Outcome::Exit);
+        assert_eq!(enclave.run(0, at::do_nothing(), [1, 0, 0, 0]).1, 1);
+    }
+}
+
+#[test]
+fn eresume_checks_the_frame() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        enclave.fault(at::do_ud2(), [0; 4]);
+        let (frame, gprs) = (enclave.ssa(0, 0), enclave.gprs(0, 0));
+        for (address, bad) in [
+            (gprs + 136, 1 << 47),           // RIP not canonical
+            (gprs + 168, 1 << 50),           // FS base not canonical
+            (frame + 512, 1 << 9),           // XSTATE_BV beyond XFRM
+            (frame + 520, 1 << 63),          // compacted format
+            (frame + 528, 1),                // reserved
+            (frame + 24, 0x1_0000 | 0x1f80), // MXCSR
+        ] {
+            let good = enclave.peek(address);
+            enclave.poke(address, bad);
+            assert_eq!(
+                entry_fault(enclave.resume().0, 3),
+                13,
+                "{:#x}",
+                address - frame
+            );
+            enclave.poke(address, good);
+        }
+        assert_eq!(enclave.skip(2).0, Outcome::Exit);
+    }
+}
+
+#[test]
+fn exceptions_are_reported_as_the_sdm_says() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let exinfo = profile.features.exinfo;
+        let cases = [
+            (at::do_div(), 2, 0, 0x8000_0300u64),
+            (at::do_int3(), 0, 3, 0x8000_0603),
+            (at::do_ud2(), 0, 6, 0x8000_0306),
+            (at::do_hlt(), 0, 13, if exinfo { 0x8000_030d } else { 0 }),
+        ];
+        for (snippet, offset, vector, info) in cases {
+            assert_eq!(enclave.fault(snippet, [0; 4]).0, vector);
+            let gprs = enclave.gprs(0, 0);
+            assert_eq!(enclave.peek(gprs + 160), info);
+            assert_eq!(
+                enclave.peek(gprs + 136),
+                enclave.base + CODE + snippet + offset
+            );
+            enclave.poke(gprs + 136, enclave.base + CODE + at::do_nothing());
+            assert_eq!(enclave.resume().0, Outcome::Exit);
+        }
+        assert_eq!(enclave.fault(at::do_xm(), [0; 4]).0, 19);
+        assert_eq!(enclave.peek(enclave.gprs(0, 0) + 160), 0x8000_0313);
+        // Masks the exception and goes on.
+        let mxcsr = enclave.ssa(0, 0) + 24;
+        enclave.poke(mxcsr, enclave.peek(mxcsr) | 0x1f80);
+        assert_eq!(enclave.resume(), (Outcome::Exit, 1, 0));
+        // A page fault: address and error code only with EXINFO.
+        let gprs = enclave.gprs(0, 0);
+        enclave.poke(gprs - 16, 0);
+        enclave.poke(gprs - 8, 0);
+        let address = enclave.data() + 2 * 4096 + 0x123;
+        let (vector, error_code, reported) = enclave.fault(at::do_write(), [address, 1, 0, 0]);
+        assert_eq!((vector, reported), (14, address));
+        assert_eq!(error_code & 7, 7, "a write to a page that is there");
+        let info = enclave.peek(gprs + 160);
+        let extra = (enclave.peek(gprs - 16), enclave.peek(gprs - 8));
+        if exinfo {
+            assert_eq!(
+                (info, extra),
+                (0x8000_030e, (address, u64::from(error_code)))
+            );
+        } else {
+            assert_eq!((info, extra), (0, (0, 0)));
+        }
+    }
+}
+
+#[test]
+fn page_permissions_hold() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let base = enclave.base;
+        let cases = [
+            (at::do_write(), base + CODE),               // read and execute only
+            (at::do_write(), enclave.data() + 2 * 4096), // read only
+            (at::do_run(), enclave.data() + 4),          // not executable
+            (at::do_read(), enclave.tcs(0)),             // a TCS
+            (at::do_read(), enclave.fresh()),            // not there
+            (at::do_read(), base + CODE - 4096),         // a gap
+        ];
+        for (snippet, address) in cases {
+            let (vector, _, reported) = enclave.fault(snippet, [address, 0, 0, 0]);
+            assert_eq!((vector, reported), (14, address));
+            let gprs = enclave.gprs(0, 0);
+            enclave.poke(gprs + 136, base + CODE + at::do_nothing());
+            assert_eq!(enclave.resume().0, Outcome::Exit);
+        }
+        // A jump to where nothing can be executed outside ELRANGE: #GP at the target.
+        let outside = (&raw const enclave.base) as u64;
+        assert_eq!(enclave.fault(at::do_run(), [outside, 0, 0, 0]).0, 13);
+        assert_eq!(enclave.peek(enclave.gprs(0, 0) + 136), outside);
+    }
+}
+
+#[test]
+fn enclu_refuses_what_is_illegal_inside() {
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        for leaf in [2, 3, 8, 9, 99] {
+            assert_eq!(enclave.enclu_fault(leaf, enclave.tcs(0), 0, 0).0, 13);
+        }
+        // EEXIT to an address that is not canonical.
+        assert_eq!(enclave.fault(at::do_bad_exit(), [1 << 48, 0, 0, 0]).0, 13);
+        assert_eq!(enclave.skip(3).0, Outcome::Exit);
+    }
+}
+
+#[test]
+fn an_exit_site_serves_other_leaves_too() {
+    for profile in Profile::NAMED
+        .into_iter()
+        .filter(|profile| profile.features.edmm)
+    {
+        let enclave = TestEnclave::new(profile);
+        let page = enclave.fresh();
+        let info = enclave.secinfo(0x20b);
+        for round in 0..3 {
+            // Makes it a jump first, then uses it for EACCEPT and EREPORT.
+            assert_eq!(enclave.call(at::do_exit_other(), [4, 0, 0, 0]).0, 44);
+            enclave
+                .platform
+                .commit(page + round * 4096, 4096, 3)
+                .unwrap();
+            let arguments = [5, info, page + round * 4096, 0];
+            assert_eq!(enclave.call(at::do_exit_other(), arguments).0, 45);
+            enclave.call(at::do_write(), [page + round * 4096, 1, 0, 0]);
+        }
+        let traps = enclave.counter("enclu_traps");
+        let (vector, address) = {
+            let absent = page + 64 * 4096;
+            let (vector, _, address) = enclave.fault(at::do_exit_other(), [5, info, absent, 0]);
+            (vector, address - absent)
+        };
+        assert_eq!((vector, address), (14, 0));
+        assert_eq!(enclave.counter("enclu_traps"), traps);
+        let rip = enclave.peek(enclave.gprs(0, 0) + 136);
+        assert_eq!(
+            rip,
+            (enclave.base + CODE + at::the_site()).next_multiple_of(8)
+        );
+    }
+}
+
+#[test]
+fn entry_and_exit_are_fast() {
+    let enclave = TestEnclave::new(Profile::named("full").unwrap());
+    enclave.call(at::do_nothing(), [0; 4]);
+    // The best of many short runs: other work on the machine only adds.
+    const ROUNDS: u32 = 1000;
+    let batch = || {
+        let start = std::time::Instant::now();
+        for round in 0..ROUNDS {
+            std::hint::black_box(enclave.call(at::do_nothing(), [u64::from(round), 0, 0, 0]));
+        }
+        start.elapsed() / ROUNDS
+    };
+    let each = (0..200).map(|_| batch()).min().unwrap();
+    println!("EENTER and EEXIT together: {each:?}");
+    let info = enclave.secinfo(0x20b);
+    let len = 128 << 20;
+    let start = std::time::Instant::now();
+    enclave.platform.commit(enclave.fresh(), len, 3).unwrap();
+    let pages = len / 4096;
+    println!("commit: {:?} a page", start.elapsed() / pages as u32);
+    let start = std::time::Instant::now();
+    enclave.call(
+        at::do_enclu_patched_loop(),
+        [pages, info, enclave.fresh(), 0],
+    );
+    println!("EACCEPT: {:?} a page", start.elapsed() / pages as u32);
 }

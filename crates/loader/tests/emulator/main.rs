@@ -6,3 +6,4 @@ mod enclave;
 mod entry;
 mod keys;
 mod memory;
+mod storm;

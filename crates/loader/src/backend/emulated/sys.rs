@@ -164,6 +164,22 @@ base_registers! {
     gs_base, set_gs_base, "rdgsbase {}", "wrgsbase {}";
 }
 
+/// MXCSR without the exception flags.
+pub fn mxcsr() -> u32 {
+    let mut value = 0u32;
+    // SAFETY: stores a register.
+    unsafe { asm!("stmxcsr [{}]", in(reg) &mut value, options(nostack, preserves_flags)) };
+    value & !0x3f
+}
+
+/// The x87 control word.
+pub fn x87_control() -> u32 {
+    let mut value = 0u16;
+    // SAFETY: stores a register.
+    unsafe { asm!("fnstcw [{}]", in(reg) &mut value, options(nostack, preserves_flags)) };
+    u32::from(value)
+}
+
 /// Whether user code may use RDFSBASE and its kin (Linux 5.9 or newer).
 pub fn has_fsgsbase() -> bool {
     const HWCAP2_FSGSBASE: u64 = 1 << 1;

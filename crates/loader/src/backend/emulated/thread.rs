@@ -23,6 +23,8 @@ const GATE_STACK_SIZE: u64 = 0x1_0000;
 /// comes back to it after an ERESUME as well.
 const ENTRY_STACK: u64 = GATE_STACK + GATE_STACK_SIZE + 0x1000;
 const ENTRY_STACK_SIZE: u64 = 0x1_0000;
+/// What `entry` keeps there: the thread's address and a scratch word.
+const FRAME_SIZE: u64 = 32;
 pub const SIGNAL_STACK: u64 = ENTRY_STACK + ENTRY_STACK_SIZE + 0x1000;
 pub const SIGNAL_STACK_SIZE: u64 = 0x1_E000;
 const BLOCK_SIZE: u64 = SIGNAL_STACK + SIGNAL_STACK_SIZE;
@@ -105,11 +107,13 @@ pub struct Thread {
     magic: u64,
     pub host_fs: u64,
     pub host_gs: u64,
-    /// RSP in `enter`'s assembly frame, which is where an AEX goes back to.
+    /// RSP in `enter`'s assembly frame, which is where an AEX goes back to. Always the same.
     pub host_rsp: u64,
     /// The caller's, while the entry stack is in use.
     pub caller_rsp: u64,
-    pub entry_stack: u64,
+    /// Control words that the ABI preserves, as they were when the thread was prepared.
+    pub host_mxcsr: u32,
+    pub host_fcw: u32,
     /// FS and GS bases that the signal stub found and will leave behind.
     pub signal_fs: u64,
     pub signal_gs: u64,
@@ -216,7 +220,9 @@ pub fn prepare() -> Result<(), Error> {
         (*thread).magic = MAGIC;
         (*thread).host_fs = sys::fs_base();
         (*thread).host_gs = sys::gs_base();
-        (*thread).entry_stack = block + ENTRY_STACK + ENTRY_STACK_SIZE;
+        (*thread).host_rsp = block + ENTRY_STACK + ENTRY_STACK_SIZE - FRAME_SIZE;
+        (*thread).host_mxcsr = sys::mxcsr();
+        (*thread).host_fcw = sys::x87_control();
         (*thread).gate_stack = block + GATE_STACK + GATE_STACK_SIZE;
     }
     // SAFETY: the stack stays mapped until the thread ends.
