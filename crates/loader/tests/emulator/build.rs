@@ -22,7 +22,8 @@ fn refusal(profile: Profile, change: impl Fn(&mut Secs)) -> String {
 
 #[test]
 fn ecreate_refuses_what_the_cpu_refuses() {
-    let cases: [(&str, fn(&mut Secs)); 12] = [
+    type Change = fn(&mut Secs);
+    let cases: [(&str, Change); 12] = [
         ("power of two", |secs| secs.size += PAGE),
         ("power of two", |secs| secs.size = PAGE),
         ("larger than", |secs| secs.size = 1 << 41),

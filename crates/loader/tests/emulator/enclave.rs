@@ -31,7 +31,6 @@ static ONE: Mutex<()> = Mutex::new(());
 pub struct TestEnclave {
     pub platform: Emulated,
     pub base: u64,
-    pub secs: Secs,
     /// What a verifier would compute.
     pub measurement: Measurement,
     _one: MutexGuard<'static, ()>,
@@ -159,7 +158,6 @@ impl TestEnclave {
             platform,
             base: options.base,
             measurement: Measurement::ecreate(secs.ssa_frame_size, secs.size),
-            secs,
             _one: one,
         })
     }

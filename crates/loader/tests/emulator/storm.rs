@@ -231,10 +231,8 @@ fn a_kick_at_every_instruction() {
     let mut status = 0;
     let resume = |request, signal: i32| {
         // SAFETY: the child is stopped.
-        assert_eq!(
-            unsafe { libc::ptrace(request, child, 0, i64::from(signal)) },
-            0
-        );
+        let result = unsafe { libc::ptrace(request, child, 0, i64::from(signal)) };
+        assert_eq!(result, 0);
     };
     loop {
         // SAFETY: waits for the child.

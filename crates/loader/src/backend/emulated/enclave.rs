@@ -49,7 +49,8 @@ pub struct Enclave {
     pub identity: OnceLock<Identity>,
     initialised: AtomicBool,
     tcs: RwLock<HashMap<u64, Box<TcsState>>>,
-    /// States of removed TCSs: threads may still hold their addresses.
+    /// States of removed TCSs: threads may still hold their addresses, so they stay boxed.
+    #[allow(clippy::vec_box)]
     retired: Mutex<Vec<Box<TcsState>>>,
     /// The emulator's page in the enclave's hole, 0 if the layout has none.
     hole: u64,

@@ -469,7 +469,7 @@ unsafe fn enclu(
 fn patch(enclave: &Enclave, site: u64, leaf: u32) -> bool {
     const SITE: [u8; 8] = [0x0f, 0x01, 0xd7, 0x0f, 0x1f, 0x44, 0x00, 0x00];
     let mut sites = enclave.sites.lock().unwrap_or_else(PoisonError::into_inner);
-    if site % 8 != 0 || code_at::<8>(enclave, site) != Some(SITE) {
+    if !site.is_multiple_of(8) || code_at::<8>(enclave, site) != Some(SITE) {
         return false;
     }
     let exit = (leaf == EEXIT && sites.len() < entry::EXIT_GATES).then_some(sites.len());
@@ -505,7 +505,7 @@ fn patch(enclave: &Enclave, site: u64, leaf: u32) -> bool {
 
 /// Whether another thread patched the site between this thread's trap and its handler.
 fn patched_meanwhile(enclave: &Enclave, site: u64) -> bool {
-    site % 8 == 0
+    site.is_multiple_of(8)
         && matches!(
             code_at::<8>(enclave, site),
             Some([0xff, 0x15 | 0x25, .., 0x66, 0x90])

@@ -296,11 +296,12 @@ pub struct GateEntry {
 }
 
 pub const GATE_ENTRIES: usize = 4096;
-const NEW_ENTRY: GateEntry = GateEntry {
-    gs: AtomicU64::new(u64::MAX),
-    tcs: AtomicPtr::new(ptr::null_mut()),
-};
-pub static GATE_TABLE: [GateEntry; GATE_ENTRIES] = [const { NEW_ENTRY }; GATE_ENTRIES];
+pub static GATE_TABLE: [GateEntry; GATE_ENTRIES] = [const {
+    GateEntry {
+        gs: AtomicU64::new(u64::MAX),
+        tcs: AtomicPtr::new(ptr::null_mut()),
+    }
+}; GATE_ENTRIES];
 
 fn gate_entry(gs: u64) -> &'static GateEntry {
     &GATE_TABLE[(gs >> 18) as usize % GATE_ENTRIES]
