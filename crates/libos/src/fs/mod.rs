@@ -38,7 +38,6 @@ pub mod signalfd;
 pub mod table;
 #[cfg(test)]
 pub mod tests;
-mod tests;
 pub mod timerfd;
 pub mod tty;
 
