@@ -31,6 +31,7 @@ pub mod table;
 pub mod time;
 pub mod timer;
 pub mod timerfd;
+pub mod trace;
 pub mod wait;
 
 use alloc::sync::Arc;
@@ -146,7 +147,11 @@ pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     let arguments = Arguments(registers.arguments());
     let handler = HANDLERS.get(number as usize).copied().unwrap_or(missing);
     let mut context = Context { thread, registers };
+    let traced = trace::is_enabled().then(|| trace::enter(thread, number, &arguments.0));
     let result = handler(&mut context, arguments);
+    if let Some(line) = traced {
+        trace::leave(&line, &result);
+    }
     let value = match result {
         Ok(value) => value as u64,
         Err(errno) => {
