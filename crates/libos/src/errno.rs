@@ -19,7 +19,10 @@ impl Errno {
 
     /// The same error with a reason that `--strace` shows.
     pub const fn because(self, reason: &'static str) -> Errno {
-        Errno { code: self.code, reason }
+        Errno {
+            code: self.code,
+            reason,
+        }
     }
 
     /// The positive error number.

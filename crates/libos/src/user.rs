@@ -293,11 +293,19 @@ impl<'a> IoBuffer<'a> {
             Target::Range { mm, address } => {
                 mm.read(*address + self.done as u64, &mut bytes[..wanted])?;
             }
-            Target::User { mm, vectors, index, offset } => {
+            Target::User {
+                mm,
+                vectors,
+                index,
+                offset,
+            } => {
                 let (mut moved, mut skip) = (0, *offset);
                 for vector in &vectors[*index..] {
                     let len = ((vector.len - skip) as usize).min(wanted - moved);
-                    mm.read(vector.base.wrapping_add(skip), &mut bytes[moved..moved + len])?;
+                    mm.read(
+                        vector.base.wrapping_add(skip),
+                        &mut bytes[moved..moved + len],
+                    )?;
                     moved += len;
                     skip = 0;
                     if moved == wanted {

@@ -7,6 +7,7 @@ use bulla_libos::platform::{Atomic, UserFault};
 
 unsafe extern "C" {
     fn user_copy(to: *mut u8, from: *const u8, len: usize) -> usize;
+    fn user_copy_exact(to: *mut u8, from: *const u8, len: usize) -> usize;
     fn user_fill(to: *mut u8, len: usize) -> usize;
     fn user_load(at: *const u32, value: *mut u32) -> usize;
     fn user_compare_exchange(at: *mut u32, expected: *mut u32, new: u32) -> usize;
@@ -19,8 +20,8 @@ unsafe extern "C" {
 }
 
 global_asm!(
-    // Returns the number of bytes not copied. rdx keeps the length for the fixup; in the string
-    // instruction rcx is exact.
+    // Returns the number of bytes not copied: exact for the string instructions, else at least
+    // one.
     ".p2align 4",
     "user_copy_start:",
     "user_copy:",
@@ -85,6 +86,12 @@ global_asm!(
     "6:",
     "xor eax, eax",
     "ret",
+    // The same, byte by byte: how far it came is exact.
+    "user_copy_exact:",
+    "mov rcx, rdx",
+    "rep movsb",
+    "xor eax, eax",
+    "ret",
     "user_fill:",
     "mov rcx, rsi",
     "xor eax, eax",
@@ -142,7 +149,7 @@ pub fn copy_from_user(address: u64, to: &mut [u8]) -> Result<(), UserFault> {
         });
     }
     // SAFETY: the source is user memory, which no Rust reference covers; a fault is caught.
-    done(unsafe { user_copy(to.as_mut_ptr(), address as *const u8, to.len()) })
+    unsafe { copy(to.as_mut_ptr(), address as *const u8, to.len()) }
 }
 
 #[inline]
@@ -153,7 +160,7 @@ pub fn copy_to_user(address: u64, from: &[u8]) -> Result<(), UserFault> {
         });
     }
     // SAFETY: the destination is user memory, which no Rust reference covers; a fault is caught.
-    done(unsafe { user_copy(address as *mut u8, from.as_ptr(), from.len()) })
+    unsafe { copy(address as *mut u8, from.as_ptr(), from.len()) }
 }
 
 pub fn clear_user(address: u64, len: usize) -> Result<(), UserFault> {
@@ -162,6 +169,20 @@ pub fn clear_user(address: u64, len: usize) -> Result<(), UserFault> {
     }
     // SAFETY: as above.
     done(unsafe { user_fill(address as *mut u8, len) })
+}
+
+/// The fast copy; after a fault the exact one, whose count says which page is missing.
+///
+/// # Safety
+/// One side is kernel memory of `len` bytes, the other user memory that nothing refers to.
+#[inline(always)]
+unsafe fn copy(to: *mut u8, from: *const u8, len: usize) -> Result<(), UserFault> {
+    // SAFETY: the caller's promise.
+    if unsafe { user_copy(to, from, len) } == 0 {
+        return Ok(());
+    }
+    // SAFETY: as above.
+    done(unsafe { user_copy_exact(to, from, len) })
 }
 
 #[inline(always)]

@@ -541,7 +541,9 @@ mod tests {
             std::fs::read(name).map(executable).map_err(|_| ENOENT)
         };
         for name in ["/bin/sh", "/bin/bash", "/usr/bin/python3", "/sbin/ldconfig"] {
-            let Ok(content) = std::fs::read(name) else { continue };
+            let Ok(content) = std::fs::read(name) else {
+                continue;
+            };
             let elf = parse::parse(&*MemoryFile::new(content.clone())).unwrap();
             let loaded = load(program(executable(content), &[name, "x"]), &mut open).unwrap();
             let mut code = [0; 16];

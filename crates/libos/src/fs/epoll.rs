@@ -135,8 +135,7 @@ impl Epoll {
     /// EPOLL_CTL_ADD.
     pub fn add(&self, fd: i32, file: &Arc<OpenFile>, interest: Interest) -> Result<()> {
         let kind = file.inode().map(|inode| inode.kind());
-        if matches!(kind, Some(FileType::Regular | FileType::Directory))
-        {
+        if matches!(kind, Some(FileType::Regular | FileType::Directory)) {
             return Err(EPERM.because("regular files are always ready"));
         }
         if let Some(inner) = file.ops.as_any().downcast_ref::<Epoll>() {

@@ -292,7 +292,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<bool> {
     let len = range.end - range.start;
     let protection = vma.page_protection();
     let Backing::File(file) = &vma.backing else {
-        return platform().commit(range.start, len, protection).map(|()| false);
+        return platform()
+            .commit(range.start, len, protection)
+            .map(|()| false);
     };
     platform().commit(range.start, len, READ_WRITE)?;
     let offset = file.offset + (range.start - vma.start);
@@ -303,7 +305,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<bool> {
         .and_then(|()| super::sites::prepare(vma, file, range.clone()))
         .and_then(|has_sites| match protection == READ_WRITE {
             true => Ok(has_sites),
-            false => platform().protect(range.start, len, protection).map(|()| has_sites),
+            false => platform()
+                .protect(range.start, len, protection)
+                .map(|()| has_sites),
         });
     if result.is_err() {
         platform().decommit(range.start, len);

@@ -147,7 +147,9 @@ mod tests {
 
     /// What is live at an address, as user code of the resident space would see it.
     fn live(address: u64) -> alloc::string::String {
-        let page = testing::platform().page(address & !0xfff).expect("a live page");
+        let page = testing::platform()
+            .page(address & !0xfff)
+            .expect("a live page");
         let at = (address & 0xfff) as usize;
         alloc::string::String::from_utf8_lossy(&page[at..at + 6]).into_owned()
     }
@@ -184,18 +186,27 @@ mod tests {
         // The parent's turn, then the child's again.
         parent.make_resident(&mut residency::lock());
         assert!(!child.is_resident() && parent.is_resident());
-        assert_eq!((live(at), live(at + 0x1000)), ("before".into(), "parent".into()));
+        assert_eq!(
+            (live(at), live(at + 0x1000)),
+            ("before".into(), "parent".into())
+        );
         assert_eq!(live(lazy), "p-lazy");
         assert_eq!(text(&child, lazy), "c-lazy");
         child.write(at + 0x2000, b"late..").unwrap();
         child.space.make_resident(&mut residency::lock());
-        assert_eq!((live(at), live(at + 0x2000)), ("child!".into(), "late..".into()));
+        assert_eq!(
+            (live(at), live(at + 0x2000)),
+            ("child!".into(), "late..".into())
+        );
         assert_eq!(live(lazy), "c-lazy");
         assert_eq!(live(two), "p-mine", "nobody else needs that address");
         drop(child);
         parent.enter_user(&thread);
         assert!(parent.is_resident() && !thread.work().contains(Work::RESIDENCY));
-        assert_eq!((live(at), live(at + 0x1000)), ("before".into(), "parent".into()));
+        assert_eq!(
+            (live(at), live(at + 0x1000)),
+            ("before".into(), "parent".into())
+        );
         assert_eq!(text(&parent, at + 0x2000), "\0\0\0\0\0\0");
         assert!(!parent.conflicted.load(core::sync::atomic::Ordering::SeqCst));
     }
@@ -206,14 +217,26 @@ mod tests {
         let parent = thread.mm();
         let inode = MemoryFile::new(alloc::vec![b'f'; 0x4000]);
         let mut map = Request::anonymous(0x4000, RX);
-        map.source = Source::File(FileBacking { inode, offset: 0, path: None });
+        map.source = Source::File(FileBacking {
+            inode,
+            offset: 0,
+            path: None,
+        });
         let code = parent.map(map).unwrap();
         let at = parent.map(Request::anonymous(0x4000, RW)).unwrap();
         parent.write(at + 0x1000, b"kept..").unwrap();
-        parent.protect(at + 0x1000, 0x1000, Protection::empty()).unwrap();
+        parent
+            .protect(at + 0x1000, 0x1000, Protection::empty())
+            .unwrap();
         let child = parent.fork(&thread).unwrap();
         // Text is handed over, not copied.
-        assert!(parent.lock().saved.keys().all(|page| !(code..code + 0x4000).contains(page)));
+        assert!(
+            parent
+                .lock()
+                .saved
+                .keys()
+                .all(|page| !(code..code + 0x4000).contains(page))
+        );
         assert_eq!(text(&parent, code), "ffffff");
         child.unmap(at, 0x1000).unwrap();
         child.protect(at + 0x1000, 0x1000, RW).unwrap();
@@ -272,7 +295,10 @@ mod tests {
         }
         // A fork by one that is not resident.
         let fourth = first.fork(&thread).unwrap();
-        assert_eq!((live(at), text(&fourth, at)), ("gen-0.".into(), "gen-0.".into()));
+        assert_eq!(
+            (live(at), text(&fourth, at)),
+            ("gen-0.".into(), "gen-0.".into())
+        );
         drop(fourth);
         drop(second);
         drop(third);
@@ -299,7 +325,9 @@ mod tests {
         assert_eq!(live(at), "child!");
         // A sleeping child does not keep the parent waiting.
         child.space.member.lock().until = u64::MAX;
-        child_thread.asleep.store(true, core::sync::atomic::Ordering::SeqCst);
+        child_thread
+            .asleep
+            .store(true, core::sync::atomic::Ordering::SeqCst);
         parent.enter_user(&thread);
         assert_eq!(live(at), "parent");
     }
@@ -346,7 +374,10 @@ mod tests {
         map.placement = crate::mm::map::Placement::Fixed(start + 0x8000);
         child.map(map).unwrap();
         parent.make_resident(&mut residency::lock());
-        assert_eq!((live(start), live(start + 0x2000)), ("shared".into(), "parent".into()));
+        assert_eq!(
+            (live(start), live(start + 0x2000)),
+            ("shared".into(), "parent".into())
+        );
         drop(child);
     }
 }

@@ -332,8 +332,10 @@ impl Locked<'_> {
 
     /// Removes all mappings in a range.
     pub(super) fn unmap(&mut self, range: &Range<u64>) {
-        let has_sites =
-            self.vmas.overlapping(range).any(|vma| vma.flags.contains(VmaFlags::SITES));
+        let has_sites = self
+            .vmas
+            .overlapping(range)
+            .any(|vma| vma.flags.contains(VmaFlags::SITES));
         for part in self.take_out(range) {
             for part in self.without_reserved(&part) {
                 allocator::release(part);

@@ -125,7 +125,11 @@ impl Space {
     /// What a futex word in shared memory is known by in every process: object and offset. `None`
     /// in private memory. A shared object has one home address, which therefore names it.
     pub fn shared_location(&self, address: u64) -> Option<(u64, u64)> {
-        let is_shared = self.lock().vmas.find(address).is_some_and(super::Vma::is_shared);
+        let is_shared = self
+            .lock()
+            .vmas
+            .find(address)
+            .is_some_and(super::Vma::is_shared);
         is_shared.then_some((1, address))
     }
 }

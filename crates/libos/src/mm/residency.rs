@@ -95,7 +95,10 @@ pub fn note_sleep(thread: &Thread) {
 pub(super) fn users_of(object: &Arc<SharedObject>) -> u64 {
     let guard = lock();
     let maps = |vma: &Vma| matches!(&vma.backing, Backing::Shared(o, _) if Arc::ptr_eq(o, object));
-    let users = guard.spaces.iter().filter(|space| space.state.lock().vmas.iter().any(maps));
+    let users = guard
+        .spaces
+        .iter()
+        .filter(|space| space.state.lock().vmas.iter().any(maps));
     users.count() as u64
 }
 
@@ -109,7 +112,10 @@ impl Space {
         self.member.lock().until = 0;
         let waiting = guard.waiting.clone();
         drop(guard);
-        waiting.iter().filter_map(Weak::upgrade).for_each(|thread| thread.notify());
+        waiting
+            .iter()
+            .filter_map(Weak::upgrade)
+            .for_each(|thread| thread.notify());
     }
 
     /// Waits until user code of this space may run. Call it last on the way to user mode when

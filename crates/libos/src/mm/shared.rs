@@ -343,7 +343,10 @@ impl SharedObject {
         let homes = self.homes(offset, len);
         let pages = self.pages.lock();
         let mut buffer = [0; PAGE as usize];
-        for run in pages.live.runs(page_down(homes.start)..homes.end.next_multiple_of(PAGE)) {
+        for run in pages
+            .live
+            .runs(page_down(homes.start)..homes.end.next_multiple_of(PAGE))
+        {
             for page in (run.start..run.end).step_by(PAGE as usize) {
                 let (from, to) = (page.max(homes.start), (page + PAGE).min(homes.end));
                 let bytes = &mut buffer[..(to - from) as usize];

@@ -57,7 +57,10 @@ struct Segments {
     next: i32,
 }
 
-static SEGMENTS: SpinLock<Segments> = SpinLock::new(Segments { by_id: BTreeMap::new(), next: 0 });
+static SEGMENTS: SpinLock<Segments> = SpinLock::new(Segments {
+    by_id: BTreeMap::new(),
+    next: 0,
+});
 
 /// How shmget opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,26 +101,45 @@ pub fn get(open: Open, status: Status, check: impl Fn(&Status) -> Result<()>) ->
         return Err(ENOMEM.because("more than the container's memory"));
     }
     let within = platform().user_range();
-    let wanted = Wanted { len, align: PAGE, within, below: random_mmap_base() };
+    let wanted = Wanted {
+        len,
+        align: PAGE,
+        within,
+        below: random_mmap_base(),
+    };
     let start = allocator::allocate(&wanted)?;
     let object = SharedObject::new(start..start + len, None);
     let id = segments.next;
     segments.next = segments.next.wrapping_add(1).max(0);
-    let status = Status { key: open.key, size: open.size, ..status };
+    let status = Status {
+        key: open.key,
+        size: open.size,
+        ..status
+    };
     let weak = Arc::downgrade(&object);
-    segments.by_id.insert(id, Segment { object: weak, keep: Some(object), status });
+    segments.by_id.insert(
+        id,
+        Segment {
+            object: weak,
+            keep: Some(object),
+            status,
+        },
+    );
     Ok(id)
 }
 
 impl Segments {
     /// Forgets removed segments that nobody has attached any more.
     fn sweep(&mut self) {
-        self.by_id.retain(|_, segment| segment.object.strong_count() > 0);
+        self.by_id
+            .retain(|_, segment| segment.object.strong_count() > 0);
     }
 
     fn find(&mut self, id: i32) -> Result<&mut Segment> {
         self.sweep();
-        self.by_id.get_mut(&id).ok_or(EINVAL.because("no such segment"))
+        self.by_id
+            .get_mut(&id)
+            .ok_or(EINVAL.because("no such segment"))
     }
 }
 
@@ -156,7 +178,11 @@ pub fn remove(id: i32) -> Result<()> {
 pub fn all() -> (alloc::vec::Vec<i32>, u64) {
     let mut segments = SEGMENTS.lock();
     segments.sweep();
-    let bytes = segments.by_id.values().map(|segment| segment.status.size).sum();
+    let bytes = segments
+        .by_id
+        .values()
+        .map(|segment| segment.status.size)
+        .sum();
     (segments.by_id.keys().copied().collect(), bytes)
 }
 
@@ -197,9 +223,11 @@ impl Space {
     pub fn detach_segment(&self, address: u64) -> Result<Option<i32>> {
         let mut locked = self.lock();
         let object = match locked.vmas.find(address) {
-            Some(Vma { backing: Backing::Shared(object, _), start, .. })
-                if *start == address && object.home.start == address && !object.is_file() =>
-            {
+            Some(Vma {
+                backing: Backing::Shared(object, _),
+                start,
+                ..
+            }) if *start == address && object.home.start == address && !object.is_file() => {
                 object.clone()
             }
             _ => return Err(EINVAL.because("no segment is attached there")),
@@ -208,7 +236,9 @@ impl Space {
             let segments = SEGMENTS.lock();
             let same = |segment: &Segment| core::ptr::eq(segment.object.as_ptr(), &*object);
             let found = segments.by_id.iter().find(|(_, segment)| same(segment));
-            found.map(|(&id, _)| id).ok_or(EINVAL.because("no segment is attached there"))?
+            found
+                .map(|(&id, _)| id)
+                .ok_or(EINVAL.because("no segment is attached there"))?
         };
         locked.unmap(&object.home);
         drop(locked);
@@ -226,17 +256,41 @@ mod tests {
     fn segments_are_shared_until_the_last_user_leaves() {
         crate::testing::platform();
         let any = |_: &Status| Ok(());
-        let open = Open { key: 77, size: 5000, create: true, exclusive: true };
+        let open = Open {
+            key: 77,
+            size: 5000,
+            create: true,
+            exclusive: true,
+        };
         let id = get(open, Status::default(), any).unwrap();
         assert_eq!(get(open, Status::default(), any), Err(EEXIST));
-        let again = Open { create: false, ..open };
+        let again = Open {
+            create: false,
+            ..open
+        };
         assert_eq!(get(again, Status::default(), any), Ok(id));
-        assert_eq!(get(Open { size: 6000, ..again }, Status::default(), any), Err(EINVAL));
-        assert_eq!(get(Open { key: 78, ..again }, Status::default(), any), Err(ENOENT));
+        assert_eq!(
+            get(
+                Open {
+                    size: 6000,
+                    ..again
+                },
+                Status::default(),
+                any
+            ),
+            Err(EINVAL)
+        );
+        assert_eq!(
+            get(Open { key: 78, ..again }, Status::default(), any),
+            Err(ENOENT)
+        );
         let (one, two) = (AddressSpace::new(), AddressSpace::new());
         let both = Protection::READ | Protection::WRITE;
         let at = one.attach_segment(id, Placement::Hint(0), both).unwrap();
-        assert_eq!(two.attach_segment(id, Placement::Hint(0), Protection::READ), Ok(at));
+        assert_eq!(
+            two.attach_segment(id, Placement::Hint(0), Protection::READ),
+            Ok(at)
+        );
         one.write(at + 4096, b"segment").unwrap();
         let mut bytes = [0; 7];
         two.read(at + 4096, &mut bytes).unwrap();

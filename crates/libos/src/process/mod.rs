@@ -13,11 +13,11 @@ pub mod limits;
 pub mod pidfd;
 pub mod program;
 pub mod table;
+#[cfg(test)]
+pub(crate) mod tests;
 pub mod thread;
 pub mod times;
 pub mod users;
-#[cfg(test)]
-pub(crate) mod tests;
 pub mod wait;
 
 use alloc::sync::{Arc, Weak};

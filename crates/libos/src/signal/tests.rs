@@ -17,7 +17,12 @@ const HANDLER: u64 = 0x40_1000;
 const RESTORER: u64 = 0x40_2000;
 
 fn handle(thread: &Arc<Thread>, signal: u32, flags: u64) {
-    let action = Action { handler: HANDLER, flags: flags | SA_RESTORER, restorer: RESTORER, mask: 0 };
+    let action = Action {
+        handler: HANDLER,
+        flags: flags | SA_RESTORER,
+        restorer: RESTORER,
+        mask: 0,
+    };
     thread.process.signals.actions().lock().set(signal, action);
 }
 
@@ -84,8 +89,26 @@ fn the_frame_is_what_linux_pushes() {
     assert_eq!(word(&thread, uc + 24) as u32, frame::SS_DISABLE);
     // sigcontext: r8 … r15, rdi, rsi, rbp, rbx, rdx, rax, rcx, rsp, rip, flags.
     let saved: alloc::vec::Vec<u64> = (0..18).map(|i| word(&thread, uc + 40 + i * 8)).collect();
-    let expected =
-        [8, 9, 10, 11, 12, 13, 14, 15, 6, 5, 7, 2, 4, 1, 3, before.rsp, before.rip, before.rflags];
+    let expected = [
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+        14,
+        15,
+        6,
+        5,
+        7,
+        2,
+        4,
+        1,
+        3,
+        before.rsp,
+        before.rip,
+        before.rflags,
+    ];
     assert_eq!(saved, expected);
     assert_eq!(word(&thread, uc + 40 + 144), 0x33 | 0x2b << 48);
     assert_eq!(word(&thread, uc + 40 + 168), bit(SIGUSR2), "oldmask");
@@ -111,7 +134,10 @@ fn the_frame_is_what_linux_pushes() {
 
     // The handler changes things, then returns.
     platform().fpu_restore(&alloc::vec![0u8; size]);
-    thread.mm().write(uc + 40 + 104, &77_u64.to_le_bytes()).unwrap();
+    thread
+        .mm()
+        .write(uc + 40 + 104, &77_u64.to_le_bytes())
+        .unwrap();
     r.rsp += 8;
     r.rflags = 0x202;
     frame::pop(&thread, &mut r).unwrap();
@@ -153,7 +179,11 @@ fn interrupted_calls_restart_as_linux_does() {
             r.rsp += 8;
             frame::pop(&thread, &mut r).unwrap();
         }
-        assert_eq!((r.rax, r.rip), (rax, if back { rip - 2 } else { rip }), "{error:?} {flags:?}");
+        assert_eq!(
+            (r.rax, r.rip),
+            (rax, if back { rip - 2 } else { rip }),
+            "{error:?} {flags:?}"
+        );
     }
 }
 
@@ -185,12 +215,19 @@ fn flags_of_actions() {
     let mut r = before;
     before_user(&thread, &mut r);
     assert_eq!(thread.signals.blocked(), 0);
-    assert_eq!(thread.process.signals.action(SIGUSR1).handler, action::SIG_DFL);
+    assert_eq!(
+        thread.process.signals.action(SIGUSR1).handler,
+        action::SIG_DFL
+    );
 
     // The alternate stack, then a second handler on it, then one that does not fit any more.
     let (thread, before) = running();
     let stack = alloc_user(&thread, 0x4000);
-    let alternate = AlternateStack { base: stack, size: 0x2000, flags: 0 };
+    let alternate = AlternateStack {
+        base: stack,
+        size: 0x2000,
+        flags: 0,
+    };
     frame::set_alternate_stack(&thread, alternate, before.rsp).unwrap();
     let mut r = before;
     for signal in [SIGUSR1, SIGUSR2] {
@@ -214,7 +251,11 @@ fn a_blocked_fault_is_fatal_and_ignored_signals_vanish() {
     let (thread, mut r) = running();
     set_blocked(&thread, bit(SIGFPE));
     handle(&thread, SIGFPE, 0);
-    let divide = Exception { vector: 0, address: 0, error_code: 0 };
+    let divide = Exception {
+        vector: 0,
+        address: 0,
+        error_code: 0,
+    };
     handle_exception(&thread, &mut r, divide);
     assert_eq!(before_user(&thread, &mut r), Next::Exit);
     assert_eq!(thread.process.group_exit(), Some(SIGFPE));
@@ -232,7 +273,11 @@ fn a_blocked_fault_is_fatal_and_ignored_signals_vanish() {
 fn a_fault_tells_its_address() {
     let (thread, mut r) = running();
     handle(&thread, SIGSEGV, SA_SIGINFO);
-    let fault = Exception { vector: 14, address: 0x18, error_code: 6 };
+    let fault = Exception {
+        vector: 14,
+        address: 0x18,
+        error_code: 6,
+    };
     handle_exception(&thread, &mut r, fault);
     before_user(&thread, &mut r);
     assert_eq!(r.rdi, u64::from(SIGSEGV));
@@ -267,6 +312,10 @@ fn a_temporary_mask_ends_with_the_handler() {
 fn signalfd_information() {
     let info = SigInfo::child(SIGCHLD, super::info::CLD_EXITED, 7, 1000, 3, [1, 2]);
     let bytes = info.to_signalfd();
-    let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-    assert_eq!([word(0), word(8), word(12), word(16), word(40)], [SIGCHLD, 1, 7, 1000, 3]);
+    let word =
+        |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    assert_eq!(
+        [word(0), word(8), word(12), word(16), word(40)],
+        [SIGCHLD, 1, 7, 1000, 3]
+    );
 }

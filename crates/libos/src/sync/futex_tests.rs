@@ -35,7 +35,11 @@ fn waiter(thread: &Arc<Thread>, address: u64, bitset: u32) -> JoinHandle<Result<
 fn settle(threads: &[Arc<Thread>]) {
     let waits = |thread: &Arc<Thread>| {
         let in_bucket = |bucket: &Bucket| {
-            bucket.entries.lock().iter().any(|entry| Arc::ptr_eq(&entry.thread, thread))
+            bucket
+                .entries
+                .lock()
+                .iter()
+                .any(|entry| Arc::ptr_eq(&entry.thread, thread))
         };
         TABLE.iter().any(in_bucket)
     };
@@ -79,7 +83,10 @@ fn requeued_waiters_are_woken_at_the_second_word() {
     let (word, all) = threads(4);
     let mm = all[0].mm();
     let other = word + 64;
-    let waiters: Vec<_> = all[1..].iter().map(|thread| waiter(thread, word, !0)).collect();
+    let waiters: Vec<_> = all[1..]
+        .iter()
+        .map(|thread| waiter(thread, word, !0))
+        .collect();
     settle(&all[1..4]);
     assert_eq!(requeue(&mm, word, other, true, 1, 10, Some(1)), Err(EAGAIN));
     assert_eq!(requeue(&mm, word, other, true, 1, 10, Some(0)), Ok((1, 2)));
@@ -108,7 +115,10 @@ fn no_wake_up_is_lost_between_requeues() {
     let mm = all[0].mm();
     for _ in 0..200 {
         set(&all[0], word, 0);
-        let waiters: Vec<_> = all[1..].iter().map(|thread| waiter(thread, word, !0)).collect();
+        let waiters: Vec<_> = all[1..]
+            .iter()
+            .map(|thread| waiter(thread, word, !0))
+            .collect();
         let mm = mm.clone();
         let mut done = 0;
         // Those that come late find the word changed and do not wait.
@@ -130,7 +140,11 @@ fn no_wake_up_is_lost_between_requeues() {
     for bucket in &TABLE {
         // Nothing of this test's threads is left behind.
         let entries = bucket.entries.lock();
-        assert!(!entries.iter().any(|e| all.iter().any(|t| Arc::ptr_eq(t, &e.thread))));
+        assert!(
+            !entries
+                .iter()
+                .any(|e| all.iter().any(|t| Arc::ptr_eq(t, &e.thread)))
+        );
     }
 }
 
@@ -152,7 +166,10 @@ fn wake_op_changes_compares_and_wakes() {
     let operation = (8 | 2) << 28 | 3 << 12 | 0xfff;
     assert_eq!(wake_op(&mm, word, second, true, [1, 1], operation), Ok(0));
     assert_eq!(mm.atomic(second, Atomic::Load), Ok(13));
-    assert_eq!(wake_op(&mm, word, second, true, [1, 1], 7 << 28), Err(ENOSYS));
+    assert_eq!(
+        wake_op(&mm, word, second, true, [1, 1], 7 << 28),
+        Err(ENOSYS)
+    );
 }
 
 #[test]
@@ -160,7 +177,11 @@ fn waiting_for_several_words() {
     let (word, all) = threads(2);
     let mm = all[0].mm();
     let words: Vec<Word> = (0..3)
-        .map(|at| Word { address: word + at * 64, expected: 0, private: true })
+        .map(|at| Word {
+            address: word + at * 64,
+            expected: 0,
+            private: true,
+        })
         .collect();
     let thread = all[1].clone();
     let waiter = std::thread::spawn(move || wait_any(&thread, &words, None));
@@ -199,7 +220,10 @@ fn priority_inheritance_locks_exclude() {
     assert_eq!(lock_pi(&all[1], word, true, None, false), Err(EAGAIN));
     assert_eq!(unlock_pi(&all[1], word, true), Err(EPERM));
     let soon = platform().monotonic() + 1_000_000;
-    assert_eq!(lock_pi(&all[1], word, true, Some(soon), true), Err(ETIMEDOUT));
+    assert_eq!(
+        lock_pi(&all[1], word, true, Some(soon), true),
+        Err(ETIMEDOUT)
+    );
 }
 
 #[test]
@@ -214,7 +238,10 @@ fn a_dying_owner_releases_robust_locks_and_its_id() {
     put(tid_word, u64::from(dying.tid()));
     set(&all[0], entry + 16, dying.tid() | WAITERS);
     dying.exit.robust_list.store(head, Ordering::Relaxed);
-    dying.exit.clear_child_tid.store(tid_word, Ordering::Relaxed);
+    dying
+        .exit
+        .clear_child_tid
+        .store(tid_word, Ordering::Relaxed);
     let expected = dying.tid() | WAITERS;
     let thread = all[1].clone();
     let lock_waiter =
@@ -223,9 +250,15 @@ fn a_dying_owner_releases_robust_locks_and_its_id() {
     let joiner = std::thread::spawn(move || wait(&thread, tid_word, tid, !0, false, None));
     settle(&all[0..2]);
     crate::process::exit::thread_exit(dying, 0);
-    assert_eq!(crate::before_user(dying, &mut Registers::default()), crate::Next::Exit);
+    assert_eq!(
+        crate::before_user(dying, &mut Registers::default()),
+        crate::Next::Exit
+    );
     lock_waiter.join().unwrap().unwrap();
     joiner.join().unwrap().unwrap();
-    assert_eq!(mm.atomic(entry + 16, Atomic::Load), Ok(WAITERS | OWNER_DIED));
+    assert_eq!(
+        mm.atomic(entry + 16, Atomic::Load),
+        Ok(WAITERS | OWNER_DIED)
+    );
     assert_eq!(mm.atomic(tid_word, Atomic::Load), Ok(0));
 }

@@ -51,7 +51,9 @@ pub struct ThreadWaker {
 
 impl ThreadWaker {
     pub fn new(thread: &Arc<Thread>) -> Arc<ThreadWaker> {
-        Arc::new(ThreadWaker { thread: Arc::downgrade(thread) })
+        Arc::new(ThreadWaker {
+            thread: Arc::downgrade(thread),
+        })
     }
 }
 
@@ -140,7 +142,10 @@ pub struct PollTable {
 
 impl PollTable {
     pub fn new(wake: Arc<dyn Wake>) -> PollTable {
-        PollTable { wake, queues: Vec::new() }
+        PollTable {
+            wake,
+            queues: Vec::new(),
+        }
     }
 
     /// Registers with `queue`; called by a file's `poll` before it looks at its state.

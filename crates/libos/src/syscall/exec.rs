@@ -54,14 +54,20 @@ pub fn execveat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
 /// An array of strings that ends with a null pointer. `room`: bytes that may still be read.
 fn strings(mm: &AddressSpace, address: u64, room: &mut usize) -> Result<Vec<Vec<u8>>> {
     let mut out = Vec::new();
-    let Some(array) = UserPtr::<u64>::new(address).option() else { return Ok(out) };
+    let Some(array) = UserPtr::<u64>::new(address).option() else {
+        return Ok(out);
+    };
     loop {
         let pointer = array.add(out.len()).read(mm)?;
         if pointer == 0 {
             return Ok(out);
         }
         let text = user::read_string(mm, pointer, ARGUMENT_MAX).map_err(|error| {
-            if error == ENAMETOOLONG { E2BIG.because("one argument is too long") } else { error }
+            if error == ENAMETOOLONG {
+                E2BIG.because("one argument is too long")
+            } else {
+                error
+            }
         })?;
         *room = room
             .checked_sub(text.len() + 9)
@@ -85,9 +91,14 @@ fn run(
     let arguments = strings(&mm, argv, &mut room)?;
     let environment = strings(&mm, envp, &mut room)?;
     drop(mm);
-    let no_new_privileges = process.no_new_privileges.load(core::sync::atomic::Ordering::Relaxed);
-    let (set_uid, set_gid) =
-        if no_new_privileges { (None, None) } else { program::set_ids(&file) };
+    let no_new_privileges = process
+        .no_new_privileges
+        .load(core::sync::atomic::Ordering::Relaxed);
+    let (set_uid, set_gid) = if no_new_privileges {
+        (None, None)
+    } else {
+        program::set_ids(&file)
+    };
     let mut after = process.credentials.lock().clone();
     after.exec(set_uid, set_gid);
     let ids = [after.ruid, after.euid, after.rgid, after.egid];

@@ -63,7 +63,10 @@ impl Context<'_> {
         file: Arc<crate::fs::file::OpenFile>,
         close_on_exec: bool,
     ) -> Result<usize> {
-        let fd = self.thread.files().add(file, close_on_exec, self.file_limit())?;
+        let fd = self
+            .thread
+            .files()
+            .add(file, close_on_exec, self.file_limit())?;
         Ok(fd as usize)
     }
 }

@@ -57,7 +57,9 @@ fn transfer(from: &mut IoBuffer<'_>, to: &mut IoBuffer<'_>) -> Result<usize> {
     let mut total = 0;
     while !from.is_empty() && !to.is_empty() {
         let len = buffer.len().min(from.remaining()).min(to.remaining());
-        let result = from.take(&mut buffer[..len]).and_then(|len| to.put(&buffer[..len]));
+        let result = from
+            .take(&mut buffer[..len])
+            .and_then(|len| to.put(&buffer[..len]));
         match result {
             Ok(0) => break,
             Ok(moved) => total += moved,

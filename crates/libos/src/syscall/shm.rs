@@ -99,7 +99,9 @@ pub fn shmat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     };
     let at = context.mm().attach_segment(id, placement, protection)?;
     let pid = context.thread.process.pid;
-    sysv::update(id, |status| (status.attached, status.last) = (seconds(), pid))?;
+    sysv::update(id, |status| {
+        (status.attached, status.last) = (seconds(), pid)
+    })?;
     Ok(at as usize)
 }
 
@@ -108,7 +110,9 @@ pub fn shmdt(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     if let Some(id) = context.mm().detach_segment(arguments.u64(0))? {
         let pid = context.thread.process.pid;
         // It may have been the last user of a removed segment.
-        let _ = sysv::update(id, |status| (status.detached, status.last) = (seconds(), pid));
+        let _ = sysv::update(id, |status| {
+            (status.detached, status.last) = (seconds(), pid)
+        });
     }
     Ok(0)
 }
@@ -130,7 +134,11 @@ pub fn shmctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     let credentials = credentials(context);
     let owns = |status: &Status| {
         let owner = [status.uid, status.creator_uid].contains(&credentials.euid);
-        if owner || credentials.euid == 0 { Ok(()) } else { Err(EPERM) }
+        if owner || credentials.euid == 0 {
+            Ok(())
+        } else {
+            Err(EPERM)
+        }
     };
     let mm = context.mm();
     match command {

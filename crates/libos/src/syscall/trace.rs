@@ -32,7 +32,12 @@ fn name(number: u64) -> String {
 
 /// The call begins: shown only when it may not return, or block.
 pub fn enter(thread: &Thread, number: u64, arguments: &[u64; 6]) -> String {
-    let mut line = format!("[{}:{}] {}(", thread.process.pid, thread.tid(), name(number));
+    let mut line = format!(
+        "[{}:{}] {}(",
+        thread.process.pid,
+        thread.tid(),
+        name(number)
+    );
     for (index, argument) in arguments.iter().enumerate() {
         let separator = if index == 0 { "" } else { ", " };
         let _ = match argument {
