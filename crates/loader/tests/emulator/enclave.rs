@@ -50,6 +50,8 @@ pub struct Options {
     pub isv_prod_id: u16,
     pub config_id: [u8; 64],
     pub directory: std::path::PathBuf,
+    /// TCS.FLAGS of all threads.
+    pub tcs_flags: u64,
 }
 
 pub const SIGNER_A: &str = include_str!("signer-a.pem");
@@ -74,6 +76,7 @@ impl Options {
             isv_prod_id: 7,
             config_id: [0; 64],
             directory: fuses("common"),
+            tcs_flags: 0,
         }
     }
 }
@@ -178,7 +181,10 @@ impl TestEnclave {
                 &vec![0; (options.nssa * SSA_PAGES * PAGE) as usize],
                 SecInfo::regular(3),
             );
-            let tcs = Self::tcs_page(slot, options.nssa);
+            let tcs = Tcs {
+                flags: options.tcs_flags,
+                ..Self::tcs_page(slot, options.nssa)
+            };
             enclave.add(start + 0x3_0000, &tcs.to_bytes(), SecInfo::tcs());
         }
         enclave.add(DATA, &[options.data; 2 * 4096], SecInfo::regular(3));

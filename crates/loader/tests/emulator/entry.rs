@@ -38,6 +38,21 @@ fn every_register_survives_aex_and_eresume() {
             enclave.base + CODE + at::do_pattern_ud2()
         );
         assert_eq!(enclave.peek(gprs + 160), 0x8000_0306);
+        // URSP and the bases; the extended state in standard format.
+        assert!(enclave.peek(gprs + 144) >> 40 != 0);
+        assert_eq!(enclave.peek(gprs + 168), enclave.area(0));
+        assert_eq!(enclave.peek(gprs + 176), enclave.area(0));
+        let frame = enclave.ssa(0, 0);
+        assert_eq!(enclave.peek(frame) & 0xffff, 0x37f, "the x87 control word");
+        assert_eq!(enclave.peek(frame + 24) as u32, 0x1fa0, "MXCSR");
+        for register in 0..16 {
+            assert_eq!(enclave.peek(frame + 160 + 16 * register), 0x7000 + register);
+            assert_eq!(enclave.peek(frame + 576 + 16 * register), 0x7000 + register);
+        }
+        assert_eq!(
+            (enclave.peek(frame + 512), enclave.peek(frame + 520)),
+            (7, 0)
+        );
         assert_eq!(enclave.skip(2), (Outcome::Exit, 1, enclave.skip_rdx()));
     }
 }
@@ -378,6 +393,33 @@ fn an_exit_site_serves_other_leaves_too() {
             (enclave.base + CODE + at::the_site()).next_multiple_of(8)
         );
     }
+}
+
+#[test]
+fn aex_notify_turns_eresume_into_an_entry() {
+    const AEX_NOTIFY: u64 = bulla_sgx::flags::AEX_NOTIFY;
+    const NOTIFY: u64 = 1 << 56;
+    let profile = Profile::named("full").unwrap();
+    let mut options = Options::new(profile);
+    options.attributes |= AEX_NOTIFY;
+    options.tcs_flags = 2;
+    let enclave = TestEnclave::with(options);
+    enclave.fault(at::do_ud2(), [0; 4]);
+    // Not asked for: ERESUME resumes (and faults again).
+    let again = enclave.resume().0;
+    assert!(matches!(again, Outcome::Exception { vector: 6, .. }));
+    let word = enclave.gprs(0, 0) + 160;
+    enclave.poke(word, enclave.peek(word) | NOTIFY);
+    let (outcome, cssa, _) = enclave.resume();
+    assert_eq!(
+        (outcome, cssa),
+        (Outcome::Exit, 1),
+        "entered with CSSA 1 instead"
+    );
+    enclave.poke(word, enclave.peek(word) & !NOTIFY);
+    assert_eq!(enclave.skip(2).0, Outcome::Exit);
+    // EDECCSSA at CSSA 0, and where there is no AEX-Notify: #GP.
+    assert_eq!(enclave.enclu_fault(9, 0, 0, 0).0, 13);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use bulla_loader::backend::{Backend, Outcome, page_type};
 use bulla_sgx::SecInfo;
 
 use crate::code::at;
-use crate::enclave::{CODE, NSSA, PAGE, TestEnclave};
+use crate::enclave::{CODE, NSSA, Options, PAGE, TestEnclave};
 
 const EACCEPT: u64 = 5;
 const EMODPE: u64 = 6;
@@ -418,4 +418,54 @@ fn large_runs_are_committed_at_once() {
     let (vector, error) = enclave.denied(at::do_write(), start + PAGE);
     assert_eq!((vector, error & 0x8000), (14, 0));
     assert_eq!(enclave.counter("eaug_pages"), pages);
+}
+
+#[test]
+fn threads_commit_and_patch_at_once() {
+    const THREADS: u64 = 4;
+    const PAGES: u64 = 64;
+    for profile in machines() {
+        for _ in 0..10 {
+            let threads = THREADS;
+            let enclave = TestEnclave::with(Options {
+                threads,
+                ..Options::new(profile)
+            });
+            let info = enclave.secinfo(REG | 3 | SecInfo::PENDING);
+            let barrier = std::sync::Barrier::new(THREADS as usize);
+            std::thread::scope(|scope| {
+                for slot in 0..THREADS {
+                    let (enclave, barrier) = (&enclave, &barrier);
+                    scope.spawn(move || {
+                        enclave.platform.prepare_thread().unwrap();
+                        let start = enclave.fresh() + slot * PAGES * PAGE;
+                        enclave.platform.commit(start, PAGES * PAGE, 3).unwrap();
+                        barrier.wait();
+                        let arguments = [PAGES, info, start, 0];
+                        let (outcome, accepted, _) =
+                            enclave.run(slot, at::do_enclu_patched_loop(), arguments);
+                        let rip = enclave.peek(enclave.gprs(slot, 0) + 136);
+                        let bytes = if outcome == Outcome::Exit {
+                            0
+                        } else {
+                            enclave.peek(rip)
+                        };
+                        assert_eq!(
+                            (outcome, accepted),
+                            (Outcome::Exit, PAGES),
+                            "rip {rip:#x}, {bytes:#x}"
+                        );
+                        for page in 0..PAGES {
+                            let arguments = [start + page * PAGE, 1, 0, 0];
+                            assert_eq!(
+                                enclave.run(slot, at::do_write(), arguments).0,
+                                Outcome::Exit
+                            );
+                        }
+                    });
+                }
+            });
+            assert_eq!(enclave.counter("enclu_sites_patched"), 2);
+        }
+    }
 }

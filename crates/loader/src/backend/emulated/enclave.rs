@@ -274,6 +274,7 @@ impl Enclave {
         state.nssa = tcs.nssa;
         state.cssa.store(tcs.cssa, Ordering::Relaxed);
         state.debug_opt_in = tcs.flags & DBGOPTIN != 0;
+        state.aex_notify = tcs.flags & AEXNOTIFY != 0;
         state.frame_size = frame_size;
         state.enclave = self;
         if [state.entry, state.fs, state.gs, state.ssa]
@@ -379,21 +380,26 @@ impl Enclave {
     pub fn commit(&self, address: u64, len: u64, protection: Protection) -> Result<(), Error> {
         self.check_edmm(address, len)?;
         let end = address + len;
-        let _guard = self.epcm.lock();
         let mut page = address;
         while page < end {
+            let guard = self.epcm.lock();
             let fresh = self.epcm.find(page, end, |entry| entry.is(VALID));
             if fresh > page {
                 let entry = Entry::new(VALID | PENDING | TYPE_REG, 3, protection);
                 self.epcm.fill(page, fresh - page, entry)?;
-                if self.epcm.get(page).host() & 2 != 0 {
-                    sys::populate(page, fresh - page)?;
-                }
+                let writable = self.epcm.get(page).host() & 2 != 0;
                 self.augmented
                     .fetch_add((fresh - page) / PAGE, Ordering::Relaxed);
+                // Without the lock, since it takes long.
+                drop(guard);
+                if writable {
+                    sys::populate(page, fresh - page)?;
+                }
+                page = fresh;
+            } else {
+                page = self.epcm.find(fresh, end, |entry| !entry.is(VALID));
+                self.set_tables(fresh, page, protection)?;
             }
-            page = self.epcm.find(fresh, end, |entry| !entry.is(VALID));
-            self.set_tables(fresh, page, protection)?;
         }
         Ok(())
     }

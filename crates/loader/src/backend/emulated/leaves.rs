@@ -11,7 +11,7 @@ use super::epcm::{
     Entry, MODIFIED, PAGE, PENDING, PR, TYPE_MASK, TYPE_REG, TYPE_TCS, TYPE_TRIM, VALID,
 };
 use super::thread::{Fault, TcsState, Thread, count};
-use super::{keys, report};
+use super::{keys, report, ssa};
 use bulla_sgx::{ErrorCode, SecInfo};
 
 pub const EREPORT: u32 = 0;
@@ -20,6 +20,7 @@ pub const EEXIT: u32 = 4;
 pub const EACCEPT: u32 = 5;
 pub const EMODPE: u32 = 6;
 pub const EACCEPTCOPY: u32 = 7;
+pub const EDECCSSA: u32 = 9;
 
 const ZERO_FLAG: u64 = 1 << 6;
 /// CF PF AF ZF SF OF.
@@ -79,6 +80,9 @@ pub fn execute(
             keys::egetkey(enclave, operands)
         }
         EACCEPT | EMODPE | EACCEPTCOPY if edmm => memory_leaf(enclave, tcs, leaf, operands),
+        EDECCSSA if enclave.profile.features.aex_notify => {
+            ssa::edeccssa(enclave, tcs).map(|()| Output::Nothing)
+        }
         _ => Err(Fault::GP),
     }
 }

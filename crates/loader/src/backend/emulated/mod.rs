@@ -15,7 +15,6 @@
 //! - RCX and R11 of a trapped `syscall` are as Linux leaves them, and the arithmetic flags after an
 //!   EEXIT at a patched site are undefined.
 //! - Pages that are not yet accepted can be accessed unless the profile is [`Profile::strict`].
-//! - AEX-Notify is an attribute only.
 
 mod enclave;
 mod entry;
@@ -40,6 +39,7 @@ use enclave::Enclave;
 pub use keys::Fuses;
 pub use profile::Profile;
 pub use report::verify as verify_report;
+pub use signals::cpuid_faulting;
 
 /// The emulated platform with at most one enclave.
 pub struct Emulated {
@@ -155,9 +155,10 @@ impl Backend for Emulated {
         // SAFETY: this thread's own structure, which only it and its handlers use. The assembly
         // runs what `prepare` set up and comes back as the ABI demands.
         unsafe {
-            if let Err(fault) = ssa::prepare(enclave, thread, tcs, leaf) {
-                return exception(leaf as u32, fault);
-            }
+            let leaf = match ssa::prepare(enclave, thread, tcs, leaf) {
+                Ok(leaf) => leaf,
+                Err(fault) => return exception(leaf as u32, fault),
+            };
             (*thread).registers = *registers;
             let result = entry::bulla_emu_enter(thread, leaf as u32);
             (*thread).tcs = std::ptr::null();

@@ -56,8 +56,8 @@ pub fn install() {
     });
 }
 
-/// Makes `syscall` and `int 0x80` below [`entry::HOST_START`] raise SIGSYS on this thread, and
-/// RDTSC a fault if the platform has none.
+/// Makes `syscall` and `int 0x80` below [`entry::HOST_START`] raise SIGSYS on this thread, CPUID
+/// fault where the CPU can, and RDTSC if the platform has none.
 pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
     const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
     const PR_SYS_DISPATCH_ON: u64 = 1;
@@ -85,12 +85,54 @@ pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
     } else {
         libc::PR_TSC_SIGSEGV
     });
+    set_cpuid(Cpuid::Faults);
     Ok(())
 }
 
 fn set_tsc(setting: i32) {
-    // SAFETY: changes how RDTSC behaves on this thread; `rdtsc_of_host` serves the host's.
+    // SAFETY: changes how RDTSC behaves on this thread; `serve_host` serves the host's.
     unsafe { libc::prctl(libc::PR_SET_TSC, setting) };
+}
+
+fn tsc_faults() -> bool {
+    let mut setting = 0;
+    // SAFETY: stores an int.
+    let asked = unsafe { libc::prctl(libc::PR_GET_TSC, &raw mut setting) };
+    asked == 0 && setting == libc::PR_TSC_SIGSEGV
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Cpuid {
+    Faults = 0,
+    Works = 1,
+}
+
+const ARCH_GET_CPUID: u64 = 0x1011;
+const ARCH_SET_CPUID: u64 = 0x1012;
+
+/// Makes CPUID fault on this thread. Returns whether the CPU can (most of Intel's, few of AMD's).
+fn set_cpuid(setting: Cpuid) -> bool {
+    let arguments = [ARCH_SET_CPUID, setting as u64, 0, 0, 0, 0];
+    // SAFETY: changes how CPUID behaves on this thread; `serve_host` serves the host's.
+    unsafe { sys::syscall(libc::SYS_arch_prctl, arguments) == 0 }
+}
+
+fn cpuid_faults() -> bool {
+    // SAFETY: only asks.
+    let now = unsafe { sys::syscall(libc::SYS_arch_prctl, [ARCH_GET_CPUID, 0, 0, 0, 0, 0]) };
+    now == Cpuid::Faults as i64
+}
+
+/// Whether CPUID in an enclave faults here, as it does on hardware. Where it does not, it executes.
+pub fn cpuid_faulting() -> bool {
+    if cpuid_faults() {
+        return true;
+    }
+    let can = set_cpuid(Cpuid::Faults);
+    if can {
+        set_cpuid(Cpuid::Works);
+    }
+    can
 }
 
 fn in_text(rip: u64) -> bool {
@@ -141,7 +183,7 @@ pub unsafe extern "C" fn on_signal(
 /// # Safety
 /// As for [`on_signal`].
 unsafe fn host_signal(signal: i32, code: i32, context: &mut libc::ucontext_t) {
-    if signal == libc::SIGSEGV && rdtsc_of_host(context) {
+    if signal == libc::SIGSEGV && serve_host(context) {
         return;
     }
     // Back to whoever handled it before; the fault repeats and finds them.
@@ -155,41 +197,59 @@ unsafe fn host_signal(signal: i32, code: i32, context: &mut libc::ucontext_t) {
     }
 }
 
-/// Length of the RDTSC or RDTSCP at `rip`, else 0.
-fn rdtsc_length(rip: u64) -> i64 {
-    // SAFETY: an instruction that just executed is readable.
-    match unsafe { ptr::read_unaligned(rip as *const [u8; 2]) } {
-        [0x0f, 0x31] => 2,
-        // SAFETY: 0F 01 has a third byte.
-        [0x0f, 0x01] if unsafe { *((rip + 2) as *const u8) } == 0xf9 => 3,
-        _ => 0,
-    }
-}
-
-/// Executes a host's RDTSC that PR_SET_TSC made fault (the vDSO's, mostly).
-fn rdtsc_of_host(context: &mut libc::ucontext_t) -> bool {
+/// Executes an RDTSC or CPUID of the host (the vDSO's, mostly), which faults on the threads that
+/// enter enclaves and on those that they start. Returns whether it was one.
+fn serve_host(context: &mut libc::ucontext_t) -> bool {
     const GENERAL_PROTECTION: i64 = 13;
     let registers = &mut context.uc_mcontext.gregs;
     if registers[libc::REG_TRAPNO as usize] != GENERAL_PROTECTION {
         return false;
     }
     let rip = registers[libc::REG_RIP as usize];
-    let len = rdtsc_length(rip as u64);
-    if len == 0 || thread::current().is_null() {
+    let byte = |index: i64| {
+        // SAFETY: an instruction that just executed is readable; the third byte is only asked for
+        // where the first two say that there is one.
+        unsafe { *((rip + index) as *const u8) }
+    };
+    if byte(0) != 0x0f {
         return false;
     }
-    set_tsc(libc::PR_TSC_ENABLE);
-    let mut aux = 0;
-    // SAFETY: RDTSCP is part of every CPU this runs on.
-    let value = unsafe { std::arch::x86_64::__rdtscp(&mut aux) };
-    set_tsc(libc::PR_TSC_SIGSEGV);
-    registers[libc::REG_RAX as usize] = (value & 0xffff_ffff) as i64;
-    registers[libc::REG_RDX as usize] = (value >> 32) as i64;
-    if len == 3 {
-        registers[libc::REG_RCX as usize] = i64::from(aux);
-    }
+    let low = |register: i64| register as u32;
+    let len = match byte(1) {
+        0xa2 if cpuid_faults() => {
+            let leaf = low(registers[libc::REG_RAX as usize]);
+            let subleaf = low(registers[libc::REG_RCX as usize]);
+            set_cpuid(Cpuid::Works);
+            let result = std::arch::x86_64::__cpuid_count(leaf, subleaf);
+            set_cpuid(Cpuid::Faults);
+            registers[libc::REG_RAX as usize] = i64::from(result.eax);
+            registers[libc::REG_RBX as usize] = i64::from(result.ebx);
+            registers[libc::REG_RCX as usize] = i64::from(result.ecx);
+            registers[libc::REG_RDX as usize] = i64::from(result.edx);
+            2
+        }
+        second @ (0x31 | 0x01) if tsc_faults() => {
+            if second == 0x01 && byte(2) != 0xf9 {
+                return false;
+            }
+            set_tsc(libc::PR_TSC_ENABLE);
+            let mut aux = 0;
+            // SAFETY: RDTSCP is part of every CPU this runs on.
+            let value = unsafe { std::arch::x86_64::__rdtscp(&mut aux) };
+            set_tsc(libc::PR_TSC_SIGSEGV);
+            registers[libc::REG_RAX as usize] = (value & 0xffff_ffff) as i64;
+            registers[libc::REG_RDX as usize] = (value >> 32) as i64;
+            HOST_RDTSC.fetch_add(1, Ordering::Relaxed);
+            if second == 0x01 {
+                registers[libc::REG_RCX as usize] = i64::from(aux);
+                3
+            } else {
+                2
+            }
+        }
+        _ => return false,
+    };
     registers[libc::REG_RIP as usize] = rip + len;
-    HOST_RDTSC.fetch_add(1, Ordering::Relaxed);
     true
 }
 
@@ -465,12 +525,12 @@ unsafe fn enclu(
 }
 
 /// Rewrites a site `enclu; nop5` that is 8-byte aligned into a jump (EEXIT) or call through the
-/// hole, in one store. Returns whether it did.
+/// hole, in one store. Returns whether that is what stands there now.
 fn patch(enclave: &Enclave, site: u64, leaf: u32) -> bool {
     const SITE: [u8; 8] = [0x0f, 0x01, 0xd7, 0x0f, 0x1f, 0x44, 0x00, 0x00];
     let mut sites = enclave.sites.lock().unwrap_or_else(PoisonError::into_inner);
     if !site.is_multiple_of(8) || code_at::<8>(enclave, site) != Some(SITE) {
-        return false;
+        return patched_meanwhile(enclave, site);
     }
     let exit = (leaf == EEXIT && sites.len() < entry::EXIT_GATES).then_some(sites.len());
     let Some(pointer) = enclave.gate_pointer(exit) else {
@@ -510,7 +570,6 @@ fn patched_meanwhile(enclave: &Enclave, site: u64) -> bool {
             code_at::<8>(enclave, site),
             Some([0xff, 0x15 | 0x25, .., 0x66, 0x90])
         )
-        && enclave.patched.load(Ordering::Relaxed) != 0
 }
 
 // -- kicks ----------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ const EXINFO_SIZE: u64 = 16;
 const URSP: u64 = 144;
 const URBP: u64 = 152;
 const EXITINFO: u64 = 160;
+/// GPRSGX.AEXNOTIFY, in the word of EXITINFO: byte 167, bit 0.
+const NOTIFY: u64 = 1 << 56;
 const FS_BASE: u64 = 168;
 const GS_BASE: u64 = 176;
 
@@ -34,6 +36,7 @@ pub fn minimal_frame(xsave: u64, exinfo: bool) -> u64 {
 }
 
 /// EENTER or ERESUME up to the jump: checks, takes the TCS, fills in what the assembly loads.
+/// Returns what is to be done: an ERESUME of a frame that asks for AEX-Notify is an EENTER.
 ///
 /// # Safety
 /// `thread` is this host thread's.
@@ -42,7 +45,7 @@ pub unsafe fn prepare(
     thread: *mut Thread,
     address: u64,
     leaf: EnterLeaf,
-) -> Result<(), Fault> {
+) -> Result<EnterLeaf, Fault> {
     // SAFETY: nobody else uses the thread's structure; handlers only touch atomics of it while
     // RIP is in host code.
     let thread = unsafe { &mut *thread };
@@ -62,12 +65,19 @@ fn fill(
     enclave: &Enclave,
     thread: &mut Thread,
     tcs: &TcsState,
-    leaf: EnterLeaf,
-) -> Result<(), Fault> {
+    mut leaf: EnterLeaf,
+) -> Result<EnterLeaf, Fault> {
     if !tcs.valid.load(Ordering::Relaxed) {
         return Err(Fault::page(tcs.address, false));
     }
     let cssa = tcs.cssa.load(Ordering::Relaxed);
+    if leaf == EnterLeaf::Eresume && tcs.aex_notify && cssa != 0 {
+        let frame = tcs.ssa + u64::from(cssa - 1) * tcs.frame_size;
+        enclave.check_frame(frame, tcs.frame_size)?;
+        if word(frame + tcs.frame_size - GPRS_SIZE + EXITINFO) & NOTIFY != 0 {
+            leaf = EnterLeaf::Eenter;
+        }
+    }
     let frame = match leaf {
         EnterLeaf::Eenter if cssa >= tcs.nssa => return Err(Fault::GP),
         EnterLeaf::Eenter => cssa,
@@ -99,6 +109,28 @@ fn fill(
         }
     }
     tcs.thread.store(thread, Ordering::Relaxed);
+    Ok(leaf)
+}
+
+/// EDECCSSA: the interrupted frame becomes the current one.
+pub fn edeccssa(enclave: &Enclave, tcs: &TcsState) -> Result<(), Fault> {
+    let cssa = tcs.cssa.load(Ordering::Relaxed);
+    if cssa == 0 {
+        return Err(Fault::GP);
+    }
+    let frame = tcs.ssa + u64::from(cssa - 1) * tcs.frame_size;
+    enclave.check_frame(frame, tcs.frame_size)?;
+    let thread = tcs.thread.load(Ordering::Relaxed);
+    // SAFETY: the TCS is in use by this host thread.
+    let thread = unsafe { &mut *thread };
+    // An AEX from now on returns to where the newest EENTER came from.
+    let newest = thread.ssa_gprs;
+    let gprs = frame + tcs.frame_size - GPRS_SIZE;
+    set_word(gprs + URSP, word(newest + URSP));
+    set_word(gprs + URBP, word(newest + URBP));
+    thread.ssa_frame = frame;
+    thread.ssa_gprs = gprs;
+    tcs.cssa.store(cssa - 1, Ordering::Relaxed);
     Ok(())
 }
 
@@ -212,7 +244,8 @@ pub unsafe fn save(
     set_word(area + GS_BASE, bases.1);
     let exinfo = enclave.exinfo();
     let info = fault.map_or(0, |fault| exit_info(fault.vector, exinfo));
-    set_word(area + EXITINFO, info);
+    // AEXNOTIFY shares the word and is the enclave's.
+    set_word(area + EXITINFO, info | word(area + EXITINFO) & NOTIFY);
     if exinfo
         && let Some(fault) = fault
         && matches!(fault.vector, 13 | 14)
@@ -337,7 +370,7 @@ fn next(thread: *mut Thread, leaf: EnterLeaf) -> u32 {
     unsafe {
         let tcs = &*(*thread).tcs;
         match prepare(&*tcs.enclave, thread, tcs.address, leaf) {
-            Ok(()) => leaf as u32,
+            Ok(leaf) => leaf as u32,
             Err(fault) => {
                 (*thread).fault = fault;
                 (*thread).fault_leaf = leaf as u32;

@@ -256,6 +256,7 @@ pub struct TcsState {
     pub cssa: AtomicU32,
     pub valid: AtomicBool,
     pub debug_opt_in: bool,
+    pub aex_notify: bool,
     pub nssa: u32,
     pub address: u64,
     pub entry: u64,
