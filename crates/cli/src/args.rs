@@ -171,6 +171,10 @@ pub struct RunArguments {
     #[arg(long)]
     pub stats: bool,
 
+    /// For tests: answer the enclave's host calls as a hostile host would, with this seed
+    #[arg(long, hide = true, value_name = "SEED")]
+    pub hostile_host: Option<u64>,
+
     /// bulla's own messages as JSON lines on standard error
     #[arg(long)]
     pub json: bool,

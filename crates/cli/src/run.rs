@@ -77,6 +77,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     let mut launch = bulla_loader::Options::new(opened.backend);
     launch.rootfs = Some(rootfs);
     launch.stats = arguments.stats;
+    launch.hostile = arguments.hostile_host;
     if !arguments.interactive {
         // As with Docker: without -i there is nothing to read.
         let null = File::open("/dev/null")

@@ -21,6 +21,9 @@ pub struct Hostile {
     state: AtomicU64,
     /// Tampering happens when this many low bits of a random number are zero.
     mask: u64,
+    /// Whether the enclave is also entered unasked, at which it usually stops: not with every
+    /// seed, so that the other lies get their turn.
+    intrudes: bool,
 }
 
 /// What becomes of an answer.
@@ -39,6 +42,7 @@ impl Hostile {
         Hostile {
             state: AtomicU64::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
             mask: (1 << (4 + seed % 8)) - 1,
+            intrudes: seed.is_multiple_of(4),
         }
     }
 
@@ -82,7 +86,7 @@ impl Hostile {
             r8: self.random(),
             r9: self.random(),
         };
-        match self.random() % 12 {
+        match self.random() % if self.intrudes { 12 } else { 10 } {
             0..4 => Tampered::Instead(answer(EnterReason::Return as u64)),
             4 => Tampered::Skip(answer(EnterReason::Return as u64)),
             5 => {
@@ -167,7 +171,7 @@ impl Hostile {
                 if hostile.random() & hostile.mask != 0 {
                     continue;
                 }
-                if can_enter && hostile.random().is_multiple_of(16) {
+                if can_enter && hostile.intrudes && hostile.random().is_multiple_of(16) {
                     hostile.intrude(engine);
                 }
                 for slot in engine.slots.used() {
