@@ -80,7 +80,7 @@ impl Space {
         }
         if locked.saved.contains_key(&page) {
             return match locked.resident {
-                true => super::residency::restore(&mut locked, &vma, page..page + PAGE)
+                true => super::swap::restore(&mut locked, &vma, page..page + PAGE)
                     .map_err(|_| Fault::NoMemory),
                 false => Ok(()),
             };
@@ -212,7 +212,7 @@ impl Locked<'_> {
                 .map_err(|_| Fault::Unreadable)?;
         }
         accounting::charge(PAGE).map_err(|_| Fault::NoMemory)?;
-        self.saved.insert(page, bytes.into());
+        self.saved.insert(page, alloc::sync::Arc::new(bytes));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use core::ops::Range;
 
 use super::map::without;
 use super::residency::{self, Member};
+use super::swap::read_run;
 use super::{AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
@@ -80,8 +81,8 @@ impl Space {
             .flat_map(|vma| parent.live.runs(vma.range()))
             .map(|run| run.end - run.start)
             .sum();
-        let (used, available) = platform().heap_usage();
-        if available.saturating_sub(used) < copied + copied / 8 {
+        let (_, available) = platform().heap_usage();
+        if available < copied + copied / 8 {
             return Err(ENOMEM.because("no kernel memory for the pages of a second process"));
         }
         accounting::charge(copied)?;
@@ -94,10 +95,9 @@ impl Space {
                 let runs: Vec<Range<u64>> = parent.live.runs(vma.range()).collect();
                 for run in runs {
                     if !vma.is_clean() {
-                        for page in run.clone().step_by(PAGE as usize) {
-                            let bytes = residency::read_live(page, vma.page_protection());
-                            parent.saved.insert(page, bytes);
-                        }
+                        let saved = read_run(&run, vma.page_protection());
+                        let numbers = run.clone().step_by(PAGE as usize);
+                        parent.saved.extend(numbers.zip(saved));
                     }
                     parent.live.remove(run.clone());
                     if vma.flags.contains(VmaFlags::WIPEONFORK) {

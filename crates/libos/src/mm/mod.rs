@@ -34,6 +34,7 @@ pub mod remap;
 pub mod residency;
 pub mod shared;
 pub mod sites;
+pub(crate) mod swap;
 pub mod sysv;
 pub mod vma;
 
@@ -105,7 +106,7 @@ pub(crate) struct State {
     /// Committed pages with this space's content. Pages of shared objects are not among them.
     live: PageSet,
     /// Content of pages that cannot be live while another space is resident.
-    saved: BTreeMap<u64, Arc<[u8]>>,
+    saved: BTreeMap<u64, swap::SavedPage>,
     /// Addresses taken from the allocator beyond the mappings (the program break's room).
     reserved: Vec<Range<u64>>,
     brk: brk::Brk,

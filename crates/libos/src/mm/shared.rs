@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::fault::read_file;
 use super::pages::PageSet;
-use super::residency::write_live;
+use super::swap::write_live;
 use super::vma::FileBacking;
 use super::{Fault, PAGE, accounting, allocator, page_down};
 use crate::Result;

@@ -131,43 +131,34 @@ fn modrm(code: &[u8]) -> Option<usize> {
     }
 }
 
-/// Whether a chunk of code at `start` may hold a direct branch into `targets` (exclusive of its
-/// first byte... every address in it counts). Every byte is taken for the start of a branch, so
-/// that none can be missed.
-pub fn may_branch_into(code: &[u8], start: u64, targets: &core::ops::Range<u64>) -> bool {
+/// Calls `visit` for every address that a direct branch in a chunk of code at `start` could lead
+/// to. Every byte is taken for the start of a branch, so that none can be missed; `lea` counts as
+/// one, because it makes the addresses of jump tables and handlers.
+pub fn branch_targets(code: &[u8], start: u64, mut visit: impl FnMut(u64)) {
+    let long = |at: usize, end: u64| {
+        let distance = code.get(at..)?.first_chunk::<4>()?;
+        Some(end.wrapping_add_signed(i64::from(i32::from_le_bytes(*distance))))
+    };
     for (index, &opcode) in code.iter().enumerate() {
         let address = start + index as u64;
-        let rest = &code[index + 1..];
-        let long = |rest: &[u8], end: u64| {
-            rest.first_chunk::<4>().is_some_and(|distance| {
-                let distance = i64::from(i32::from_le_bytes(*distance));
-                targets.contains(&end.wrapping_add_signed(distance))
-            })
-        };
-        let found = match opcode {
+        let next = code.get(index + 1).copied();
+        let target = match (opcode, next) {
             // jcc, jmp, loop, jrcxz with 8 bits
-            0x70..=0x7f | 0xeb | 0xe0..=0xe3 => rest.first().is_some_and(|&distance| {
-                let end = address + 2;
-                targets.contains(&end.wrapping_add_signed(i64::from(distance as i8)))
-            }),
-            0xe8 | 0xe9 => long(rest, address + 5),
-            0x0f => match rest.first() {
-                Some(0x80..=0x8f) => long(&rest[1..], address + 6),
-                _ => false,
-            },
-            // lea and other uses of an address: a jump table's or a handler's. Too many bytes look
-            // like one, so only `lea` with rip is looked at.
-            0x8d => match rest.first() {
-                Some(modrm) if modrm & 0xc7 == 5 => long(&rest[1..], address + 6),
-                _ => false,
-            },
-            _ => false,
+            (0x70..=0x7f | 0xeb | 0xe0..=0xe3, Some(distance)) => {
+                Some((address + 2).wrapping_add_signed(i64::from(distance as i8)))
+            }
+            // call, jmp
+            (0xe8 | 0xe9, _) => long(index + 1, address + 5),
+            // jcc with 32 bits
+            (0x0f, Some(0x80..=0x8f)) => long(index + 2, address + 6),
+            // lea with an address relative to rip
+            (0x8d, Some(modrm)) if modrm & 0xc7 == 5 => long(index + 2, address + 6),
+            _ => None,
         };
-        if found {
-            return true;
+        if let Some(target) = target {
+            visit(target);
         }
     }
-    false
 }
 
 #[cfg(test)]
@@ -228,23 +219,21 @@ mod tests {
 
     #[test]
     fn branches() {
-        let targets = 0x1012..0x1015;
-        // jne to 0x1012 from 0x1000; the same one byte further misses the start but not the end.
-        assert!(may_branch_into(&[0x75, 0x10], 0x1000, &targets));
-        assert!(!may_branch_into(&[0x75, 0x0f], 0x1000, &targets));
-        assert!(!may_branch_into(&[0x75, 0x13], 0x1000, &targets));
-        assert!(may_branch_into(&[0xe9, 0x0d, 0, 0, 0], 0x1000, &targets));
-        assert!(may_branch_into(
-            &[0x0f, 0x84, 0x0c, 0, 0, 0],
-            0x1000,
-            &targets
-        ));
-        assert!(may_branch_into(
-            &[0x48, 0x8d, 0x05, 0x0b, 0, 0, 0],
-            0x1000,
-            &targets
-        ));
-        assert!(may_branch_into(&[0xeb, 0xf0], 0x1020, &targets));
-        assert!(!may_branch_into(&[0xe9, 0x0d], 0x1000, &targets));
+        let into = |code: &[u8], start: u64| {
+            let mut found = false;
+            branch_targets(code, start, |target| {
+                found |= (0x1012..0x1015).contains(&target)
+            });
+            found
+        };
+        // jne to 0x1012 from 0x1000, and one byte before and three after.
+        assert!(into(&[0x75, 0x10], 0x1000));
+        assert!(!into(&[0x75, 0x0f], 0x1000));
+        assert!(!into(&[0x75, 0x13], 0x1000));
+        assert!(into(&[0xe9, 0x0d, 0, 0, 0], 0x1000));
+        assert!(into(&[0x0f, 0x84, 0x0c, 0, 0, 0], 0x1000));
+        assert!(into(&[0x48, 0x8d, 0x05, 0x0b, 0, 0, 0], 0x1000));
+        assert!(into(&[0xeb, 0xf0], 0x1020));
+        assert!(!into(&[0xe9, 0x0d], 0x1000));
     }
 }

@@ -32,8 +32,17 @@ use crate::{Result, Thread};
 use forms::AROUND;
 use table::{Patch, Table};
 
-/// The known sites of a file, by offset.
-type Known = BTreeMap<u64, Form>;
+/// What is known of a file.
+#[derive(Default)]
+struct Known {
+    /// Its sites, by offset.
+    sites: BTreeMap<u64, Form>,
+    /// Parts of the file (offsets) that have been searched for branches.
+    searched: Vec<Range<u64>>,
+    /// For `syscall` instructions in those parts: bit n is set when something may branch to the
+    /// n-th byte after the instruction.
+    entered: BTreeMap<u64, u32>,
+}
 
 static FILES: SpinLock<BTreeMap<FileId, Known>> = SpinLock::new(BTreeMap::new());
 static TABLE: RwSpinLock<Table> = RwSpinLock::new(Table::new());
@@ -46,7 +55,7 @@ const LEARNED_MAX: usize = 4096;
 /// Adds a measured list of a file's sites.
 pub fn add_list(file: FileId, list: &SiteList) {
     let mut files = FILES.lock();
-    let known = files.entry(file).or_default();
+    let known = &mut files.entry(file).or_default().sites;
     for site in list.sites.iter().filter(|site| site.kind == Kind::Syscall) {
         known.insert(site.offset, site.form);
     }
@@ -80,6 +89,7 @@ pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Resul
     let offsets = first..first + (range.end - range.start);
     let known: Vec<(u64, Form)> = match FILES.lock().get(&file.inode.id()) {
         Some(known) => known
+            .sites
             .range(offsets)
             .filter(|(_, form)| **form != Form::Trap)
             .map(|(&offset, &form)| (range.start + (offset - first), form))
@@ -166,7 +176,7 @@ pub(super) fn undo(vma: &Vma, live: &super::pages::PageSet) {
             let end = range.end.min(page + PAGE);
             let part = (at - range.start) as usize..(end - range.start) as usize;
             if live.contains(page) && vma.range().contains(&page) {
-                residency::write_live(at, &patch.original[part], vma.page_protection());
+                super::swap::write_live(at, &patch.original[part], vma.page_protection());
             }
             at = end;
         }
@@ -184,14 +194,14 @@ pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
     let known = FILES
         .lock()
         .get(&id)
-        .and_then(|known| known.get(&offset).copied());
+        .and_then(|known| known.sites.get(&offset).copied());
     let form = match known {
         Some(Form::Trap) => return,
         Some(form) => form,
         None => {
             let form = judge(&vma, &file, site, number);
             let mut files = FILES.lock();
-            let known = files.entry(id).or_default();
+            let known = &mut files.entry(id).or_default().sites;
             if known.len() < LEARNED_MAX {
                 known.insert(offset, form);
             }
@@ -213,43 +223,77 @@ fn judge(vma: &Vma, file: &FileBacking, site: u64, number: u64) -> Form {
     }
     let form = forms::choose(&before, &after, number);
     match form {
-        Form::After { .. } if branches_into(vma, file, site + 2..table::range(site, form).end) => {
-            Form::Trap
-        }
+        Form::After { len } if is_entered(vma, file, site, len) => Form::Trap,
         form => form,
     }
 }
 
-/// Whether anything in the text mapped around may branch into a range. Very large texts are
-/// searched in the neighbourhood only: whoever lays them out so keeps functions together.
-fn branches_into(vma: &Vma, file: &FileBacking, targets: Range<u64>) -> bool {
-    const ALL: u64 = 16 << 20;
-    const NEAR: u64 = 1 << 20;
-    const CHUNK: u64 = 64 << 10;
-    /// A branch instruction's length.
-    const OVERLAP: u64 = 8;
-    let (start, end) = if vma.len() <= ALL {
-        (vma.start, vma.end)
+/// Texts up to this size are searched as a whole; of larger ones only the neighbourhood of a site:
+/// whoever lays out so much keeps functions together.
+const SEARCH_MAX: u64 = 8 << 20;
+const NEIGHBOURHOOD: u64 = 1 << 20;
+
+/// Whether anything in the text mapped around may branch into the `len` bytes after a site.
+fn is_entered(vma: &Vma, file: &FileBacking, site: u64, len: u8) -> bool {
+    let id = file.inode.id();
+    let offset = file.offset + (site - vma.start);
+    let part = if vma.len() <= SEARCH_MAX {
+        file.offset..file.offset + vma.len()
     } else {
-        (
-            targets.start.saturating_sub(NEAR).max(vma.start),
-            targets.end.saturating_add(NEAR).min(vma.end),
-        )
+        let first = offset.saturating_sub(NEIGHBOURHOOD).max(file.offset);
+        first..(offset + NEIGHBOURHOOD).min(file.offset + vma.len())
     };
-    let mut buffer = vec![0; (CHUNK + OVERLAP) as usize];
-    let mut at = start;
-    while at < end {
-        let len = (end - at).min(CHUNK + OVERLAP) as usize;
-        let offset = file.offset + (at - vma.start);
-        if super::fault::read_file(file, offset, &mut buffer[..len]).is_err() {
+    let is_searched = |known: &Known| {
+        known
+            .searched
+            .iter()
+            .any(|done| done.start <= part.start && part.end <= done.end)
+    };
+    if !FILES.lock().get(&id).is_some_and(is_searched) {
+        let Some(entered) = search(file, &part) else {
             return true;
+        };
+        let mut files = FILES.lock();
+        let known = files.entry(id).or_default();
+        for (site, bits) in entered {
+            *known.entered.entry(site).or_default() |= bits;
         }
-        if forms::may_branch_into(&buffer[..len], at, &targets) {
-            return true;
-        }
-        at += CHUNK;
+        known.searched.push(part);
     }
-    false
+    let mask = (1u32 << len) - 1;
+    let files = FILES.lock();
+    files
+        .get(&id)
+        .and_then(|known| known.entered.get(&offset))
+        .is_some_and(|bits| bits & mask != 0)
+}
+
+/// Finds what may branch to just after a `syscall`: see [`Known::entered`].
+fn search(file: &FileBacking, part: &Range<u64>) -> Option<BTreeMap<u64, u32>> {
+    let mut code = Vec::new();
+    code.try_reserve_exact((part.end - part.start) as usize)
+        .ok()?;
+    code.resize((part.end - part.start) as usize, 0);
+    super::fault::read_file(file, part.start, &mut code).ok()?;
+    let is_syscall = |(_, bytes): &(usize, &[u8])| *bytes == forms::SYSCALL;
+    let sites: Vec<u64> = code
+        .windows(2)
+        .enumerate()
+        .filter(is_syscall)
+        .map(|(at, _)| part.start + at as u64)
+        .collect();
+    let mut entered = BTreeMap::new();
+    forms::branch_targets(&code, part.start, |target| {
+        // The sites whose following bytes the target is among.
+        let first = sites.partition_point(|&site| site + 2 + AROUND as u64 <= target);
+        for &site in sites[first..]
+            .iter()
+            .take_while(|&&site| site + 2 <= target)
+        {
+            *entered.entry(site).or_default() |= 1 << (target - site - 2);
+        }
+    });
+    Some(entered)
 }
 
 impl Space {

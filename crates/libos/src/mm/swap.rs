@@ -1,0 +1,251 @@
+//! Moving pages between live and saved.
+//!
+//! Everything works on runs, in place where the pages can be read and written: a switch between
+//! two processes of some megabytes costs a comparison of what both have, and a copy of what
+//! differs.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::{Backing, PAGE, State, Vma, accounting, page_down};
+use crate::Result;
+use crate::platform::{Protection, platform};
+
+/// The content of a saved page. Spaces whose pages are equal share one.
+pub type SavedPage = Arc<Vec<u8>>;
+
+const PAGE_LEN: usize = PAGE as usize;
+const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
+
+/// Copies the content of live pages of one mapping.
+pub(super) fn read_run(range: &Range<u64>, protection: Protection) -> Vec<SavedPage> {
+    let len = range.end - range.start;
+    let mut pages = Vec::with_capacity((len / PAGE) as usize);
+    if !protection.contains(Protection::READ) {
+        let _ = platform().protect(range.start, len, Protection::READ);
+    }
+    let _ = platform().fill(range.start, len, &mut |bytes| {
+        pages.extend(
+            bytes
+                .chunks_exact(PAGE_LEN)
+                .map(|page| Arc::new(page.to_vec())),
+        );
+        Ok(())
+    });
+    if !protection.contains(Protection::READ) {
+        let _ = platform().protect(range.start, len, protection);
+    }
+    pages
+}
+
+/// Writes within a live page, whatever its protection.
+pub(super) fn write_live(address: u64, bytes: &[u8], protection: Protection) {
+    let page = page_down(address);
+    let writable = protection.contains(Protection::WRITE);
+    if !writable {
+        let _ = platform().protect(page, PAGE, READ_WRITE);
+    }
+    let _ = platform().copy_to_user(address, bytes);
+    if !writable {
+        let _ = platform().protect(page, PAGE, protection);
+    }
+}
+
+/// What matters of a mapping for a run of its pages.
+#[derive(Clone, Copy)]
+struct Part {
+    end: u64,
+    protection: Protection,
+    /// The content need not be kept: it is the file's, or nobody's any more.
+    disposable: bool,
+}
+
+fn part_at(state: &State, page: u64) -> Option<Part> {
+    let vma = state.vmas.find(page)?;
+    Some(Part {
+        end: vma.end,
+        protection: vma.page_protection(),
+        disposable: vma.is_clean() || state.dead,
+    })
+}
+
+/// Saves the leaver's live pages of a range and gives the memory back.
+pub(super) fn evict(leaver: &mut State, range: &Range<u64>) {
+    let runs: Vec<_> = leaver.live.runs(range.clone()).collect();
+    for run in runs {
+        let mut at = run.start;
+        while at < run.end {
+            let Some(part) = part_at(leaver, at) else {
+                break;
+            };
+            let piece = at..run.end.min(part.end);
+            at = piece.end;
+            if part.disposable {
+                accounting::uncharge(piece.end - piece.start);
+            } else {
+                let numbers = piece.clone().step_by(PAGE_LEN);
+                let saved = read_run(&piece, part.protection);
+                leaver.saved.extend(numbers.zip(saved));
+            }
+        }
+        platform().decommit(run.start, run.end - run.start);
+        leaver.live.remove(run);
+    }
+}
+
+/// Gives the addresses that both hold from the leaver to the comer.
+pub(super) fn exchange(leaver: &mut State, comer: &mut State) {
+    swap_saved(leaver, comer);
+    // What else the leaver has where the comer has mappings: clean text of the same file is handed
+    // over, the rest is saved.
+    let mut overlaps: Vec<(Range<u64>, Vma)> = Vec::new();
+    for vma in comer
+        .vmas
+        .iter()
+        .filter(|vma| !matches!(vma.backing, Backing::Shared(..)))
+    {
+        overlaps.extend(leaver.live.runs(vma.range()).map(|run| (run, vma.clone())));
+    }
+    for (run, to) in overlaps {
+        let mut at = run.start;
+        while at < run.end {
+            let Some(from) = leaver.vmas.find(at).cloned() else {
+                break;
+            };
+            let piece = at..run.end.min(from.end);
+            at = piece.end;
+            if from.is_clean() && to.is_clean() && from.same_file(&to) {
+                hand_over(
+                    leaver,
+                    comer,
+                    &piece,
+                    from.page_protection(),
+                    to.page_protection(),
+                );
+            } else {
+                evict(leaver, &piece);
+            }
+        }
+    }
+}
+
+/// The leaver's live pages become the comer's.
+fn hand_over(
+    leaver: &mut State,
+    comer: &mut State,
+    run: &Range<u64>,
+    from: Protection,
+    to: Protection,
+) {
+    leaver.live.remove(run.clone());
+    comer.live.insert(run.clone());
+    if from != to {
+        // Committed pages: only a hostile host makes this fail, and then the next access faults.
+        let _ = platform().protect(run.start, run.end - run.start, to);
+    }
+}
+
+/// Exchanges the pages that the comer has saved and the leaver has live.
+fn swap_saved(leaver: &mut State, comer: &mut State) {
+    let mut rest = BTreeMap::new();
+    let mut kept: Vec<(u64, SavedPage)> = Vec::new();
+    let mut wanted = core::mem::take(&mut comer.saved).into_iter().peekable();
+    while let Some((start, first)) = wanted.next() {
+        let parts = part_at(leaver, start).zip(part_at(comer, start));
+        let Some((from, to)) = parts.filter(|_| leaver.live.contains(start)) else {
+            rest.insert(start, first);
+            continue;
+        };
+        let mut pages = alloc::vec![first];
+        let mut end = start + PAGE;
+        while end < from.end.min(to.end)
+            && leaver.live.contains(end)
+            && let Some((_, page)) = wanted.next_if(|(next, _)| *next == end)
+        {
+            pages.push(page);
+            end += PAGE;
+        }
+        let run = start..end;
+        swap_run(&run, from.protection, &mut pages);
+        if from.disposable {
+            accounting::uncharge(end - start);
+        } else {
+            kept.extend(run.clone().step_by(PAGE_LEN).zip(pages));
+        }
+        hand_over(leaver, comer, &run, from.protection, to.protection);
+    }
+    comer.saved = rest;
+    leaver.saved.extend(kept);
+}
+
+/// Exchanges the content of live pages with saved ones.
+fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [SavedPage]) {
+    let len = run.end - run.start;
+    if !protection.contains(READ_WRITE) {
+        let _ = platform().protect(run.start, len, READ_WRITE);
+    }
+    let _ = platform().fill(run.start, len, &mut |bytes| {
+        for (live, saved) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages.iter_mut()) {
+            if live == saved.as_slice() {
+                continue;
+            }
+            match Arc::get_mut(saved) {
+                Some(saved) => live.swap_with_slice(saved),
+                None => {
+                    let old = live.to_vec();
+                    live.copy_from_slice(saved);
+                    *saved = Arc::new(old);
+                }
+            }
+        }
+        Ok(())
+    });
+    if !protection.contains(READ_WRITE) {
+        let _ = platform().protect(run.start, len, protection);
+    }
+}
+
+/// Brings all saved pages of a space back; its addresses are free.
+pub(super) fn restore_all(state: &mut State) {
+    let numbers: Vec<u64> = state.saved.keys().copied().collect();
+    let mut at = 0;
+    while at < numbers.len() {
+        let start = numbers[at];
+        let Some(vma) = state.vmas.find(start).cloned() else {
+            at += 1;
+            continue;
+        };
+        let mut end = start + PAGE;
+        at += 1;
+        while at < numbers.len() && numbers[at] == end && end < vma.end {
+            end += PAGE;
+            at += 1;
+        }
+        // When this fails the pages stay saved, and faults try again.
+        let _ = restore(state, &vma, start..end);
+    }
+}
+
+/// Brings a run of saved pages of one mapping back.
+pub(super) fn restore(state: &mut State, vma: &Vma, range: Range<u64>) -> Result<()> {
+    let len = range.end - range.start;
+    platform().commit(range.start, len, READ_WRITE)?;
+    let saved = &state.saved;
+    platform().fill(range.start, len, &mut |bytes| {
+        let pages = saved.range(range.clone()).map(|(_, page)| page);
+        for (live, page) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages) {
+            live.copy_from_slice(page);
+        }
+        Ok(())
+    })?;
+    if vma.page_protection() != READ_WRITE {
+        platform().protect(range.start, len, vma.page_protection())?;
+    }
+    for page in range.clone().step_by(PAGE_LEN) {
+        state.saved.remove(&page);
+    }
+    state.live.insert(range);
+    Ok(())
+}
