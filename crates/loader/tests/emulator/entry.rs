@@ -437,6 +437,28 @@ fn entry_and_exit_are_fast() {
     };
     let each = (0..200).map(|_| batch()).min().unwrap();
     println!("EENTER and EEXIT together: {each:?}");
+    let batch = || {
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            enclave.fault(at::do_ud2(), [0; 4]);
+            enclave.run(0, 0, [0; 4]);
+            enclave.skip(2);
+        }
+        start.elapsed() / 100
+    };
+    let each = (0..50).map(|_| batch()).min().unwrap();
+    println!("AEX by #UD, entry and exit at CSSA 1, ERESUME: {each:?}");
+    let batch = || {
+        let start = std::time::Instant::now();
+        for _ in 0..100 {
+            enclave.fault(at::do_syscall(), [0; 4]);
+            enclave.run(0, 0, [0; 4]);
+            enclave.skip(2);
+        }
+        start.elapsed() / 100
+    };
+    let each = (0..50).map(|_| batch()).min().unwrap();
+    println!("the same for a trapped system call: {each:?}");
     let info = enclave.secinfo(0x20b);
     let len = 128 << 20;
     let start = std::time::Instant::now();

@@ -4,8 +4,9 @@
 //! ENCLU leaves is made, and what traps on hardware traps here:
 //! - [`Profile`]: which machine is emulated.
 //! - `secs`, `enclave`, `epcm`: building an enclave, its pages, the driver's operations on them.
-//! - `entry`, `thread`, `ssa`: EENTER, EEXIT, AEX, ERESUME; `signals`: what becomes an AEX.
-//! - `leaves`, `keys`, `report`: what the enclave itself executes with ENCLU.
+//! - `entry`, `thread`, `ssa`: EENTER, EEXIT, AEX, ERESUME; `signals`: what becomes an AEX;
+//!   `kick`: making a thread look.
+//! - `sites`, `leaves`, `keys`, `report`: what the enclave itself executes with ENCLU.
 //!
 //! # Not reproduced
 //! - Confidentiality: host code in this process can read enclave pages, and so can the kernel for
@@ -20,11 +21,13 @@ mod enclave;
 mod entry;
 mod epcm;
 mod keys;
+mod kick;
 mod leaves;
 mod profile;
 mod report;
 mod secs;
 mod signals;
+mod sites;
 mod ssa;
 mod sys;
 mod thread;
@@ -173,7 +176,7 @@ impl Backend for Emulated {
 
     unsafe fn kick_in_handler(&self, context: *mut c_void) -> bool {
         // SAFETY: the caller passes the kernel's context.
-        unsafe { signals::kick(context.cast()) }
+        unsafe { kick::kick(context.cast()) }
     }
 
     fn commit(&self, address: u64, len: u64, protection: Protection) -> Result<(), Error> {
