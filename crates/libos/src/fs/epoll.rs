@@ -12,7 +12,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::file::{FileOps, OpenFile};
 use super::inode::FileType;
@@ -24,6 +24,17 @@ use crate::{Result, Thread};
 
 /// Deepest nesting of instances (epoll_ctl(2): ELOOP beyond five).
 const NESTING_MAX: usize = 5;
+
+/// Fewest items for which it pays to look for those of closed files.
+const SWEEP_MIN: usize = 64;
+/// What may come with EPOLLEXCLUSIVE (epoll_ctl(2)).
+const EXCLUSIVE_ALLOWED: Events = Events::EXCLUSIVE
+    .union(Events::IN)
+    .union(Events::OUT)
+    .union(Events::ERR)
+    .union(Events::HUP)
+    .union(Events::WAKEUP)
+    .union(Events::EDGE);
 
 /// What the caller wants to know of one descriptor, and what it is told back.
 #[derive(Clone, Copy)]
@@ -47,6 +58,8 @@ pub struct Epoll {
     shared: Arc<Shared>,
     host: SpinLock<Option<Arc<HostFd>>>,
     next_token: AtomicU64,
+    /// With this many items it is time to forget those of closed files.
+    sweep_at: AtomicUsize,
 }
 
 /// What items need of their instance.
@@ -117,6 +130,7 @@ impl Epoll {
             }),
             host: SpinLock::new(None),
             next_token: AtomicU64::new(1),
+            sweep_at: AtomicUsize::new(SWEEP_MIN),
         })
     }
 
@@ -125,7 +139,10 @@ impl Epoll {
             return Ok(host.clone());
         }
         let fresh = Arc::new(host::epoll_create()?);
-        Ok(self.host.lock().get_or_insert(fresh).clone())
+        let instance = self.host.lock().get_or_insert(fresh).clone();
+        // Who waits in the enclave alone must from now on wait on the host.
+        self.shared.queue.wake(Events::empty());
+        Ok(instance)
     }
 
     fn key(fd: i32, file: &Arc<OpenFile>) -> Key {
@@ -138,7 +155,14 @@ impl Epoll {
         if matches!(kind, Some(FileType::Regular | FileType::Directory)) {
             return Err(EPERM.because("regular files are always ready"));
         }
+        let exclusive = interest.events.contains(Events::EXCLUSIVE);
+        if exclusive && !EXCLUSIVE_ALLOWED.contains(interest.events) {
+            return Err(EINVAL.because("not with EPOLLEXCLUSIVE"));
+        }
         if let Some(inner) = file.ops.as_any().downcast_ref::<Epoll>() {
+            if exclusive {
+                return Err(EINVAL.because("no EPOLLEXCLUSIVE on an epoll instance"));
+            }
             if core::ptr::eq(inner, self) {
                 return Err(EINVAL.because("an epoll instance cannot watch itself"));
             }
@@ -155,6 +179,7 @@ impl Epoll {
         {
             return Err(EEXIST);
         }
+        self.sweep();
         let host = match file.ops.host_fd() {
             Some(host_fd) => {
                 let token = self.next_token.fetch_add(1, Ordering::Relaxed);
@@ -199,7 +224,7 @@ impl Epoll {
             .get(&Self::key(fd, file))
             .cloned()
             .ok_or(ENOENT)?;
-        if item.interest().contains(Events::EXCLUSIVE) {
+        if (item.interest() | interest.events).contains(Events::EXCLUSIVE) {
             return Err(EINVAL);
         }
         item.data.store(interest.data, Ordering::Relaxed);
@@ -243,6 +268,25 @@ impl Epoll {
             {
                 let _ = host::epoll_control(&instance, 2, host_fd, 0, 0);
             }
+        }
+    }
+
+    /// Forgets the items of closed files, when there are many items. Linux does so on close; here
+    /// it is put off, for nothing can be heard of such an item.
+    fn sweep(&self) {
+        let dead: Vec<Arc<Item>> = {
+            let mut items = self.items.lock();
+            if items.len() < self.sweep_at.load(Ordering::Relaxed) {
+                return;
+            }
+            let dead = items.extract_if(.., |_, item| item.file.strong_count() == 0);
+            let dead = dead.map(|(_, item)| item).collect();
+            let next = (items.len() * 2).max(SWEEP_MIN);
+            self.sweep_at.store(next, Ordering::Relaxed);
+            dead
+        };
+        for item in dead {
+            self.forget(&item);
         }
     }
 
@@ -324,6 +368,20 @@ impl Epoll {
         most: usize,
         deadline: Option<u64>,
     ) -> Result<Vec<Ready>> {
+        let result = self.wait_any(thread, most, deadline);
+        // A wake-up meant for whoever waits may have reached us, who could not take everything.
+        if !self.shared.queue.is_empty() && !self.shared.ready.lock().is_empty() {
+            self.shared.queue.wake_some(1, Events::IN);
+        }
+        result
+    }
+
+    fn wait_any(
+        &self,
+        thread: &Arc<Thread>,
+        most: usize,
+        deadline: Option<u64>,
+    ) -> Result<Vec<Ready>> {
         let mut out = Vec::new();
         self.collect(most, &mut out);
         let host = self.host.lock().clone();
@@ -391,7 +449,7 @@ impl Epoll {
             // A host file added meanwhile needs the other way of waiting.
             if self.host.lock().is_some() {
                 drop(table);
-                return self.wait(thread, most, deadline);
+                return self.wait_any(thread, most, deadline);
             }
             match sleep_once(thread, seen, deadline) {
                 Ok(()) => {}
@@ -411,9 +469,21 @@ impl Epoll {
     }
 }
 
-/// Flags that the host may see: everything but those that concern its own scheduling.
+/// Flags that the host may see: everything but what keeps a machine awake.
 fn host_events(events: Events) -> u32 {
-    (events - Events::WAKEUP - Events::EXCLUSIVE).bits()
+    (events - Events::WAKEUP).bits()
+}
+
+impl Drop for Epoll {
+    fn drop(&mut self) {
+        // Outside of every wait queue's lock: a waker may be about to drop the last reference to
+        // an item, under the lock that leaving the queue needs.
+        let items = core::mem::take(&mut *self.items.lock());
+        for item in items.values() {
+            let table = item.table.lock().take();
+            drop(table);
+        }
+    }
 }
 
 impl FileOps for Epoll {

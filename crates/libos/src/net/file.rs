@@ -8,7 +8,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Ancillary, Incoming, Outgoing, Socket, msg};
 use crate::errno::{EFAULT, ENOTSOCK, ENOTTY, EPIPE};
-use crate::fs::file::{FileOps, OpenFile};
+use crate::fs::file::{FileOps, OpenFile, anonymous_metadata};
+use crate::fs::inode::Metadata;
 use crate::signal::info::SigInfo;
 use crate::signal::send::{self, Origin};
 use crate::sync::wait::{Events, PollTable};
@@ -17,6 +18,8 @@ use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
 const SIGPIPE: u32 = 13;
+/// S_IFSOCK, and access for all.
+const SOCKET_MODE: u32 = 0o140777;
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
 
@@ -67,6 +70,10 @@ impl FileOps for SocketFile {
     }
 
     fn read(&self, thread: &Arc<Thread>, file: &OpenFile, to: &mut IoBuffer<'_>) -> Result<usize> {
+        // read(2) of nothing never waits, unlike recv(2).
+        if to.is_empty() {
+            return Ok(0);
+        }
         let message = Incoming {
             data: to,
             flags: 0,
@@ -120,6 +127,18 @@ impl FileOps for SocketFile {
         let answer = self.socket.ioctl(request, &mut value[..len])?;
         mm.write(argument, &value[..len]).map_err(|_| EFAULT)?;
         Ok(answer)
+    }
+
+    fn metadata(&self) -> Metadata {
+        Metadata {
+            inode: self.number,
+            mode: SOCKET_MODE,
+            ..anonymous_metadata()
+        }
+    }
+
+    fn release(&self, _flags: u32) {
+        self.socket.close();
     }
 
     fn describe(&self) -> String {

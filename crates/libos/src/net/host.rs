@@ -9,6 +9,7 @@ use alloc::vec::Vec;
 
 use bulla_abi::hostcall::{DATA_SIZE, HostCall, PollFd, RECV_WAIT, RecvHeader};
 
+use super::msg;
 use crate::errno::{EIO, EMSGSIZE};
 use crate::platform::platform;
 use crate::user::IoBuffer;
@@ -19,6 +20,8 @@ pub const ADDRESS_MAX: usize = 128;
 /// Most bytes that one receive or send moves through the shared buffer.
 pub const TRANSFER_MAX: usize = 128 << 10;
 
+/// Bytes of a `RecvHeader` before the address.
+const HEADER_WORDS: usize = RecvHeader::SIZE as usize - ADDRESS_MAX;
 const _: () = assert!(TRANSFER_MAX as u64 + RecvHeader::SIZE <= DATA_SIZE);
 
 /// A descriptor on the host; closed when dropped.
@@ -42,6 +45,20 @@ impl Drop for HostFd {
     fn drop(&mut self) {
         platform().host_call(HostCall::Close, [self.argument(), 0, 0, 0], None);
     }
+}
+
+/// A host call that may wait: its time is not the thread's, nor is its turn in memory.
+fn call_waiting(
+    call: HostCall,
+    arguments: [u64; 4],
+    waiting: Option<(&Arc<Thread>, u32)>,
+) -> Result<u64> {
+    check(match waiting {
+        None => platform().host_call(call, arguments, None),
+        Some((thread, seen)) => {
+            thread.waiting(|| platform().host_call(call, arguments, Some((&**thread, seen))))
+        }
+    })
 }
 
 /// A result or an error number.
@@ -132,6 +149,9 @@ pub fn send(
     if sent > len {
         return Err(EIO.because("host sent more than there was"));
     }
+    if sent == 0 && len > 0 {
+        return Err(EIO.because("host sent nothing and gave no reason"));
+    }
     from.skip(sent);
     Ok(sent)
 }
@@ -148,8 +168,9 @@ pub fn receive(
     fd: &HostFd,
     to: &mut IoBuffer<'_>,
     flags: u32,
+    is_stream: bool,
     want_address: bool,
-    wait: Option<(&Thread, u32)>,
+    wait: Option<(&Arc<Thread>, u32)>,
 ) -> Result<Received> {
     let len = to.remaining().min(TRANSFER_MAX);
     let wait_flag = if wait.is_some() { RECV_WAIT } else { 0 };
@@ -160,9 +181,9 @@ pub fn receive(
         u64::from(want_address),
     ];
     // A datagram may be longer than the buffer when MSG_TRUNC asks for its real length.
-    let answer = check(platform().host_call(HostCall::Recv, arguments, wait))? as usize;
+    let answer = call_waiting(HostCall::Recv, arguments, wait)? as usize;
     let got = answer.min(len);
-    if answer > len && flags & crate::net::msg::TRUNC == 0 {
+    if answer > len && (is_stream || flags & msg::TRUNC == 0) {
         return Err(EIO.because("host received more than there was room"));
     }
     let mut received = Received {
@@ -170,16 +191,21 @@ pub fn receive(
         flags: 0,
         address: Vec::new(),
     };
-    if want_address || flags & !crate::net::msg::DONTWAIT != 0 {
-        let mut header = [0u8; RecvHeader::SIZE as usize];
-        platform().host_get(0, &mut header)?;
-        received.flags = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-        if want_address {
-            let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
-            let end = RecvHeader::SIZE as usize - ADDRESS_MAX + len;
-            let start = RecvHeader::SIZE as usize - ADDRESS_MAX;
-            received.address = header.get(start..end).ok_or(EIO)?.to_vec();
-        }
+    let mut header = [0u8; HEADER_WORDS];
+    platform().host_get(0, &mut header)?;
+    received.flags = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
+    if want_address {
+        let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        let mut address = [0; ADDRESS_MAX];
+        let address = address
+            .get_mut(..len)
+            .ok_or(EIO.because("host address too long"))?;
+        platform().host_get(HEADER_WORDS as u64, address)?;
+        received.address = address.to_vec();
+    }
+    if is_stream && flags & msg::TRUNC != 0 {
+        // The host has thrown the bytes away (tcp(7)).
+        return Ok(received);
     }
     let mut moved = 0;
     while moved < got {
@@ -268,7 +294,7 @@ pub fn poll(
     platform().host_put(0, &bytes)?;
     let (timeout, waiting) = timeout(deadline, thread, seen);
     let arguments = [descriptors.len() as u64, timeout, 0, 0];
-    let ready = match check(platform().host_call(HostCall::Poll, arguments, waiting)) {
+    let ready = match call_waiting(HostCall::Poll, arguments, waiting) {
         Ok(ready) => ready as usize,
         Err(error) if error == crate::errno::EINTR => return Ok(0),
         Err(error) => return Err(error),
@@ -287,14 +313,14 @@ fn timeout<'a>(
     deadline: Option<u64>,
     thread: &'a Arc<Thread>,
     seen: u32,
-) -> (u64, Option<(&'a Thread, u32)>) {
+) -> (u64, Option<(&'a Arc<Thread>, u32)>) {
     match deadline {
         Some(0) => (0, None),
         Some(deadline) => {
             let left = deadline.saturating_sub(platform().monotonic());
-            (left, (left > 0).then_some((&**thread, seen)))
+            (left, (left > 0).then_some((thread, seen)))
         }
-        None => (u64::MAX, Some((&**thread, seen))),
+        None => (u64::MAX, Some((thread, seen))),
     }
 }
 
@@ -332,7 +358,7 @@ pub fn epoll_wait(
     let most = most.min(MOST);
     let (timeout, waiting) = timeout(deadline, thread, seen);
     let arguments = [epoll.argument(), most as u64, timeout, 0];
-    let ready = match check(platform().host_call(HostCall::EpollWait, arguments, waiting)) {
+    let ready = match call_waiting(HostCall::EpollWait, arguments, waiting) {
         Ok(ready) => ready as usize,
         Err(error) if error == crate::errno::EINTR => return Ok(0),
         Err(error) => return Err(error),

@@ -7,14 +7,16 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use bulla_abi::hostcall::PollFd;
 
 use super::host::{self, HostFd};
+use super::timeout::{Timeouts, wait_error};
 use super::{Incoming, Outgoing, Received, Socket, family, kind, msg};
-use crate::errno::{EAFNOSUPPORT, EAGAIN, EALREADY, EINPROGRESS, EINVAL, EISCONN, ETIMEDOUT};
-use crate::errno::{ERESTARTSYS, ESOCKTNOSUPPORT};
+use crate::errno::{
+    EAFNOSUPPORT, EAGAIN, EALREADY, EINPROGRESS, EINTR, EISCONN, EOPNOTSUPP, ERESTARTSYS,
+    ESOCKTNOSUPPORT, ETIMEDOUT,
+};
 use crate::platform::platform;
 use crate::sync::wait::{Events, PollTable};
 use crate::{Result, Thread};
@@ -22,17 +24,13 @@ use crate::{Result, Thread};
 const SOL_SOCKET: i32 = 1;
 const SO_TYPE: i32 = 3;
 const SO_ERROR: i32 = 4;
-const SO_RCVTIMEO: i32 = 20;
-const SO_SNDTIMEO: i32 = 21;
 
 /// One TCP or UDP socket.
 pub struct InetSocket {
     fd: HostFd,
     family: u16,
     kind: i32,
-    /// SO_RCVTIMEO and SO_SNDTIMEO in ns; 0 is none. Kept here: the host socket never blocks.
-    receive_timeout: AtomicU64,
-    send_timeout: AtomicU64,
+    timeouts: Timeouts,
 }
 
 impl InetSocket {
@@ -52,8 +50,7 @@ impl InetSocket {
             fd,
             family,
             kind,
-            receive_timeout: AtomicU64::new(0),
-            send_timeout: AtomicU64::new(0),
+            timeouts: Timeouts::default(),
         })
     }
 
@@ -78,13 +75,6 @@ impl InetSocket {
         }
     }
 
-    fn deadline(timeout: &AtomicU64) -> Option<u64> {
-        match timeout.load(Ordering::Relaxed) {
-            0 => None,
-            timeout => Some(platform().monotonic().saturating_add(timeout)),
-        }
-    }
-
     /// SO_ERROR: reads and clears the pending error.
     fn take_error(&self) -> Result<()> {
         let value = host::get_option(&self.fd, SOL_SOCKET, SO_ERROR, 4)?;
@@ -97,11 +87,6 @@ impl InetSocket {
             _ => Err(crate::errno::EIO),
         }
     }
-}
-
-/// The timeout's end is EAGAIN for send and receive (socket(7)).
-fn timed_out(error: crate::Errno) -> crate::Errno {
-    if error == ETIMEDOUT { EAGAIN } else { error }
 }
 
 impl Socket for InetSocket {
@@ -130,14 +115,17 @@ impl Socket for InetSocket {
         thread: &Arc<Thread>,
         nonblocking: bool,
     ) -> Result<(Arc<dyn Socket>, Vec<u8>)> {
-        let deadline = Self::deadline(&self.receive_timeout);
+        let deadline = self.timeouts.receive_deadline();
         loop {
             match host::accept(&self.fd) {
                 Ok((fd, address)) => {
-                    return Ok((Self::from_fd(fd, self.family, self.kind), address));
+                    let socket = Self::from_fd(fd, self.family, self.kind);
+                    socket.timeouts.inherit(&self.timeouts);
+                    return Ok((socket, address));
                 }
                 Err(error) if error == EAGAIN && !nonblocking => {
-                    self.wait(thread, Events::IN, deadline).map_err(timed_out)?;
+                    self.wait(thread, Events::IN, deadline)
+                        .map_err(|error| wait_error(error, deadline))?;
                 }
                 Err(error) => return Err(error),
             }
@@ -151,12 +139,13 @@ impl Socket for InetSocket {
             Err(error) if error == EALREADY && !nonblocking => {}
             other => return other,
         }
-        let deadline = Self::deadline(&self.send_timeout);
+        let deadline = self.timeouts.send_deadline();
         self.wait(thread, Events::OUT, deadline).map_err(|error| {
+            // Unlike elsewhere, the end of the timeout is EINPROGRESS (socket(7)).
             if error == ETIMEDOUT {
                 EINPROGRESS
             } else {
-                error
+                wait_error(error, deadline)
             }
         })?;
         match self.take_error() {
@@ -171,22 +160,24 @@ impl Socket for InetSocket {
         message: Outgoing<'_, '_>,
         nonblocking: bool,
     ) -> Result<usize> {
-        let deadline = Self::deadline(&self.send_timeout);
+        if !message.ancillary.files.is_empty() {
+            return Err(EOPNOTSUPP.because("descriptors travel on UNIX sockets only"));
+        }
+        let deadline = self.timeouts.send_deadline();
         let is_stream = self.kind == kind::STREAM;
-        let flags = message.flags & !msg::DONTWAIT;
+        let flags = message.flags & !(msg::DONTWAIT | msg::ZEROCOPY);
         loop {
-            let sent = host::send(&self.fd, message.data, flags, message.address, is_stream);
-            match sent {
-                // A blocking stream sends everything.
-                Ok(_) if is_stream && !nonblocking && !message.data.is_empty() => {}
-                Ok(0) => return Ok(message.data.done()),
+            match host::send(&self.fd, message.data, flags, message.address, is_stream) {
+                // A stream takes all that the host has room for: programs that wait for edges
+                // conclude from a short count that the socket is full.
+                Ok(_) if is_stream && !message.data.is_empty() => {}
                 Ok(_) => return Ok(message.data.done()),
                 Err(error) if error == EAGAIN && !nonblocking => {
                     if let Err(error) = self.wait(thread, Events::OUT, deadline) {
-                        match message.data.done() {
-                            0 => return Err(timed_out(error)),
-                            done => return Ok(done),
-                        }
+                        return match message.data.done() {
+                            0 => Err(wait_error(error, deadline)),
+                            done => Ok(done),
+                        };
                     }
                 }
                 Err(_) if message.data.done() > 0 => return Ok(message.data.done()),
@@ -201,52 +192,51 @@ impl Socket for InetSocket {
         message: Incoming<'_, '_>,
         nonblocking: bool,
     ) -> Result<Received> {
-        let deadline = Self::deadline(&self.receive_timeout);
+        let nonblocking = nonblocking || message.flags & msg::ERRQUEUE != 0;
+        let deadline = self.timeouts.receive_deadline();
         let flags = message.flags & !(msg::DONTWAIT | msg::WAITALL | msg::CMSG_CLOEXEC);
-        let wait_all = message.flags & msg::WAITALL != 0 && self.kind == kind::STREAM;
-        let mut total = 0;
+        let is_plain_stream =
+            self.kind == kind::STREAM && flags & (msg::PEEK | msg::OOB | msg::ERRQUEUE) == 0;
+        let wait_all = message.flags & msg::WAITALL != 0 && is_plain_stream;
+        let mut total = Received::default();
         loop {
             let seen = thread.event_count();
             // Without a timeout the host can wait for us, which saves two exits.
-            let wait = (!nonblocking && deadline.is_none()).then_some((&**thread, seen));
-            let received = host::receive(&self.fd, message.data, flags, message.want_address, wait);
-            match received {
+            let must_wait = !nonblocking && (total.len == 0 || wait_all);
+            let wait = (must_wait && deadline.is_none()).then_some((thread, seen));
+            let asked = message.data.remaining();
+            let address = message.want_address;
+            let is_stream = self.kind == kind::STREAM;
+            match host::receive(&self.fd, message.data, flags, is_stream, address, wait) {
                 Ok(received) => {
-                    total += received.len;
-                    if received.len > 0 && wait_all && !message.data.is_empty() {
+                    let end = received.len == 0;
+                    total.len += received.len;
+                    total.flags = received.flags;
+                    total.address = received.address;
+                    // More may be there than one transfer carries: a short count would tell
+                    // programs that wait for edges that the socket is empty.
+                    let cut = received.len == host::TRANSFER_MAX && asked > received.len;
+                    let go_on = is_plain_stream && !end && !message.data.is_empty();
+                    if go_on && (cut || wait_all) {
                         continue;
                     }
-                    return Ok(Received {
-                        len: total,
-                        address: received.address,
-                        flags: received.flags,
-                        ..Received::default()
-                    });
+                    return Ok(total);
                 }
-                Err(error) if (error == EAGAIN || error == crate::errno::EINTR) && !nonblocking => {
+                Err(error) if must_wait && (error == EAGAIN || error == EINTR) => {
                     let waited = if thread.interrupted() {
                         Err(ERESTARTSYS)
                     } else if deadline.is_some() {
-                        self.wait(thread, Events::IN, deadline).map_err(timed_out)
+                        self.wait(thread, Events::IN, deadline)
                     } else {
                         Ok(())
                     };
-                    if let Err(error) = waited {
-                        if total > 0 {
-                            return Ok(Received {
-                                len: total,
-                                ..Received::default()
-                            });
-                        }
-                        return Err(error);
+                    match waited {
+                        Err(_) if total.len > 0 => return Ok(total),
+                        Err(error) => return Err(wait_error(error, deadline)),
+                        Ok(()) => {}
                     }
                 }
-                Err(_) if total > 0 => {
-                    return Ok(Received {
-                        len: total,
-                        ..Received::default()
-                    });
-                }
+                Err(_) if total.len > 0 => return Ok(total),
                 Err(error) => return Err(error),
             }
         }
@@ -265,20 +255,24 @@ impl Socket for InetSocket {
     }
 
     fn get_option(&self, level: i32, name: i32, max: usize) -> Result<Vec<u8>> {
-        match (level, name) {
-            (SOL_SOCKET, SO_TYPE) => Ok(self.kind.to_le_bytes().to_vec()),
-            (SOL_SOCKET, SO_RCVTIMEO) => Ok(timeval(&self.receive_timeout)),
-            (SOL_SOCKET, SO_SNDTIMEO) => Ok(timeval(&self.send_timeout)),
-            _ => host::get_option(&self.fd, level, name, max),
+        if level == SOL_SOCKET {
+            if name == SO_TYPE {
+                return Ok(self.kind.to_le_bytes().to_vec());
+            }
+            if let Some(value) = self.timeouts.get(name) {
+                return Ok(value);
+            }
         }
+        host::get_option(&self.fd, level, name, max)
     }
 
     fn set_option(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
-        match (level, name) {
-            (SOL_SOCKET, SO_RCVTIMEO) => set_timeval(&self.receive_timeout, value),
-            (SOL_SOCKET, SO_SNDTIMEO) => set_timeval(&self.send_timeout, value),
-            _ => host::set_option(&self.fd, level, name, value),
+        if level == SOL_SOCKET
+            && let Some(result) = self.timeouts.set(name, value)
+        {
+            return result;
         }
+        host::set_option(&self.fd, level, name, value)
     }
 
     fn ioctl(&self, request: u32, value: &mut [u8]) -> Result<usize> {
@@ -293,32 +287,4 @@ impl Socket for InetSocket {
     fn host_fd(&self) -> Option<i32> {
         Some(self.fd.number())
     }
-}
-
-/// `struct timeval` of a timeout.
-fn timeval(timeout: &AtomicU64) -> Vec<u8> {
-    let ns = timeout.load(Ordering::Relaxed);
-    let mut bytes = (ns / 1_000_000_000).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&(ns % 1_000_000_000 / 1000).to_le_bytes());
-    bytes
-}
-
-fn set_timeval(timeout: &AtomicU64, value: &[u8]) -> Result<()> {
-    let (Some(seconds), Some(micros)) = (word(value, 0), word(value, 8)) else {
-        return Err(EINVAL);
-    };
-    if !(0..1_000_000).contains(&micros) {
-        return Err(crate::errno::EDOM);
-    }
-    let ns = u64::try_from(seconds)
-        .unwrap_or(0)
-        .saturating_mul(1_000_000_000);
-    timeout.store(ns.saturating_add(micros as u64 * 1000), Ordering::Relaxed);
-    Ok(())
-}
-
-fn word(value: &[u8], at: usize) -> Option<i64> {
-    let mut bytes = [0; 8];
-    bytes.copy_from_slice(value.get(at..at + 8)?);
-    Some(i64::from_le_bytes(bytes))
 }

@@ -8,6 +8,7 @@ pub mod file;
 pub mod host;
 pub mod inet;
 pub mod netlink;
+pub mod timeout;
 pub mod unix;
 
 use alloc::sync::Arc;
@@ -41,6 +42,7 @@ pub mod kind {
 
 /// Flags of send and recv.
 pub mod msg {
+    pub const OOB: u32 = 0x1;
     pub const PEEK: u32 = 0x2;
     pub const CTRUNC: u32 = 0x8;
     pub const TRUNC: u32 = 0x20;
@@ -48,6 +50,7 @@ pub mod msg {
     pub const WAITALL: u32 = 0x100;
     pub const ERRQUEUE: u32 = 0x2000;
     pub const NOSIGNAL: u32 = 0x4000;
+    pub const ZEROCOPY: u32 = 0x400_0000;
     pub const CMSG_CLOEXEC: u32 = 0x4000_0000;
 }
 
@@ -110,6 +113,10 @@ pub trait Socket: Send + Sync + core::any::Any {
         nonblocking: bool,
     ) -> Result<Received>;
     fn shutdown(&self, how: i32) -> Result<()>;
+
+    /// The last descriptor is gone. Sockets that others hold on to (their peers) end here.
+    fn close(&self) {}
+
     fn own_name(&self) -> Result<Vec<u8>>;
     fn peer_name(&self) -> Result<Vec<u8>>;
 

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::poll::{SignalMask, Timeout};
 use super::{Arguments, Context};
-use crate::errno::{EINVAL, EPERM};
+use crate::errno::{EINTR, EINVAL, EPERM, ERESTARTNOHAND};
 use crate::fs::epoll::{Epoll, Interest};
 use crate::fs::eventfd::EventFd;
 use crate::fs::file::{OpenFile, flags};
@@ -122,6 +122,14 @@ fn wait(
     let most = (most as usize).min(BATCH);
     let ready = super::poll::with_mask(context, mask, |context| {
         instance.wait(context.thread, most, timeout.deadline())
+    });
+    // Never restarted, not even after a stop (signal(7)).
+    let ready = ready.map_err(|error| {
+        if error == ERESTARTNOHAND {
+            EINTR
+        } else {
+            error
+        }
     })?;
     let mut bytes = [0u8; BATCH * EVENT_SIZE];
     for (event, chunk) in ready.iter().zip(bytes.chunks_exact_mut(EVENT_SIZE)) {

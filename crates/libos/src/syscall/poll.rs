@@ -151,7 +151,15 @@ pub fn with_mask<T>(
 struct Watched {
     file: Option<Arc<OpenFile>>,
     interest: Events,
+    /// What is reported without being asked for: errors and hang-ups, for poll.
+    unasked: Events,
     ready: Events,
+}
+
+impl Watched {
+    fn wanted(&self) -> Events {
+        self.interest | self.unasked
+    }
 }
 
 /// Waits until one of `watched` is ready; how many are.
@@ -176,7 +184,7 @@ fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Resu
         // The first time without registering: often something is ready already.
         let register = table.is_none() && !matches!(timeout, Timeout::AtOnce);
         for entry in watched.iter_mut() {
-            let wanted = entry.interest | Events::ERR | Events::HUP;
+            let wanted = entry.wanted();
             let events = match &entry.file {
                 None => entry.ready,
                 Some(file) => file.ops.poll(None, wanted) & wanted,
@@ -209,10 +217,15 @@ fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Resu
                 timeout.deadline()
             };
             if host::poll(&mut host, deadline, thread, seen)? > 0 {
-                for (entry, &index) in host.iter().zip(&host_index) {
+                for (entry, &index) in host.iter_mut().zip(&host_index) {
                     let watched = &mut watched[index];
-                    let wanted = watched.interest | Events::ERR | Events::HUP | Events::NVAL;
+                    let wanted = watched.wanted() | Events::NVAL;
                     let events = Events::from_bits_truncate(u32::from(entry.revents)) & wanted;
+                    if events.is_empty() && entry.revents != 0 {
+                        // A hang-up that select is not asked for would end every wait at once. It
+                        // is final: the descriptor has nothing more to say.
+                        entry.fd = -1;
+                    }
                     if watched.ready.is_empty() && !events.is_empty() {
                         count += 1;
                     }
@@ -266,6 +279,7 @@ fn poll_common(
             Watched {
                 file,
                 interest,
+                unasked: Events::ERR | Events::HUP,
                 ready,
             }
         })
@@ -373,6 +387,7 @@ fn select_common(
         watched.push(Watched {
             file: Some(file),
             interest,
+            unasked: Events::empty(),
             ready: Events::empty(),
         });
         numbers.push(fd);

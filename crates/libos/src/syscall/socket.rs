@@ -7,7 +7,8 @@ use alloc::vec::Vec;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{
-    EAFNOSUPPORT, EFAULT, EINVAL, EMSGSIZE, ENOTCONN, EOPNOTSUPP, EPROTONOSUPPORT, ESOCKTNOSUPPORT,
+    EAFNOSUPPORT, EFAULT, EINVAL, EMSGSIZE, ENOTCONN, EOPNOTSUPP, EPERM, EPROTONOSUPPORT,
+    ESOCKTNOSUPPORT,
 };
 use crate::fs::file::{OpenFile, flags};
 use crate::mm::AddressSpace;
@@ -16,6 +17,7 @@ use crate::net::inet::InetSocket;
 use crate::net::unix::UnixSocket;
 use crate::net::{Ancillary, Incoming, Outgoing, Received, Socket, family, kind, msg};
 use crate::platform::platform;
+use crate::process::credentials::{CAP_SETGID, CAP_SETUID};
 use crate::user::{IOV_MAX, IoBuffer};
 
 /// Longest socket address (`struct sockaddr_storage`).
@@ -29,6 +31,8 @@ const MESSAGES_MAX: u32 = 1024;
 const SOL_SOCKET: i32 = 1;
 const SCM_RIGHTS: i32 = 1;
 const SCM_CREDENTIALS: i32 = 2;
+/// capabilities(7).
+const CAP_SYS_ADMIN: u32 = 21;
 const SO_TYPE: i32 = 3;
 const SO_PROTOCOL: i32 = 38;
 const SO_DOMAIN: i32 = 39;
@@ -241,6 +245,7 @@ pub fn sendto(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         0 => None,
         at => Some(read_address(&mm, at, arguments.i32(5))?),
     };
+    let address = address.filter(|address| !address.is_empty());
     let message_flags = arguments.u32(3);
     with(context, arguments.i32(0), |context, file, socket| {
         let mut data = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
@@ -388,7 +393,9 @@ fn parse_control(context: &Context<'_>, mut control: &[u8]) -> Result<Ancillary>
                     let word = |at: usize| {
                         u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]])
                     };
-                    ancillary.credentials = Some((word(0), word(4), word(8)));
+                    let claimed = (word(0), word(4), word(8));
+                    check_credentials(context, claimed)?;
+                    ancillary.credentials = Some(claimed);
                 }
                 _ => return Err(EINVAL.because("unknown ancillary type")),
             }
@@ -397,6 +404,21 @@ fn parse_control(context: &Context<'_>, mut control: &[u8]) -> Result<Ancillary>
         control = &control[step..];
     }
     Ok(ancillary)
+}
+
+/// Whether a process may send these as its own (unix(7)): EPERM.
+fn check_credentials(context: &Context<'_>, (pid, uid, gid): (u32, u32, u32)) -> Result<()> {
+    let process = &context.thread.process;
+    let own = process.credentials.lock();
+    let has = |capability: u32| own.effective & 1 << capability != 0;
+    let may_pid = pid == process.pid || has(CAP_SYS_ADMIN);
+    let may_uid = [own.ruid, own.euid, own.suid].contains(&uid) || has(CAP_SETUID);
+    let may_gid = [own.rgid, own.egid, own.sgid].contains(&gid) || has(CAP_SETGID);
+    if may_pid && may_uid && may_gid {
+        Ok(())
+    } else {
+        Err(EPERM.because("credentials of somebody else"))
+    }
 }
 
 pub fn sendmsg(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -424,11 +446,9 @@ fn receive_message(context: &mut Context<'_>, fd: i32, at: u64, wanted: u32) -> 
     if header.name != 0 {
         let room = (header.name_len as usize).min(received.address.len());
         mm.write(header.name, &received.address[..room])?;
+        let len = received.address.len() as u32;
+        mm.write(header.at + 8, &len.to_le_bytes())?;
     }
-    mm.write(
-        header.at + 8,
-        &(received.address.len() as u32).to_le_bytes(),
-    )?;
     let mut message_flags = received.flags & !msg::CMSG_CLOEXEC;
     let len = received.len;
     let used = write_control(context, &header, received, wanted, &mut message_flags)?;
@@ -492,7 +512,9 @@ fn write_control(
         }
     }
     let len = out.len().min(room);
-    mm.write(header.control, &out[..len]).map_err(|_| EFAULT)?;
+    if len > 0 {
+        mm.write(header.control, &out[..len]).map_err(|_| EFAULT)?;
+    }
     Ok(len)
 }
 

@@ -1,0 +1,127 @@
+//! Options and ioctls of UNIX sockets.
+
+use alloc::vec;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use super::{BUFFER_SIZE, UnixSocket};
+use crate::Result;
+use crate::errno::{ECONNRESET, EINVAL, ENOPROTOOPT, ENOTTY, EOPNOTSUPP};
+
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_ERROR: i32 = 4;
+const SO_DONTROUTE: i32 = 5;
+const SO_BROADCAST: i32 = 6;
+const SO_SNDBUF: i32 = 7;
+const SO_RCVBUF: i32 = 8;
+const SO_KEEPALIVE: i32 = 9;
+const SO_OOBINLINE: i32 = 10;
+const SO_PRIORITY: i32 = 12;
+const SO_LINGER: i32 = 13;
+const SO_REUSEPORT: i32 = 15;
+const SO_PASSCRED: i32 = 16;
+const SO_PEERCRED: i32 = 17;
+const SO_RCVLOWAT: i32 = 18;
+const SO_SNDLOWAT: i32 = 19;
+const SO_TIMESTAMP: i32 = 29;
+const SO_ACCEPTCONN: i32 = 30;
+const SO_SNDBUFFORCE: i32 = 32;
+const SO_RCVBUFFORCE: i32 = 33;
+const FIONREAD: u32 = 0x541b;
+const SIOCOUTQ: u32 = 0x5411;
+
+/// Largest SO_SNDBUF (net.core.wmem_max, doubled as Linux does).
+const SEND_BUFFER_MAX: usize = 2 * BUFFER_SIZE;
+/// Smallest (SOCK_MIN_SNDBUF).
+const SEND_BUFFER_MIN: usize = 4608;
+
+fn int(value: &[u8]) -> Result<i32> {
+    match value {
+        [a, b, c, d, ..] => Ok(i32::from_le_bytes([*a, *b, *c, *d])),
+        _ => Err(EINVAL),
+    }
+}
+
+impl UnixSocket {
+    pub(super) fn option(&self, level: i32, name: i32) -> Result<Vec<u8>> {
+        if level != SOL_SOCKET {
+            return Err(EOPNOTSUPP);
+        }
+        if let Some(value) = self.timeouts.get(name) {
+            return Ok(value);
+        }
+        let int = |value: u32| Ok(value.to_le_bytes().to_vec());
+        match name {
+            SO_ERROR => {
+                let reset = core::mem::take(&mut self.state.lock().reset);
+                int(if reset { ECONNRESET.code() as u32 } else { 0 })
+            }
+            SO_SNDBUF => int(self.send_buffer.load(Ordering::Relaxed) as u32),
+            SO_RCVBUF => int(BUFFER_SIZE as u32),
+            SO_PASSCRED => int(u32::from(self.pass_credentials.load(Ordering::Relaxed))),
+            SO_ACCEPTCONN => int(u32::from(self.state.lock().backlog.is_some())),
+            SO_RCVLOWAT | SO_SNDLOWAT => int(1),
+            SO_PEERCRED => {
+                let unknown = (0, u32::MAX, u32::MAX);
+                let (pid, uid, gid) = self.state.lock().peer_credentials.unwrap_or(unknown);
+                let ids = [pid, uid, gid];
+                Ok(ids.iter().flat_map(|id| id.to_le_bytes()).collect())
+            }
+            SO_LINGER => Ok(vec![0; 8]),
+            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_KEEPALIVE | SO_OOBINLINE
+            | SO_PRIORITY | SO_REUSEPORT | SO_TIMESTAMP => int(0),
+            _ => Err(ENOPROTOOPT),
+        }
+    }
+
+    pub(super) fn change_option(&self, level: i32, name: i32, value: &[u8]) -> Result<()> {
+        if level != SOL_SOCKET {
+            return Err(EOPNOTSUPP);
+        }
+        if let Some(result) = self.timeouts.set(name, value) {
+            return result;
+        }
+        match name {
+            SO_PASSCRED => {
+                let on = int(value)? != 0;
+                self.pass_credentials.store(on, Ordering::Relaxed);
+                Ok(())
+            }
+            SO_SNDBUF | SO_SNDBUFFORCE => {
+                let wanted = usize::try_from(int(value)?).unwrap_or(0).saturating_mul(2);
+                let size = wanted.clamp(SEND_BUFFER_MIN, SEND_BUFFER_MAX);
+                self.send_buffer.store(size, Ordering::Relaxed);
+                Ok(())
+            }
+            // Without effect on a UNIX socket, on Linux too, or a limit that is fixed here.
+            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_RCVBUF | SO_KEEPALIVE
+            | SO_OOBINLINE | SO_PRIORITY | SO_LINGER | SO_REUSEPORT | SO_RCVBUFFORCE => Ok(()),
+            _ => Err(ENOPROTOOPT),
+        }
+    }
+
+    /// FIONREAD and SIOCOUTQ.
+    pub(super) fn control(&self, request: u32, value: &mut [u8]) -> Result<usize> {
+        let bytes = match request {
+            FIONREAD => {
+                let state = self.state.lock();
+                if state.backlog.is_some() {
+                    return Err(EINVAL);
+                }
+                if self.is_stream() {
+                    state.bytes
+                } else {
+                    state.packets.front().map_or(0, |packet| packet.len())
+                }
+            }
+            SIOCOUTQ => {
+                let peer = self.state.lock().peer.upgrade();
+                peer.map_or(0, |peer| peer.state.lock().bytes)
+            }
+            _ => return Err(ENOTTY),
+        };
+        value[..4].copy_from_slice(&(bytes as u32).to_le_bytes());
+        Ok(0)
+    }
+}
