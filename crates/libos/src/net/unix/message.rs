@@ -10,8 +10,8 @@ use super::{
     BUFFER_SIZE, Credentials, READABLE, State, UnixSocket, WRITABLE, credentials_of, name,
 };
 use crate::errno::{
-    EAGAIN, ECONNREFUSED, ECONNRESET, EDESTADDRREQ, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN,
-    EOPNOTSUPP, EPIPE,
+    EAGAIN, ECONNREFUSED, ECONNRESET, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN, EOPNOTSUPP,
+    EPIPE,
 };
 use crate::net::timeout::wait_error;
 use crate::net::{Incoming, Outgoing, Received, msg};
@@ -154,7 +154,7 @@ impl UnixSocket {
                 return Err(if connected { EPIPE } else { ENOTCONN });
             }
             (None, None) if connected => return Err(ECONNREFUSED),
-            (None, None) => return Err(EDESTADDRREQ),
+            (None, None) => return Err(ENOTCONN),
         };
         Ok((target, own))
     }
