@@ -12,7 +12,7 @@ use super::context::FsContext;
 use super::dentry::Dentry;
 use super::file::{OpenFile, flags};
 use super::host;
-use super::inode::{FileType, Inode, NewNode};
+use super::inode::{FileType, Inode, NewNode, Owner};
 use super::lower;
 use super::memfs::{Budget, DEVPTS_MAGIC, MemFs, OVERLAY_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC};
 use super::mount::{self, MountSpec};
@@ -61,7 +61,8 @@ pub fn empty_root() -> PathRef {
     detached_root(root, "tmpfs")
 }
 
-fn detached_root(inode: Arc<dyn Inode>, kind: &'static str) -> PathRef {
+/// A root that is not mounted anywhere.
+pub fn detached_root(inode: Arc<dyn Inode>, kind: &'static str) -> PathRef {
     let dentry = Dentry::root(inode);
     let mount = mount::detached(MountSpec {
         root: dentry.clone(),
@@ -71,6 +72,22 @@ fn detached_root(inode: Arc<dyn Inode>, kind: &'static str) -> PathRef {
         options: String::new(),
     });
     PathRef { mount, dentry }
+}
+
+/// A file in memory without a name (memfd_create), at a place of its own.
+pub fn memory_file(name: &[u8], owner: Owner, sealable: bool) -> Result<PathRef> {
+    static HOME: Once<(Arc<MemFs>, PathRef)> = Once::new();
+    let (fs, home) = HOME.call_once(|| {
+        let fs = MemFs::new(TMPFS_MAGIC, budget(), budget().limit());
+        let root = detached_root(fs.empty_root(0o700), "tmpfs");
+        (fs, root)
+    });
+    let inode = super::memfs::memory_file(fs, owner, sealable)?;
+    let shown = [b"memfd:", name].concat();
+    Ok(PathRef {
+        mount: home.mount.clone(),
+        dentry: Dentry::unnamed(inode, &shown),
+    })
 }
 
 /// Builds the tree of the configuration; the root and working directory of the first process.

@@ -41,4 +41,7 @@ pub mod tests;
 pub mod timerfd;
 pub mod tty;
 
-pub use init::{InitError, budget, empty_root, has_terminal, init, populate, root, standard_files};
+pub use init::{
+    InitError, budget, detached_root, empty_root, has_terminal, init, memory_file, populate, root,
+    standard_files,
+};

@@ -8,6 +8,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
+use alloc::vec::Vec;
 use core::any::Any;
 
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -114,7 +115,7 @@ impl Pipe {
     }
 
     /// Puts bytes back that could not be copied to the user.
-    fn put_back(&self, bytes: &[u8]) {
+    pub fn put_back(&self, bytes: &[u8]) {
         let mut state = self.state.lock();
         for &byte in bytes.iter().rev() {
             state.bytes.push_front(byte);
@@ -137,6 +138,16 @@ impl Pipe {
             state.packets.push_back(len as u32);
         }
         Some(Ok(len))
+    }
+
+    /// Bytes that can be written now.
+    pub fn room(&self) -> usize {
+        self.state.lock().room()
+    }
+
+    /// The first bytes, without taking them.
+    pub fn peek(&self, most: usize) -> Vec<u8> {
+        self.state.lock().bytes.iter().take(most).copied().collect()
     }
 
     /// Bytes in the pipe.
@@ -238,6 +249,36 @@ pub fn open_fifo(caller: &Caller<'_>, pipe: &Arc<Pipe>, flags: u32) -> Result<Ar
 impl PipeEnd {
     pub fn pipe(&self) -> &Arc<Pipe> {
         &self.pipe
+    }
+
+    /// Whether a read would have to wait.
+    pub fn would_block_read(&self) -> bool {
+        let state = self.pipe.state.lock();
+        state.bytes.is_empty() && state.writers > 0
+    }
+
+    /// Whether a write of one byte would have to wait.
+    pub fn would_block_write(&self) -> bool {
+        let state = self.pipe.state.lock();
+        state.room() == 0 && state.readers > 0
+    }
+
+    /// Waits until a read would not.
+    pub fn wait_for_data(&self, thread: &Arc<Thread>, file: &OpenFile) -> Result<()> {
+        if self.would_block_read() {
+            self.wait_readable(thread, file)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until a write of one byte would not.
+    pub fn wait_for_room(&self, thread: &Arc<Thread>, file: &OpenFile) -> Result<()> {
+        if self.would_block_write() {
+            self.wait_writable(thread, file, 1)
+        } else {
+            Ok(())
+        }
     }
 
     fn wait_readable(&self, thread: &Arc<Thread>, file: &OpenFile) -> Result<()> {

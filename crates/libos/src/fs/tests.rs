@@ -476,3 +476,137 @@ fn pipes_carry_bytes_and_end() {
     m.call(open::close, &[u64::from(fds[0])]).expect("close");
     assert_eq!(m.write(u64::from(fds[4]), b"x"), Err(EPIPE));
 }
+
+#[test]
+fn record_locks_split_and_conflict() {
+    let a = Machine::new();
+    let fd = a.create("/l", b"0123456789");
+    let b = a.other(0, 0);
+    let other = b.open("/l", 2, 0).expect("open");
+    let lock = |m: &Machine, fd: u64, command: u64, kind: i16, start: i64, len: i64| {
+        let mut raw = [0u8; 32];
+        raw[..2].copy_from_slice(&kind.to_le_bytes());
+        raw[8..16].copy_from_slice(&start.to_le_bytes());
+        raw[16..24].copy_from_slice(&len.to_le_bytes());
+        let at = m.put(200, &raw);
+        m.call(descriptor::fcntl, &[fd, command, at])
+    };
+    assert_eq!(lock(&a, fd, 6, 1, 0, 10), Ok(0));
+    assert_eq!(lock(&b, other, 6, 0, 5, 1), Err(EAGAIN));
+    // The middle is given up.
+    assert_eq!(lock(&a, fd, 6, 2, 4, 2), Ok(0));
+    assert_eq!(lock(&b, other, 6, 1, 4, 2), Ok(0));
+    assert_eq!(lock(&b, other, 6, 1, 4, 3), Err(EAGAIN));
+    assert_eq!(lock(&b, other, 5, 1, 0, 0), Ok(0));
+    let found = b.get(200, 32);
+    assert_eq!(i16::from_le_bytes([found[0], found[1]]), 1);
+    assert_eq!(found[16], 4);
+    let pid = u32::from_le_bytes([found[24], found[25], found[26], found[27]]);
+    assert_eq!(pid, a.thread.process.pid);
+    // Closing any descriptor of the file gives all up.
+    let again = a.open("/l", 0, 0).expect("open");
+    a.call(open::close, &[again]).expect("close");
+    assert_eq!(lock(&b, other, 6, 1, 0, 0), Ok(0));
+    assert_eq!(a.call(descriptor::flock, &[fd, 2]), Ok(0));
+    assert_eq!(b.call(descriptor::flock, &[other, 6]), Err(EAGAIN));
+    a.call(open::close, &[fd]).expect("close");
+    assert_eq!(b.call(descriptor::flock, &[other, 6]), Ok(0));
+}
+
+#[test]
+fn changes_are_told() {
+    use crate::syscall::inotify;
+    let m = Machine::new();
+    m.one(directory::mkdir, "/w", &[0o755]).expect("mkdir");
+    let fd = m.call(inotify::inotify_init1, &[0o4000]).expect("init") as u64;
+    let path = m.string(0, "/w");
+    assert_eq!(
+        m.call(inotify::inotify_add_watch, &[fd, path, 0xfff]),
+        Ok(1)
+    );
+    assert_eq!(m.read(fd, 1000), Err(EAGAIN));
+    let file = m.create("/w/a", b"x");
+    m.call(open::close, &[file]).expect("close");
+    m.two(names::rename, "/w/a", "/w/b").expect("rename");
+    m.one(names::unlink, "/w/b", &[]).expect("unlink");
+    m.one(directory::rmdir, "/w", &[]).expect("rmdir");
+    assert_eq!(m.read(fd, 10), Err(EINVAL));
+    let bytes = m.read(fd, 4096).expect("events");
+    let mut at = 0;
+    let mut masks = Vec::new();
+    while at < bytes.len() {
+        let word = |i: usize| u32::from_le_bytes(bytes[at + i..at + i + 4].try_into().expect("4"));
+        masks.push(word(4));
+        at += 16 + word(12) as usize;
+    }
+    let wanted = [
+        0x100,
+        0x20,
+        0x2,
+        0x8,
+        0x40,
+        0x80,
+        0x200,
+        0x4000_0400,
+        0x8000,
+    ];
+    assert_eq!(masks, wanted);
+}
+
+#[test]
+fn memory_files_and_their_seals() {
+    use crate::syscall::memfd;
+    let m = Machine::new();
+    let fd = m.one(memfd::memfd_create, "box", &[2]).expect("memfd") as u64;
+    m.write(fd, b"abc").expect("write");
+    assert_eq!(m.call(descriptor::fcntl, &[fd, 1034]), Ok(0));
+    assert_eq!(m.call(descriptor::fcntl, &[fd, 1033, 2 | 4]), Ok(0));
+    assert_eq!(m.call(attribute::ftruncate, &[fd, 1]), Err(EPERM));
+    assert_eq!(m.call(attribute::ftruncate, &[fd, 9]), Err(EPERM));
+    assert_eq!(m.write(fd, b"d"), Err(EPERM));
+    assert_eq!(
+        m.call(io::pwrite64, &[fd, m.put(65536, b"zz"), 2, 2]),
+        Ok(1)
+    );
+    assert_eq!(m.call(descriptor::fcntl, &[fd, 1033, 8 | 1]), Ok(0));
+    assert_eq!(
+        m.call(io::pwrite64, &[fd, m.put(65536, b"zz"), 2, 0]),
+        Err(EPERM)
+    );
+    assert_eq!(m.call(descriptor::fcntl, &[fd, 1033, 16]), Err(EPERM));
+    let plain = m.one(memfd::memfd_create, "plain", &[0]).expect("memfd") as u64;
+    assert_eq!(m.call(descriptor::fcntl, &[plain, 1033, 8]), Err(EPERM));
+}
+
+#[test]
+fn data_moves_between_files_and_pipes() {
+    use crate::syscall::copy;
+    let m = Machine::new();
+    let from = m.create("/from", b"0123456789");
+    let to = m.create("/to", b"");
+    m.call(io::lseek, &[from, 2, 0]).expect("seek");
+    assert_eq!(m.call(copy::sendfile, &[to, from, 0, 100]), Ok(8));
+    assert_eq!(m.content("/to"), b"23456789");
+    assert_eq!(m.call(io::lseek, &[from, 0, 1]), Ok(10));
+    let offset = m.put(300, &3u64.to_le_bytes());
+    assert_eq!(
+        m.call(copy::copy_file_range, &[from, offset, to, 0, 2, 0]),
+        Ok(2)
+    );
+    assert_eq!(m.content("/to"), b"2345678934");
+    assert_eq!(m.get(300, 8), 5u64.to_le_bytes());
+    m.call(descriptor::pipe, &[m.scratch]).expect("pipe");
+    let fds = m.get(0, 8);
+    let (r, w) = (u64::from(fds[0]), u64::from(fds[4]));
+    let offset = m.put(300, &0u64.to_le_bytes());
+    assert_eq!(m.call(copy::splice, &[from, offset, w, 0, 4, 0]), Ok(4));
+    m.call(descriptor::pipe, &[m.scratch]).expect("pipe");
+    let fds = m.get(0, 8);
+    let (r2, w2) = (u64::from(fds[0]), u64::from(fds[4]));
+    assert_eq!(m.call(copy::tee, &[r, w2, 3, 0]), Ok(3));
+    assert_eq!(m.call(copy::splice, &[r, 0, to, 0, 10, 0]), Ok(4));
+    assert_eq!(m.read(r2, 10).as_deref(), Ok(&b"012"[..]));
+    assert_eq!(m.content("/to"), b"23456789340123");
+    assert_eq!(m.call(copy::splice, &[r, 0, to, 0, 10, 2]), Err(EAGAIN));
+    assert_eq!(m.call(copy::splice, &[from, 0, to, 0, 10, 0]), Err(EINVAL));
+}

@@ -131,13 +131,14 @@ impl Node {
             }
         }
         from.truncate(usize::try_from(room).unwrap_or(usize::MAX));
-        let start = from.done();
+        let start = at;
         let result = if from.remaining() <= 256 {
             self.write_pages::<256>(&mut at, from)
         } else {
             self.write_pages::<{ PAGE as usize }>(&mut at, from)
         };
-        let written = from.done() - start;
+        // Not what was taken from the user: the last page may have found no space.
+        let written = (at - start) as usize;
         if written > 0 {
             self.touch_modified();
             return Ok((written, at));

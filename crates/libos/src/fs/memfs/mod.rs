@@ -200,3 +200,6 @@ pub fn memory_file(fs: &Arc<MemFs>, owner: Owner, sealable: bool) -> Result<Arc<
     node.set_links(0);
     Ok(node)
 }
+
+#[cfg(test)]
+mod tests;
