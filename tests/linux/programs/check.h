@@ -1,0 +1,34 @@
+/* Tests of Linux behaviour: they pass natively and in an enclave, so they test themselves. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+static int failures;
+
+#define CHECK(condition)                                                              \
+    do {                                                                              \
+        if (!(condition)) {                                                           \
+            printf("FAIL %s:%d: %s (errno %d)\n", __FILE__, __LINE__, #condition, errno); \
+            fflush(stdout);                                                           \
+            failures++;                                                               \
+        }                                                                             \
+    } while (0)
+
+static inline int finish(const char *name) {
+    printf("%s: %s\n", name, failures ? "FAILED" : "ok");
+    return failures != 0;
+}
+
+static inline int64_t now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000 + t.tv_nsec / 1000000;
+}

@@ -1,0 +1,23 @@
+//! One test for each program.
+
+use bulla_test_linux::check;
+
+#[test]
+fn signals() {
+    check("signals");
+}
+
+#[test]
+fn processes() {
+    check("processes");
+}
+
+#[test]
+fn threads() {
+    check("threads");
+}
+
+#[test]
+fn timers() {
+    check("timers");
+}
