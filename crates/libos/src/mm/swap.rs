@@ -188,7 +188,7 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [SavedPage]) {
     }
     let _ = platform().fill(run.start, len, &mut |bytes| {
         for (live, saved) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages.iter_mut()) {
-            if live == saved.as_slice() {
+            if is_equal(live, saved) {
                 continue;
             }
             match Arc::get_mut(saved) {
@@ -205,6 +205,22 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [SavedPage]) {
     if !protection.contains(READ_WRITE) {
         let _ = platform().protect(run.start, len, protection);
     }
+}
+
+/// Whether two pages are equal: in blocks that the compiler compares with vectors, which is most of
+/// what a switch costs.
+fn is_equal(a: &[u8], b: &[u8]) -> bool {
+    const BLOCK: usize = 128;
+    let word = |bytes: &[u8], at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_ne_bytes(word)
+    };
+    let mut blocks = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK));
+    a.len() == b.len()
+        && blocks.all(|(a, b)| {
+            (0..BLOCK / 8).fold(0, |bits, i| bits | (word(a, i * 8) ^ word(b, i * 8))) == 0
+        })
 }
 
 /// Brings all saved pages of a space back; its addresses are free.
