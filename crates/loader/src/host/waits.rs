@@ -31,6 +31,12 @@ impl Call<'_> {
         }
     }
 
+    /// For a look that does not block: the enclave passes no wait word with it, and whatever the
+    /// word is does not matter.
+    fn onlooker(&self) -> Waiter<'_> {
+        self.waiter(self.slot.area.wait_word().load(Ordering::SeqCst))
+    }
+
     /// Tells wakers how this thread blocks while `wait` runs.
     #[inline(always)]
     pub(super) fn announced(&self, how: u32, wait: impl FnOnce() -> Answer) -> Answer {
@@ -79,10 +85,10 @@ impl Call<'_> {
                 }
             }
         }
-        let waiter = self.waiter(seen as u32);
         let answer = if timeout == 0 || invalid > 0 {
-            waiter.poll(list, 0)
+            self.onlooker().poll(list, 0)
         } else {
+            let waiter = self.waiter(seen as u32);
             self.announced(waiting::CALL, || waiter.poll(list, timeout))
         };
         for &(at, fd) in &changed {
@@ -117,10 +123,10 @@ impl Call<'_> {
         let most = EVENTS_MAX.min(most);
         // The kernel's events are smaller than ours: it writes them behind where ours go.
         let raw = self.slot.area.data(most * EVENT, most * KERNEL_EVENT)?;
-        let waiter = self.waiter(seen as u32);
         let ready = if timeout == 0 {
-            waiter.epoll(epoll, raw, 0)
+            self.onlooker().epoll(epoll, raw, 0)
         } else {
+            let waiter = self.waiter(seen as u32);
             self.announced(waiting::CALL, || waiter.epoll(epoll, raw, timeout))
         }?;
         let list = self.data(ready * EVENT)?;
