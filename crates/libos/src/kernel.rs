@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use bulla_abi::config::Config;
+use bulla_abi::config::{Config, Insecure};
 use spin::Once;
 
 use crate::platform::{Exception, Platform, Protection};
@@ -107,6 +107,30 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         report_fault(thread, registers, &exception, info.number());
     }
     signal::send::force(thread, info);
+}
+
+/// A fault of user code that only the host reports, on CPUs without EXINFO: it may bring in a page
+/// that the program has mapped. Anything else ends the process, because a handler that runs at the
+/// host's wish, with an address of the host's choice, is more than it may ask for.
+pub fn handle_host_fault(
+    thread: &Arc<Thread>,
+    registers: &mut Registers,
+    exception: Exception,
+) {
+    if kernel().config.insecure.contains(&Insecure::HostFaults) {
+        return handle_exception(thread, registers, exception);
+    }
+    registers.orig_rax = u64::MAX;
+    if exception.vector == 14 && page_fault(thread, &exception).is_none() {
+        return;
+    }
+    report_fault(thread, registers, &exception, signal::SIGSEGV);
+    crate::platform().log(
+        1,
+        "this CPU does not report page faults to the enclave, so the fault cannot be delivered; \
+         --insecure-host-faults believes the host",
+    );
+    exit::group_exit(&thread.process, signal::SIGSEGV);
 }
 
 /// A fault that ends a process is told to the host's log: signal, addresses, object and offset.

@@ -81,6 +81,12 @@ pub trait Platform: Send + Sync {
     fn user_range(&self) -> core::ops::Range<u64>;
     /// Commit pages (not committed before): zeroed, accepted, with this protection. ENOMEM.
     fn commit(&self, address: u64, len: u64, protection: Protection) -> Result<()>;
+    /// Whether user pages can be touched before they are committed (the static layout, where all
+    /// are part of the enclave from the start and only the host's page tables guard them). Then a
+    /// fault cannot be relied upon, and mappings must be committed when they are made.
+    fn must_commit_at_once(&self) -> bool {
+        false
+    }
     /// Give pages back. Pages that are not committed are skipped.
     fn decommit(&self, address: u64, len: u64);
     /// Change the protection of committed pages (uncommitted ones are skipped).

@@ -2,7 +2,7 @@
 //! the kernel starts.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bulla_abi::boot::BootHeader;
 use bulla_abi::config::Config;
@@ -18,6 +18,9 @@ pub struct Host {
     pub rootfs_len: AtomicU64,
     pub features: AtomicU64,
     pub cpus: AtomicU64,
+    /// The platform reports page faults in the SSA, by its own word: without it the enclave relies
+    /// on less, so that a lie only makes faults fatal.
+    pub exinfo: AtomicBool,
 }
 
 pub static HOST: Host = Host {
@@ -25,7 +28,13 @@ pub static HOST: Host = Host {
     rootfs_len: AtomicU64::new(0),
     features: AtomicU64::new(0),
     cpus: AtomicU64::new(1),
+    exinfo: AtomicBool::new(true),
 };
+
+/// Whether faults are reported with their address.
+pub fn has_exinfo() -> bool {
+    HOST.exinfo.load(Ordering::Relaxed)
+}
 
 /// Starts the kernel; the first thread.
 pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
@@ -36,6 +45,7 @@ pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
     HOST.features.store(params.features, Ordering::Relaxed);
     HOST.cpus
         .store(params.cpus.clamp(1, 1024), Ordering::Relaxed);
+    HOST.exinfo.store(params.platform & platform::EXINFO != 0, Ordering::Relaxed);
     crate::clock::set_tsc(params.platform & platform::RDTSC != 0, params.tsc_hz);
     if params.features & features::RDRAND == 0 {
         crate::panic::fatal("the CPU has no RDRAND; an enclave cannot run here");

@@ -145,6 +145,10 @@ global_asm!(
     "popfq",
     "mov dword ptr [rsp - 8], 0x1f80",
     "ldmxcsr [rsp - 8]",
+    // What the host says of the exception; see `exception::stage1`.
+    "mov rdi, rsi",
+    "mov rsi, rdx",
+    "mov rdx, r8",
     "call {stage1}",
     "CLEAR_VECTORS",
     "xor edi, edi",

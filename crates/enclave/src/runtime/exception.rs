@@ -6,7 +6,9 @@
 //! ordinary kernel code at CSSA 0.
 //!
 //! EXITINFO decides what happened. An entry without a valid EXITINFO is a nudge: user code is
-//! made to look at its pending work, anything else goes on.
+//! made to look at its pending work, anything else goes on. CPUs without EXINFO do not report page
+//! faults at all: there the host's word may bring in a page that the application has mapped, which
+//! harms nothing, and no more (unless the configuration says `insecure_host_faults`).
 
 use core::sync::atomic::Ordering;
 
@@ -53,9 +55,14 @@ const EXINFO_SIZE: u64 = 16;
 
 /// Pseudo-vector of a nudge, in `Frame::vector`.
 const NUDGE: u32 = 256;
+/// Added to the vector of a fault that only the host reports.
+const HOST_WORD: u32 = 512;
+const PAGE_FAULT: u32 = 14;
+const GENERAL_PROTECTION: u32 = 13;
 
-/// Stage 1. Leaves by EEXIT; the host then executes ERESUME on SSA[0].
-pub extern "C" fn stage1() {
+/// Stage 1. Leaves by EEXIT; the host then executes ERESUME on SSA[0]. The arguments are the
+/// host's word.
+pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     let area = area::current();
     let frame_end = area as *mut Area as u64 - slot::AREA + slot::SSA + SSA_FRAME_SIZE;
     // SAFETY: SSA frame 0 of this thread's own slot; the CPU has written it, and no one else
@@ -82,10 +89,24 @@ pub extern "C" fn stage1() {
         frame.vector = if valid { vector } else { NUDGE };
         frame.fault_address = if is_page_fault { fault_address } else { 0 };
         frame.reserved = u64::from(if is_page_fault { error_code } else { 0 });
+        if !valid && is_unreported(host_vector) {
+            frame.vector = HOST_WORD + host_vector as u32;
+            frame.fault_address = host_address;
+            // Write and fetch, as the page-fault error code has them.
+            frame.reserved = host_error & 0x12;
+        }
         gpr.rip = &raw const entry::stage2_entry as u64;
         gpr.rsp = area.frame as u64;
         gpr.rflags = 2;
         return;
+    }
+    if !valid && is_unreported(host_vector) {
+        // A copy that is said to have faulted fails; the kernel then looks at the page itself.
+        if let Some(fixup) = crate::usercopy::fixup(gpr.rip) {
+            area.copy_fault = host_address;
+            gpr.rip = fixup;
+            return;
+        }
     }
     if !valid {
         let window =
@@ -104,6 +125,12 @@ pub extern "C" fn stage1() {
         return;
     }
     crate::panic::fatal_fault(vector, gpr.rip, fault_address, gpr.rsp);
+}
+
+/// Vectors that EXITINFO reports only with EXINFO (SDM volume 3D, section 38.9.1.1).
+fn is_unreported(host_vector: u64) -> bool {
+    let unreported = [u64::from(PAGE_FAULT), u64::from(GENERAL_PROTECTION)].contains(&host_vector);
+    unreported && !crate::boot::has_exinfo()
 }
 
 fn save_registers(frame: &mut Frame, gpr: &GprSgx) {
@@ -142,6 +169,11 @@ pub extern "C" fn stage2(frame: &mut Frame) {
     match vector {
         NUDGE => crate::hostcall::take_signals(),
         6 => undefined_instruction(frame, thread),
+        vector if vector >= HOST_WORD => {
+            let vector = (vector - HOST_WORD) as u8;
+            let exception = Exception { vector, address, error_code };
+            bulla_libos::handle_host_fault(thread, &mut frame.registers, exception);
+        }
         _ => {
             let exception = Exception {
                 vector: vector as u8,

@@ -88,6 +88,13 @@ fn mark(address: u64, len: u64, committed: bool) {
     }
 }
 
+/// Static layout: no page of the application is accessible until it is committed, as far as the
+/// host plays along.
+pub fn close_user_memory(start: u64, end: u64) {
+    // A host that does not is dealt with by committing all mappings at once.
+    let _ = host(HostCall::MemProtect, start, end - start, 0);
+}
+
 /// Calls `act` for each maximal run of pages in the range whose state is `committed`.
 fn for_runs(
     address: u64,
@@ -144,7 +151,7 @@ pub fn commit(address: u64, len: u64, protection: Protection) -> Result<()> {
             }
             LayoutKind::Static => {
                 let writable = bits(Protection::READ | Protection::WRITE);
-                host(HostCall::MemCommit, start, len, writable)?;
+                host(HostCall::MemProtect, start, len, writable)?;
                 // SAFETY: pages of the application that are in no mapping yet: nothing refers to
                 // them, and they were added before EINIT.
                 unsafe { core::ptr::write_bytes(start as *mut u8, 0, len as usize) };

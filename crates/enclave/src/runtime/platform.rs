@@ -120,6 +120,10 @@ impl Platform for Enclave {
         memory::commit(address, len, protection)
     }
 
+    fn must_commit_at_once(&self) -> bool {
+        threads::layout_kind() == bulla_abi::layout::LayoutKind::Static
+    }
+
     fn decommit(&self, address: u64, len: u64) {
         memory::decommit(address, len);
     }

@@ -93,6 +93,9 @@ pub extern "C" fn slot_main(
             slots.entry = entry_point;
             slots.kind = kind;
         }
+        if kind == LayoutKind::Static {
+            memory::close_user_memory(header.user_start, header.user_end);
+        }
         let thread = crate::boot::boot(header, params);
         thread.slot.store(0, Ordering::SeqCst);
         assign(area, thread);

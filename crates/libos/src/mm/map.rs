@@ -312,6 +312,9 @@ impl Locked<'_> {
         let Some(vma) = self.vmas.find(range.start) else {
             return Ok(());
         };
+        if platform().must_commit_at_once() && !vma.protection.is_empty() {
+            return self.populate_all(&range);
+        }
         let small = range.end - range.start <= EAGER_MAX && !accounting::is_scarce();
         let writable = vma.protection.contains(Protection::WRITE);
         let text = vma.protection.contains(Protection::EXECUTE);
@@ -326,6 +329,14 @@ impl Locked<'_> {
                 let _ = self.populate(&range);
                 Ok(())
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Brings in all of a mapping. Pages behind the end of a file cannot be: they stay out.
+    fn populate_all(&mut self, range: &Range<u64>) -> Result<()> {
+        match self.populate(range) {
+            Err(errno) if errno == ENOMEM => Err(errno),
             _ => Ok(()),
         }
     }
@@ -467,6 +478,9 @@ impl Locked<'_> {
                 vma.flags -= VmaFlags::SITES;
             }
         });
+        if was_reserved && platform().must_commit_at_once() && self.resident {
+            return self.populate_all(&range);
+        }
         if was_reserved && writable && matches!(piece.backing, Backing::Anonymous) {
             self.bring_in_opened(&range, piece.flags)?;
         }

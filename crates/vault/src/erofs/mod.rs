@@ -43,13 +43,13 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// 4 MiB of hash blocks (all of a 512 MiB image), 8 MiB of metadata, 32 MiB of content: the
+    /// 4 MiB of hash blocks (all of a 512 MiB image), 8 MiB of metadata, 12 MiB of content: the
     /// libraries that every new process maps again.
     fn default() -> Options {
         Options {
             hash_cache: 4 << 20,
             block_cache: 8 << 20,
-            content_cache: 32 << 20,
+            content_cache: 12 << 20,
         }
     }
 }
