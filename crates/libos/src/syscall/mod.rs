@@ -1,5 +1,6 @@
 //! System calls: dispatch. [`table`] lists them; each family has its file.
 
+pub mod aio;
 pub mod at;
 pub mod attribute;
 pub mod brk;

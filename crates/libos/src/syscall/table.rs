@@ -224,11 +224,11 @@ table! {
     203 sched_setaffinity super::sched::sched_setaffinity, Partial, "checked, without effect";
     204 sched_getaffinity super::sched::sched_getaffinity, Full, "";
     205 set_thread_area missing, Missing, "";
-    206 io_setup missing, Missing, "";
-    207 io_destroy missing, Missing, "";
-    208 io_getevents missing, Missing, "";
-    209 io_submit missing, Missing, "";
-    210 io_cancel missing, Missing, "";
+    206 io_setup super::aio::io_setup, Full, "";
+    207 io_destroy super::aio::io_destroy, Full, "";
+    208 io_getevents super::aio::io_getevents, Full, "";
+    209 io_submit super::aio::io_submit, Partial, "requests are done when submitted; no IOCB_CMD_POLL";
+    210 io_cancel super::aio::io_cancel, Full, "";
     211 get_thread_area missing, Missing, "";
     212 lookup_dcookie missing, Missing, "";
     213 epoll_create super::epoll::epoll_create, Full, "";
@@ -351,7 +351,7 @@ table! {
     330 pkey_alloc super::mmap::pkey_alloc, Partial, "as on a CPU without protection keys";
     331 pkey_free super::mmap::pkey_free, Partial, "as on a CPU without protection keys";
     332 statx super::stat::statx, Full, "";
-    333 io_pgetevents missing, Missing, "";
+    333 io_pgetevents super::aio::io_pgetevents, Full, "";
     334 rseq super::system::declined, Missing, "the C library goes on without";
     424 pidfd_send_signal super::wait::pidfd_send_signal, Full, "";
     425 io_uring_setup missing, Missing, "";
