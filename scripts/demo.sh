@@ -10,7 +10,8 @@ port=${DEMO_PORT:-18000}
 redis_port=${DEMO_REDIS_PORT:-16379}
 pids=()
 log=$(mktemp)
-trap 'for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done; rm -f "$log"' EXIT
+# KILL: the first process of a container ignores a SIGTERM that it has no handler for.
+trap 'for pid in "${pids[@]}"; do kill -KILL "$pid" 2> /dev/null || true; done; rm -f "$log"' EXIT
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 show() { printf '$ %s\n' "$*"; }

@@ -204,6 +204,19 @@ pub fn pipe(flags: u32) -> [Arc<OpenFile>; 2] {
     [end(true, flags::RDONLY), end(false, flags::WRONLY)]
 }
 
+/// open(2) of a pipe without a name, through /proc/self/fd: never waits (fs/pipe.c, `is_pipe`).
+pub fn reopen(pipe: &Arc<Pipe>, flags: u32) -> Arc<dyn FileOps> {
+    let access = flags & flags::ACCESS_MODE;
+    let (read, write) = (access != flags::WRONLY, access != flags::RDONLY);
+    pipe.attach(read, write);
+    pipe.queue.wake(Events::empty());
+    Arc::new(PipeEnd {
+        pipe: pipe.clone(),
+        read,
+        write,
+    })
+}
+
 /// open(2) of a FIFO: waits for the other side unless O_NONBLOCK or O_RDWR says otherwise.
 pub fn open_fifo(caller: &Caller<'_>, pipe: &Arc<Pipe>, flags: u32) -> Result<Arc<dyn FileOps>> {
     let (read, write) = match flags & flags::ACCESS_MODE {
