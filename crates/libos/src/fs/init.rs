@@ -96,6 +96,8 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
     // Files may not take the memory that the kernel needs for everything else.
     let limit = (config.memory / 2).min(heap / 4 * 3).max(1 << 20);
     BUDGET.call_once(|| Arc::new(Budget::new(limit)));
+    // A sixteenth of the kernel's heap for verified pages that may be read again.
+    super::memfs::cache::set_limit((heap / 16).clamp(4 << 20, 256 << 20));
     TERMINAL.store(config.terminal, Ordering::Relaxed);
     let lower = lower::open_rootfs(&config.rootfs).map_err(|error| InitError {
         message: format!("the root file system cannot be opened: {error}"),

@@ -35,6 +35,8 @@ pub mod pipe;
 pub mod procfs;
 pub mod pty;
 pub mod signalfd;
+#[cfg(test)]
+mod speed;
 pub mod table;
 #[cfg(test)]
 pub mod tests;

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use core::any::Any;
 
+use super::cache;
 use super::data::{self, PAGE, Page, Piece};
 use super::node::{Content, Node};
 use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP, EPERM};
@@ -53,8 +54,14 @@ impl Node {
                     to.put_zeros(wanted)
                 }
                 (Piece::Lower(len), _) => {
-                    wanted = (len as usize).min(LOWER_CHUNK);
-                    self.read_lower(at, wanted, to)
+                    let before = to.done();
+                    let moved = self.read_lower(at, len as usize, to);
+                    // Fewer bytes than there are is no end, only the next page's turn.
+                    wanted = to.done() - before;
+                    if wanted == 0 && moved.is_ok() {
+                        break;
+                    }
+                    moved
                 }
             };
             match moved {
@@ -71,22 +78,37 @@ impl Node {
         Ok(to.done() - start)
     }
 
+    /// Reads what shows through from the lower layer: pages kept in the cache, or a run of pages
+    /// that are verified together.
     fn read_lower(&self, at: u64, len: usize, to: &mut IoBuffer<'_>) -> Result<usize> {
+        let (index, from) = (at / PAGE, (at % PAGE) as usize);
+        if let Some(page) = cache::get(self.id(), index) {
+            let len = len.min(PAGE as usize - from);
+            return to.put(&page.0[from..from + len]);
+        }
         let lower = self.lower.as_ref().ok_or(ENODEV)?;
-        // Straight into kernel memory (exec, page-ins).
-        if let Some(out) = to.next_kernel_range(len) {
-            let read = lower.read_at(at, out)?;
-            to.advance(read);
-            return Ok(read);
+        // Up to the next page that is kept.
+        let pages = ((from + len).div_ceil(PAGE as usize)).min(LOWER_CHUNK / PAGE as usize);
+        let run = (1..pages as u64)
+            .find(|next| cache::get(self.id(), index + next).is_some())
+            .unwrap_or(pages as u64) as usize;
+        let len = len.min(run * PAGE as usize - from);
+        let start = index * PAGE;
+        if run == 1 {
+            let mut page = Page([0; PAGE as usize]);
+            let read = lower.read_at(start, &mut page.0)?;
+            let page = Arc::new(page);
+            cache::insert(self.id(), index, page.clone());
+            return to.put(&page.0[from..read.min(from + len).max(from)]);
         }
-        if len <= 512 {
-            let mut bounce = [0u8; 512];
-            let read = lower.read_at(at, &mut bounce[..len])?;
-            return to.put(&bounce[..read]);
+        let mut bounce = vec![0u8; run * PAGE as usize];
+        let read = lower.read_at(start, &mut bounce)?;
+        for (number, bytes) in bounce[..read].chunks(PAGE as usize).enumerate() {
+            let mut page = Page([0; PAGE as usize]);
+            page.0[..bytes.len()].copy_from_slice(bytes);
+            cache::insert(self.id(), index + number as u64, Arc::new(page));
         }
-        let mut bounce = vec![0u8; len];
-        let read = lower.read_at(at, &mut bounce)?;
-        to.put(&bounce[..read])
+        to.put(&bounce[from..read.min(from + len).max(from)])
     }
 
     /// The page of the lower layer that a partial write starts from.

@@ -10,6 +10,7 @@
 //!
 //! Lock order: directory → another directory's only under the namespace lock → attributes → data.
 
+pub mod cache;
 pub mod data;
 pub mod directory;
 mod file;

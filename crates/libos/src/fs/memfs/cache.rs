@@ -1,0 +1,109 @@
+//! Clean pages of the lower layer that were read and verified, so that a file read again is not
+//! hashed again (about 2 µs a page).
+//!
+//! Pages are spread over shards by their identity. A full shard gives up pages in the order they
+//! came, except those that were used since (second chance).
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use hashbrown::HashMap;
+use spin::Once;
+
+use super::data::{PAGE, Page};
+use crate::fs::inode::FileId;
+use crate::sync::SpinLock;
+
+const SHARDS: usize = 64;
+/// Size until the kernel heap is known.
+const DEFAULT_BYTES: u64 = 16 << 20;
+
+type Key = (FileId, u64);
+
+struct Entry {
+    page: Arc<Page>,
+    used: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    pages: HashMap<Key, Entry>,
+    order: VecDeque<Key>,
+}
+
+static LIMIT: AtomicU64 = AtomicU64::new(DEFAULT_BYTES);
+static CACHE: Once<[SpinLock<Shard>; SHARDS]> = Once::new();
+
+/// Sets how many bytes of pages are kept.
+pub fn set_limit(bytes: u64) {
+    LIMIT.store(bytes, Ordering::Relaxed);
+}
+
+fn shard(key: &Key) -> &'static SpinLock<Shard> {
+    // Pages of a run go to different shards.
+    let mixed = key.0.inode.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let shards = CACHE.call_once(|| core::array::from_fn(|_| SpinLock::new(Shard::default())));
+    &shards[(mixed ^ key.1) as usize % SHARDS]
+}
+
+/// A page, if it is kept.
+pub fn get(file: FileId, index: u64) -> Option<Arc<Page>> {
+    let key = (file, index);
+    let mut shard = shard(&key).lock();
+    let entry = shard.pages.get_mut(&key)?;
+    entry.used = true;
+    Some(entry.page.clone())
+}
+
+/// Keeps a page; others go where there is no room.
+pub fn insert(file: FileId, index: u64, page: Arc<Page>) {
+    let room = (LIMIT.load(Ordering::Relaxed) / PAGE) as usize / SHARDS;
+    if room == 0 {
+        return;
+    }
+    let key = (file, index);
+    let mut shard = shard(&key).lock();
+    if shard.pages.contains_key(&key) {
+        return;
+    }
+    while shard.pages.len() >= room {
+        let Some(oldest) = shard.order.pop_front() else {
+            break;
+        };
+        match shard.pages.get_mut(&oldest) {
+            Some(entry) if entry.used => {
+                entry.used = false;
+                shard.order.push_back(oldest);
+            }
+            _ => {
+                shard.pages.remove(&oldest);
+            }
+        }
+    }
+    shard.pages.insert(key, Entry { page, used: false });
+    shard.order.push_back(key);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_in_use_stay() {
+        let room = (LIMIT.load(Ordering::Relaxed) / PAGE) as usize / SHARDS;
+        let file = FileId {
+            device: 0xcace,
+            inode: 1,
+        };
+        let page = || Arc::new(Page([0; PAGE as usize]));
+        let step = SHARDS as u64;
+        insert(file, 0, page());
+        for at in 1..=3 * room as u64 {
+            assert!(get(file, 0).is_some(), "used page given up at {at}");
+            insert(file, at * step, page());
+        }
+        assert!(get(file, step).is_none());
+        assert!(get(file, 3 * room as u64 * step).is_some());
+    }
+}
