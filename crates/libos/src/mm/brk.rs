@@ -99,5 +99,6 @@ fn heap(range: Range<u64>) -> Vma {
         flags: VmaFlags::HEAP,
         backing: Backing::Anonymous,
         around: Around::default(),
+        views: 0,
     }
 }

@@ -14,6 +14,7 @@ use super::{
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EINVAL, ENOMEM};
 use crate::platform::{Protection, platform};
+use crate::sync::SpinLock;
 
 /// Where a mapping should go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,7 @@ impl Space {
             flags: request.flags,
             backing,
             around: Around::default(),
+            views: 0,
         });
         let result = locked.bring_in_new(start..start + len, request.populate);
         if let Err(errno) = result {
@@ -143,17 +145,21 @@ impl Space {
     /// Takes addresses where another process is: the two take turns from now on.
     pub(super) fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
         let mut guard = residency::lock();
-        residency::join_range(&mut guard, self, &range)?;
+        let others = residency::join_range(&mut guard, self, &range)?;
         let mut locked = self.lock_with(guard);
-        for part in locked.unmapped(&range) {
-            allocator::share(part);
+        let parts = locked.unmapped(&range);
+        if others == 0 && !parts.iter().all(allocator::is_free) {
+            return Err(ENOMEM.because("these addresses belong to shared memory"));
         }
+        parts.into_iter().for_each(allocator::share);
         locked.take_out(&range);
         Ok(locked)
     }
 
     /// MAP_SHARED.
     fn map_shared(&self, request: Request, len: u64) -> Result<u64> {
+        /// Two processes that map a file at once must find one object.
+        static MAKING: SpinLock<()> = SpinLock::new(());
         let Request {
             placement,
             protection,
@@ -166,6 +172,7 @@ impl Space {
             Source::Anonymous => None,
             Source::File(file) => Some(file),
         };
+        let making = MAKING.lock();
         let offset = file.as_ref().map_or(0, |file| file.offset);
         let found = match &file {
             Some(file) => shared::find(file.inode.id(), offset, len)?,
@@ -177,46 +184,60 @@ impl Space {
                     Placement::Fixed(at) | Placement::Free(at) => at,
                     Placement::Hint(_) | Placement::Low => home,
                 };
+                if wanted != home {
+                    platform().log(1, "a second view of shared memory is not possible yet");
+                    return Err(ENOMEM.because("a second view of shared memory"));
+                }
                 let mut locked = self.lock();
-                let range = home..home + len;
-                if wanted != home || locked.vmas.overlapping(&range).next().is_some() {
-                    let again = matches!(placement, Placement::Fixed(at) if at == home);
-                    if !again {
-                        platform().log(1, "a second view of shared memory is not possible yet");
-                        return Err(ENOMEM.because("a second view of shared memory"));
-                    }
-                    locked.unmap(&range);
+                if placement == Placement::Fixed(home) {
+                    locked.unmap(&(home..home + len));
                 }
                 (locked, home, object)
             }
-            None => {
-                let (locked, start) = self.take_addresses(placement, len)?;
-                let range = start..start + len;
-                let free = locked.without_reserved(&range);
-                if free != [range.clone()] || !allocator::at_most_one_user(&range) {
-                    free.into_iter().for_each(allocator::release);
-                    return Err(ENOMEM.because("shared memory at another process's addresses"));
-                }
-                (locked, start, SharedObject::new(range, file))
-            }
+            None => self.make_shared(placement, file, len)?,
         };
-        if protection.contains(Protection::WRITE) {
-            object.set_dirty();
-        }
-        let base = object.file().map_or(0, |file| file.offset);
-        let at = base + (start - object.home.start);
-        locked.add(Vma {
-            start,
-            end: start + len,
-            protection,
-            flags,
-            backing: Backing::Shared(object, at),
-            around: Around::default(),
-        });
+        drop(making);
+        locked.add_view(&object, start..start + len, protection, flags)?;
         if populate || locked.lock_future {
             let _ = locked.populate(&(start..start + len));
         }
         Ok(start)
+    }
+
+    /// A new shared object, and the address of the part of it that is to be mapped.
+    fn make_shared(
+        &self,
+        placement: Placement,
+        file: Option<FileBacking>,
+        len: u64,
+    ) -> Result<(Locked<'_>, u64, Arc<SharedObject>)> {
+        /// Files get room for what is mapped of them later, and for growing: addresses cost
+        /// nothing.
+        const ROOM_MIN: u64 = 1 << 20;
+        const ROOM_MAX: u64 = 16 << 30;
+        let anywhere = matches!(placement, Placement::Hint(_));
+        if let Some(file) = file.clone().filter(|_| anywhere) {
+            let offset = file.offset;
+            let end = file.inode.size().max(offset.saturating_add(len));
+            let room = end.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX).max(end);
+            let room = page_up(room).ok_or(ENOMEM)?;
+            let mut locked = self.lock();
+            if !locked.dead
+                && let Ok(start) = locked.find_addresses(Placement::Hint(0), room)
+            {
+                let file = FileBacking { offset: 0, ..file };
+                let object = SharedObject::new(start..start + room, Some(file));
+                return Ok((locked, start + offset, object));
+            }
+        }
+        let (locked, start) = self.take_addresses(placement, len)?;
+        let range = start..start + len;
+        let free = locked.without_reserved(&range);
+        if free != [range.clone()] || !allocator::at_most_one_user(&range) {
+            free.into_iter().for_each(allocator::release);
+            return Err(ENOMEM.because("shared memory at another process's addresses"));
+        }
+        Ok((locked, start, SharedObject::new(range, file)))
     }
 
     /// The start of the MAP_GROWSDOWN mapping at an address.
@@ -233,7 +254,7 @@ impl Space {
         if range.is_empty() {
             return Err(EINVAL.because("nothing to unmap"));
         }
-        self.lock().unmap(&range);
+        self.lock().unmap_views(&range);
         Ok(())
     }
 
@@ -354,6 +375,71 @@ impl Locked<'_> {
         }
         if has_sites {
             super::sites::dropped(range);
+        }
+    }
+
+    /// Maps a range of a shared object. Where it is mapped already, that mapping counts once more.
+    pub(super) fn add_view(
+        &mut self,
+        object: &Arc<SharedObject>,
+        range: Range<u64>,
+        protection: Protection,
+        flags: VmaFlags,
+    ) -> Result<()> {
+        let same = |vma: &Vma| matches!(&vma.backing, Backing::Shared(other, _) if Arc::ptr_eq(other, object));
+        if !self.vmas.overlapping(&range).all(same) {
+            return Err(ENOMEM.because("shared memory has one address, and that is in use"));
+        }
+        let writable = protection.contains(Protection::WRITE);
+        if writable {
+            object.set_dirty();
+        }
+        object.protect(&range, effective(protection), false)?;
+        let present: Vec<Range<u64>> = self
+            .vmas
+            .overlapping(&range)
+            .map(|vma| vma.clipped(&range).range())
+            .collect();
+        self.vmas.update(&range, |vma| {
+            vma.views += 1;
+            vma.protection |= protection;
+            if !flags.contains(VmaFlags::NO_WRITE) {
+                vma.flags -= VmaFlags::NO_WRITE;
+            }
+            vma.flags.set(
+                VmaFlags::DIRTY,
+                writable || vma.flags.contains(VmaFlags::DIRTY),
+            );
+        });
+        let base = object.file().map_or(0, |file| file.offset);
+        for part in without(&present, &range) {
+            self.add(Vma {
+                start: part.start,
+                end: part.end,
+                protection,
+                flags: flags | VmaFlags::SHARED,
+                backing: Backing::Shared(object.clone(), base + (part.start - object.home.start)),
+                around: Around::default(),
+                views: 0,
+            });
+        }
+        Ok(())
+    }
+
+    /// munmap: what is mapped several times loses one of its views.
+    pub(super) fn unmap_views(&mut self, range: &Range<u64>) {
+        let several = |vma: &&Vma| vma.views > 0;
+        let kept: Vec<Range<u64>> = self
+            .vmas
+            .overlapping(range)
+            .filter(several)
+            .map(|vma| vma.clipped(range).range())
+            .collect();
+        for part in &kept {
+            self.vmas.update(part, |vma| vma.views -= 1);
+        }
+        for part in without(&kept, range) {
+            self.unmap(&part);
         }
     }
 
@@ -723,7 +809,13 @@ mod tests {
         let (one, two) = (space(), space());
         let at = one.map(shared(0, 0x3000)).unwrap();
         assert_eq!(two.map(shared(0x1000, 0x1000)), Ok(at + 0x1000));
-        assert_eq!(one.map(shared(0, 0x3000)), Err(ENOMEM));
+        // Mapped again, it is at the same place, and stays until it is unmapped as often.
+        assert_eq!(one.map(shared(0, 0x3000)), Ok(at));
+        one.unmap(at, 0x3000).unwrap();
+        assert_eq!(
+            one.map(request(Placement::Fixed(at + 0x10000), 0x1000, RW)),
+            Err(ENOMEM)
+        );
         one.write(at + 0x1004, b"hello").unwrap();
         let mut bytes = [0; 5];
         two.read(at + 0x1004, &mut bytes).unwrap();

@@ -133,7 +133,15 @@ impl Locked<'_> {
         if grown.end - grown.start > accounting::limit() || self.vmas.len() >= MAPS_MAX {
             return false;
         }
-        if matches!(vma.backing, Backing::Shared(..)) || !allocator::allocate_at(grown.clone()) {
+        if let Backing::Shared(object, _) = &vma.backing {
+            let free = self.vmas.overlapping(&grown).next().is_none();
+            return free
+                && grown.end <= object.home.end
+                && self
+                    .add_view(&object.clone(), grown, vma.protection, vma.flags)
+                    .is_ok();
+        }
+        if !allocator::allocate_at(grown.clone()) {
             return false;
         }
         let mut more = vma.clone();

@@ -302,8 +302,8 @@ impl Space {
 }
 
 /// Makes neighbours of `space` and everyone who has a mapping in `range`, and frees the range for
-/// it if it is resident. ENOMEM when somebody has shared memory there.
-pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -> Result<()> {
+/// it if it is resident; how many they are. ENOMEM when somebody has shared memory there.
+pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -> Result<usize> {
     let mut others = Vec::new();
     let Some(this) = guard
         .spaces
@@ -329,7 +329,10 @@ pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -
             others.push(other.clone());
         }
     }
-    this.set_conflicted();
+    let count = others.len();
+    if count > 0 {
+        this.set_conflicted();
+    }
     for other in others {
         other.set_conflicted();
         link(&this, &other);
@@ -348,7 +351,7 @@ pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -
             evict(&mut other.state.lock(), range);
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 fn reserves(state: &State, range: &Range<u64>) -> bool {

@@ -10,7 +10,6 @@ use super::allocator::{self, Wanted};
 use super::map::Placement;
 use super::residency;
 use super::shared::SharedObject;
-use super::vma::Around;
 use super::{Backing, PAGE, Space, Vma, VmaFlags, accounting, page_up, random_mmap_base};
 use crate::Result;
 use crate::errno::{EEXIST, EIDRM, EINVAL, ENOENT, ENOMEM, ENOSPC};
@@ -205,17 +204,7 @@ impl Space {
             return Err(ENOMEM.because("shared memory has one address"));
         }
         let mut locked = self.lock();
-        if locked.vmas.overlapping(&home).next().is_some() {
-            return Err(ENOMEM.because("a second view of shared memory"));
-        }
-        locked.add(Vma {
-            start: home.start,
-            end: home.end,
-            protection,
-            flags: VmaFlags::SHARED,
-            backing: Backing::Shared(object, 0),
-            around: Around::default(),
-        });
+        locked.add_view(&object, home.clone(), protection, VmaFlags::SHARED)?;
         Ok(home.start)
     }
 
@@ -240,7 +229,7 @@ impl Space {
                 .map(|(&id, _)| id)
                 .ok_or(EINVAL.because("no segment is attached there"))?
         };
-        locked.unmap(&object.home);
+        locked.unmap_views(&object.home);
         drop(locked);
         Ok(Some(id))
     }

@@ -76,6 +76,9 @@ pub struct Vma {
     /// Fault-around: where the next fault of a sequential walk would be (upwards and downwards),
     /// and how many bytes came in last time.
     pub around: Around,
+    /// Further mappings of the same shared memory, which is at the same addresses: so often may it
+    /// be unmapped before it goes.
+    pub views: u32,
 }
 
 /// The memory of fault-around.
@@ -146,6 +149,7 @@ impl Vma {
         if self.end != next.start
             || self.protection != next.protection
             || self.flags != next.flags
+            || self.views != next.views
             || self.flags.intersects(unmergeable)
         {
             return false;
@@ -316,6 +320,7 @@ mod tests {
             flags: VmaFlags::empty(),
             backing: Backing::Anonymous,
             around: Around::default(),
+            views: 0,
         }
     }
 
