@@ -171,7 +171,11 @@ pub extern "C" fn stage2(frame: &mut Frame) {
         6 => undefined_instruction(frame, thread),
         vector if vector >= HOST_WORD => {
             let vector = (vector - HOST_WORD) as u8;
-            let exception = Exception { vector, address, error_code };
+            let exception = Exception {
+                vector,
+                address,
+                error_code,
+            };
             bulla_libos::handle_host_fault(thread, &mut frame.registers, exception);
         }
         _ => {

@@ -22,6 +22,7 @@ const REFILL: usize = 8 << 10;
 struct Heap {
     talc: Talc<ErrOnOom>,
     span: Span,
+    start: u64,
     end: u64,
     max: u64,
 }
@@ -29,6 +30,7 @@ struct Heap {
 static HEAP: SpinLock<Heap> = SpinLock::new(Heap {
     talc: Talc::new(ErrOnOom),
     span: Span::empty(),
+    start: 0,
     end: 0,
     max: 0,
 });
@@ -50,6 +52,7 @@ static ALLOCATOR: Kernel = Kernel;
 /// Takes over the heap that the image has.
 pub fn init(header: &BootHeader) {
     let mut heap = HEAP.lock();
+    heap.start = header.heap_start;
     heap.end = header.heap_start + header.heap_committed;
     heap.max = header.heap_start + header.heap_max;
     let span = Span::new(header.heap_start as *mut u8, heap.end as *mut u8);
@@ -60,13 +63,12 @@ pub fn init(header: &BootHeader) {
     }
 }
 
-/// Bytes in use, and bytes that the heap may grow to.
+/// Bytes in use, and bytes that may still be allocated, growth included.
 pub fn usage() -> (u64, u64) {
     let heap = HEAP.lock();
-    (
-        USED.load(Ordering::Relaxed),
-        heap.max.saturating_sub(heap.end),
-    )
+    let used = USED.load(Ordering::Relaxed);
+    let size = heap.max.saturating_sub(heap.start);
+    (used, size.saturating_sub(used))
 }
 
 fn class_of(layout: &Layout) -> Option<usize> {
