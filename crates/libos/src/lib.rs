@@ -25,6 +25,7 @@ extern crate std;
 pub mod elf;
 pub mod errno;
 pub mod fs;
+pub mod ipc;
 mod kernel;
 pub mod mm;
 pub mod net;

@@ -113,6 +113,7 @@ fn process_end(thread: &Arc<Thread>, status: u32) {
         .group_exit
         .store(3 << 32 | u64::from(status), Ordering::SeqCst);
     process.timers.clear();
+    crate::ipc::semaphore::process_ends(process);
     if process.pid == 1 {
         // The container ends with its first process; the others go with the enclave.
         platform().exit(status);

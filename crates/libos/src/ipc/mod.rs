@@ -1,0 +1,271 @@
+//! System V semaphores and message queues. (Shared memory is part of `mm`.)
+//!
+//! - [`Registry`]: objects by key and id. [`Permission`]: `struct ipc64_perm` and its checks.
+//! - [`semaphore`], [`message`]: the two kinds.
+//!
+//! Lock order: registry → object → wait queue. User memory is touched under neither.
+
+pub mod message;
+pub mod semaphore;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use crate::Result;
+use crate::errno::{EACCES, EEXIST, EIDRM, EINVAL, ENOENT, ENOSPC, EPERM};
+use crate::platform::platform;
+use crate::process::credentials::Credentials;
+use crate::sync::SpinLock;
+
+pub const IPC_PRIVATE: i32 = 0;
+pub const IPC_CREAT: u32 = 0o1000;
+pub const IPC_EXCL: u32 = 0o2000;
+pub const IPC_NOWAIT: u32 = 0o4000;
+
+pub const IPC_RMID: i32 = 0;
+pub const IPC_SET: i32 = 1;
+pub const IPC_STAT: i32 = 2;
+pub const IPC_INFO: i32 = 3;
+
+/// Read permission, and permission to change.
+pub const READ: u32 = 4;
+pub const ALTER: u32 = 2;
+
+/// Most objects of a kind: bounds kernel memory.
+const OBJECTS_MAX: usize = 4096;
+/// Bits of an id that are the slot's index; the rest counts reuses.
+const INDEX_BITS: u32 = 15;
+
+/// Who owns an object and who may use it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Permission {
+    pub key: i32,
+    pub uid: u32,
+    pub gid: u32,
+    pub creator_uid: u32,
+    pub creator_gid: u32,
+    pub mode: u32,
+    pub sequence: u16,
+}
+
+impl Permission {
+    fn new(key: i32, flags: u32, credentials: &Credentials) -> Permission {
+        Permission {
+            key,
+            uid: credentials.euid,
+            gid: credentials.egid,
+            creator_uid: credentials.euid,
+            creator_gid: credentials.egid,
+            mode: flags & 0o777,
+            sequence: 0,
+        }
+    }
+
+    /// EACCES unless all of `wanted` ([`READ`], [`ALTER`]) is allowed.
+    pub fn check(&self, credentials: &Credentials, wanted: u32) -> Result<()> {
+        let shift = if self.is_owner(credentials) {
+            6
+        } else if [self.gid, self.creator_gid]
+            .iter()
+            .any(|&gid| credentials.egid == gid || credentials.groups.contains(&gid))
+        {
+            3
+        } else {
+            0
+        };
+        // CAP_IPC_OWNER is not among a container's capabilities, but root owns what matters.
+        if self.mode >> shift & wanted == wanted || credentials.euid == 0 {
+            Ok(())
+        } else {
+            Err(EACCES.because("the object's permissions"))
+        }
+    }
+
+    fn is_owner(&self, credentials: &Credentials) -> bool {
+        [self.uid, self.creator_uid].contains(&credentials.euid)
+    }
+
+    /// EPERM unless the caller owns or made it.
+    pub fn check_owner(&self, credentials: &Credentials) -> Result<()> {
+        if self.is_owner(credentials) || credentials.euid == 0 {
+            Ok(())
+        } else {
+            Err(EPERM)
+        }
+    }
+
+    /// IPC_SET: owner and mode from the bytes of a `struct ipc64_perm`.
+    pub fn set(&mut self, bytes: &[u8; 48]) {
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
+        (self.uid, self.gid) = (word(4), word(8));
+        self.mode = self.mode & !0o777 | word(20) & 0o777;
+    }
+
+    /// `struct ipc64_perm`.
+    pub fn encode(&self) -> [u8; 48] {
+        let mut out = [0; 48];
+        let words = [
+            self.key as u32,
+            self.uid,
+            self.gid,
+            self.creator_uid,
+            self.creator_gid,
+            self.mode,
+            u32::from(self.sequence),
+        ];
+        for (at, word) in words.iter().enumerate() {
+            out[at * 4..at * 4 + 4].copy_from_slice(&word.to_le_bytes());
+        }
+        out
+    }
+}
+
+/// What a registry needs of its objects.
+pub trait Object: Send + Sync {
+    fn permission(&self) -> Permission;
+    fn set_sequence(&self, sequence: u16);
+    /// The object is gone: whoever waits gets EIDRM.
+    fn removed(&self);
+}
+
+/// Objects of one kind.
+pub struct Registry<T> {
+    slots: SpinLock<Vec<Slot<T>>>,
+}
+
+struct Slot<T> {
+    sequence: u16,
+    object: Option<Arc<T>>,
+}
+
+impl<T: Object> Registry<T> {
+    pub const fn new() -> Registry<T> {
+        Registry {
+            slots: SpinLock::new(Vec::new()),
+        }
+    }
+
+    /// semget, msgget: the id of the object with a key, or of a new one made by `make`; `check`
+    /// looks at an existing one (its size, say).
+    pub fn get(
+        &self,
+        key: i32,
+        flags: u32,
+        credentials: &Credentials,
+        check: impl FnOnce(&T) -> Result<()>,
+        make: impl FnOnce(Permission) -> Result<Arc<T>>,
+    ) -> Result<usize> {
+        let mut slots = self.slots.lock();
+        if key != IPC_PRIVATE {
+            let found = slots.iter().enumerate().find_map(|(index, slot)| {
+                let object = slot.object.as_ref()?;
+                (object.permission().key == key).then(|| (index, slot.sequence, object.clone()))
+            });
+            match found {
+                Some(_) if flags & (IPC_CREAT | IPC_EXCL) == IPC_CREAT | IPC_EXCL => {
+                    return Err(EEXIST);
+                }
+                Some((index, sequence, object)) => {
+                    check(&object)?;
+                    let wanted = (flags | flags >> 3 | flags >> 6) & (READ | ALTER);
+                    object.permission().check(credentials, wanted)?;
+                    return Ok(id(index, sequence));
+                }
+                None if flags & IPC_CREAT == 0 => return Err(ENOENT),
+                None => {}
+            }
+        }
+        let object = make(Permission::new(key, flags, credentials))?;
+        let index = match slots.iter().position(|slot| slot.object.is_none()) {
+            Some(index) => index,
+            None if slots.len() >= OBJECTS_MAX => {
+                return Err(ENOSPC.because("too many System V objects"));
+            }
+            None => {
+                slots.push(Slot {
+                    sequence: 0,
+                    object: None,
+                });
+                slots.len() - 1
+            }
+        };
+        let slot = &mut slots[index];
+        object.set_sequence(slot.sequence);
+        slot.object = Some(object);
+        Ok(id(index, slot.sequence))
+    }
+
+    /// The object with an id; EINVAL, or EIDRM for one that is gone.
+    pub fn find(&self, id: i32) -> Result<Arc<T>> {
+        let slots = self.slots.lock();
+        lookup(&slots, id).map(|(_, object)| object)
+    }
+
+    /// By index, as SEM_STAT and MSG_STAT count: its id and the object.
+    pub fn by_index(&self, index: i32) -> Result<(usize, Arc<T>)> {
+        let slots = self.slots.lock();
+        let index = usize::try_from(index).map_err(|_| EINVAL)?;
+        let slot = slots.get(index).ok_or(EINVAL)?;
+        let object = slot.object.clone().ok_or(EINVAL)?;
+        Ok((id(index, slot.sequence), object))
+    }
+
+    /// Takes an object out, if `check` allows it.
+    pub fn remove(&self, id: i32, check: impl FnOnce(&T) -> Result<()>) -> Result<()> {
+        let object = {
+            let mut slots = self.slots.lock();
+            let (index, object) = lookup(&slots, id)?;
+            check(&object)?;
+            let slot = &mut slots[index];
+            slot.object = None;
+            slot.sequence = (slot.sequence + 1) & 0x7fff;
+            object
+        };
+        object.removed();
+        Ok(())
+    }
+
+    /// All objects, and the highest index in use.
+    pub fn all(&self) -> (Vec<Arc<T>>, usize) {
+        let slots = self.slots.lock();
+        let highest = slots
+            .iter()
+            .rposition(|slot| slot.object.is_some())
+            .unwrap_or(0);
+        (
+            slots
+                .iter()
+                .filter_map(|slot| slot.object.clone())
+                .collect(),
+            highest,
+        )
+    }
+}
+
+impl<T: Object> Default for Registry<T> {
+    fn default() -> Registry<T> {
+        Registry::new()
+    }
+}
+
+fn id(index: usize, sequence: u16) -> usize {
+    usize::from(sequence) << INDEX_BITS | index
+}
+
+fn lookup<T>(slots: &[Slot<T>], id: i32) -> Result<(usize, Arc<T>)> {
+    let id = u32::try_from(id).map_err(|_| EINVAL.because("negative id"))?;
+    let index = (id & ((1 << INDEX_BITS) - 1)) as usize;
+    let slot = slots.get(index).ok_or(EINVAL.because("no such id"))?;
+    let object = slot.object.clone().ok_or(EINVAL.because("no such id"))?;
+    if u32::from(slot.sequence) != id >> INDEX_BITS {
+        return Err(EIDRM);
+    }
+    Ok((index, object))
+}
+
+/// Now, as the status structures hold it.
+pub fn seconds() -> u64 {
+    platform().realtime() / crate::time::SECOND_NS
+}
