@@ -2,7 +2,8 @@
 //!
 //! On entry with CSSA 0, RDI is the address of a snippet, which is called on the enclave's stack
 //! with RSI, RDX, R8, R9 from the host and returns RAX and RDX; they leave in RDI and RSI. Entries
-//! with a higher CSSA leave at once with RDI = the CSSA and RSI = the reason.
+//! with a higher CSSA leave at once with RDI = the CSSA and RSI = the reason; if that is 9, they
+//! execute EDECCSSA first and leave with RDI = 99.
 
 use std::arch::global_asm;
 
@@ -70,6 +71,16 @@ global_asm!(
     "TEST_ENCLU_SITE",
     "ud2",
     "20:",
+    "cmp rdi, 9",
+    "jne 21f",
+    "mov r8, rcx",
+    "mov eax, 9",
+    ".byte 0x0f, 0x01, 0xd7", // EDECCSSA
+    "mov rbx, r8",
+    "mov edi, 99",
+    "mov eax, 4",
+    "TEST_ENCLU_SITE",
+    "21:",
     "mov rsi, rdi",
     "mov edi, eax",
     "mov rbx, rcx",

@@ -247,7 +247,7 @@ impl TestEnclave {
     pub fn run(&self, slot: u64, snippet: u64, arguments: [u64; 4]) -> (Outcome, u64, u64) {
         let [rsi, rdx, r8, r9] = arguments;
         let mut registers = Registers {
-            rdi: self.base + CODE + snippet,
+            rdi: (self.base + CODE).wrapping_add(snippet),
             rsi,
             rdx,
             r8,

@@ -418,6 +418,13 @@ fn aex_notify_turns_eresume_into_an_entry() {
     );
     enclave.poke(word, enclave.peek(word) & !NOTIFY);
     assert_eq!(enclave.skip(2).0, Outcome::Exit);
+    // EDECCSSA gives the frame up: CSSA is 0 again, and there is nothing to resume.
+    enclave.fault(at::do_ud2(), [0; 4]);
+    let nine = 9u64.wrapping_sub(enclave.base + CODE);
+    let (outcome, rdi, _) = enclave.run(0, nine, [0; 4]);
+    assert_eq!((outcome, rdi), (Outcome::Exit, 99));
+    assert_eq!(entry_fault(enclave.resume().0, 3), 13);
+    assert_eq!(enclave.call(at::do_nothing(), [8, 0, 0, 0]).0, 8);
     // EDECCSSA at CSSA 0, and where there is no AEX-Notify: #GP.
     assert_eq!(enclave.enclu_fault(9, 0, 0, 0).0, 13);
 }

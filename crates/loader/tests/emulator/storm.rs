@@ -194,7 +194,7 @@ fn stepped_work(enclave: &TestEnclave, page: u64, info: u64) -> bool {
 /// A child is stepped by its parent and kicked once at every instruction that it comes to.
 #[test]
 fn a_kick_at_every_instruction() {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 2;
     let profile = Profile::named("full").unwrap();
     let enclave = TestEnclave::new(profile);
     let page = enclave.fresh();
