@@ -9,7 +9,7 @@ use spin::Once;
 use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
 use crate::process::{exit, table};
-use crate::signal::send::{Origin, to_process};
+use crate::signal::send::{Origin, to_group, to_process};
 use crate::signal::{self, SigInfo, info};
 use crate::{Registers, Result, Thread, syscall};
 
@@ -112,11 +112,7 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
 /// A fault of user code that only the host reports, on CPUs without EXINFO: it may bring in a page
 /// that the program has mapped. Anything else ends the process, because a handler that runs at the
 /// host's wish, with an address of the host's choice, is more than it may ask for.
-pub fn handle_host_fault(
-    thread: &Arc<Thread>,
-    registers: &mut Registers,
-    exception: Exception,
-) {
+pub fn handle_host_fault(thread: &Arc<Thread>, registers: &mut Registers, exception: Exception) {
     if kernel().config.insecure.contains(&Insecure::HostFaults) {
         return handle_exception(thread, registers, exception);
     }
@@ -228,16 +224,28 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
     }
 }
 
+/// Signals that a terminal sends to its foreground group.
+const FROM_TERMINAL: u64 = signal::bit(signal::SIGINT)
+    | signal::bit(signal::SIGQUIT)
+    | signal::bit(signal::SIGTSTP)
+    | signal::bit(signal::SIGWINCH);
+
 /// Signals that the host forwards to the container (bit n−1 = signal n): they go to process 1, or
-/// to the foreground group of the console as the terminal would send them.
+/// to the foreground group of the console where the terminal would send them.
 pub fn host_signals(mask: u64) -> Result<()> {
     let Some(init) = table::process(1) else {
         return Err(crate::errno::ESRCH);
     };
+    let foreground = crate::fs::tty::host_terminal().foreground();
     let mut left = mask;
     while left != 0 {
         let number = left.trailing_zeros() + 1;
         left &= left - 1;
+        if foreground != 0 && FROM_TERMINAL & signal::bit(number) != 0 {
+            // A group that has ended in between wants no signal.
+            let _ = to_group(foreground, SigInfo::kernel(number), Origin::Inside);
+            continue;
+        }
         // As from a parent PID namespace: the sender has no pid here.
         let info = SigInfo::user(number, info::SI_USER, 0, 0);
         to_process(&init, info, Origin::Host)?;

@@ -21,3 +21,8 @@ fn threads() {
 fn timers() {
     check("timers");
 }
+
+#[test]
+fn ipc() {
+    check("ipc");
+}

@@ -109,6 +109,10 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     thread.add_own_work(Work::RESIDENCY);
     process.threads.lock().push(Arc::downgrade(&thread));
     loaded.mm.attach(&thread);
+    if config.terminal {
+        // As a container engine does: the first process leads the terminal's session.
+        fs::tty::host_terminal().set_session(pid, pid);
+    }
     let mut table = table::lock();
     table.insert_process(&process, 0);
     table.insert_thread(&thread);

@@ -213,11 +213,14 @@ pub fn end_other_threads(thread: &Arc<Thread>) -> Result<()> {
         threads.retain(|other| !Arc::ptr_eq(other, thread));
         threads
     };
-    for other in others(process) {
-        other.add_work(Work::EXIT);
-    }
     loop {
         let seen = thread.event_count();
+        // Again each time: one of them may just have created another.
+        for other in others(process) {
+            if !other.work().contains(Work::EXIT) {
+                other.add_work(Work::EXIT);
+            }
+        }
         if process.group_exit().is_some() {
             return Err(crate::errno::EAGAIN.because("the process ends"));
         }

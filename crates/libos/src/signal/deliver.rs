@@ -36,7 +36,9 @@ pub fn deliver(thread: &Arc<Thread>, registers: &mut Registers) {
         super::set_blocked(thread, blocked);
     }
     if thread.work().intersects(Work::EXIT | Work::STOP) {
-        return; // Comes back here afterwards, unless it ends.
+        // Comes back here afterwards, unless it ends: the call may have to be restarted.
+        thread.add_own_work(Work::SIGNAL);
+        return;
     }
     finish_without_handler(thread, registers);
 }

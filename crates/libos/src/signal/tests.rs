@@ -319,3 +319,23 @@ fn signalfd_information() {
         [SIGCHLD, 1, 7, 1000, 3]
     );
 }
+
+#[test]
+fn a_call_restarts_after_a_stop() {
+    let (thread, mut r) = running();
+    r.orig_rax = 0;
+    r.rax = (-i64::from(ERESTARTSYS.code())) as u64;
+    let rip = r.rip;
+    to_process(&thread.process, SigInfo::kernel(SIGSTOP), Origin::Inside).unwrap();
+    let runner = thread.clone();
+    let host = std::thread::spawn(move || {
+        let next = before_user(&runner, &mut r);
+        (next, r)
+    });
+    while thread.process.signals.group.lock().stopped_threads == 0 {
+        std::thread::yield_now();
+    }
+    to_process(&thread.process, SigInfo::kernel(SIGCONT), Origin::Inside).unwrap();
+    let (next, r) = host.join().unwrap();
+    assert_eq!((next, r.rax, r.rip), (Next::User, 0, rip - 2));
+}
