@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bulla_abi::hostcall::{BootParams, DATA_SIZE, EnterReason};
+use bulla_abi::hostcall::{BootParams, DATA_SIZE, EnterReason, HostCall};
 use bulla_abi::layout::tcs_address;
 
 use crate::backend::{EnterLeaf, Registers};
@@ -86,7 +86,14 @@ impl Hostile {
             r8: self.random(),
             r9: self.random(),
         };
-        match self.random() % if self.intrudes { 12 } else { 10 } {
+        let kind = self.random() % if self.intrudes { 12 } else { 10 };
+        // What the enclave did next can only be judged by what it was told.
+        let name = HostCall::from_number(registers.rdi).map_or("?", HostCall::name);
+        eprintln!(
+            "bulla: hostile: slot {}, {name}, kind {kind}, answer {:#x}",
+            slot.index, value
+        );
+        match kind {
             0..4 => Tampered::Instead(answer(EnterReason::Return as u64)),
             4 => Tampered::Skip(answer(EnterReason::Return as u64)),
             5 => {
@@ -194,7 +201,6 @@ impl Hostile {
 mod tests {
     use super::*;
     use crate::fake::{Inside, engine_with_hostile};
-    use bulla_abi::hostcall::HostCall;
 
     #[test]
     fn lies_come_in_all_kinds() {
