@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this structure; the runtime refuses any other.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The configuration of one container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,31 @@ pub struct Rootfs {
     pub tree_size: u64,
     pub salt: [u8; 32],
     pub root_hash: [u8; 32],
+    /// The site lists of the image's programs and libraries, if it has any.
+    pub sites: Option<SitesBlob>,
+}
+
+impl Rootfs {
+    /// Bytes of the whole file; `None` when they contradict each other.
+    pub fn file_size(&self) -> Option<u64> {
+        let verified = self.data_size.checked_add(self.tree_size)?;
+        match &self.sites {
+            None => Some(verified),
+            Some(sites) if sites.offset >= verified => sites.offset.checked_add(sites.size),
+            Some(_) => None,
+        }
+    }
+}
+
+/// Where the [site lists](crate::sites::SiteLists) of an image are: behind the hash tree, in the
+/// same file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SitesBlob {
+    /// Offset in the file.
+    pub offset: u64,
+    /// Bytes, at most [`crate::sites::BLOB_MAX`].
+    pub size: u64,
+    pub sha256: [u8; 32],
 }
 
 /// A file whose content the configuration fixes.

@@ -128,6 +128,7 @@ pub fn alloc_user(thread: &Arc<Thread>, len: u64) -> u64 {
 /// A file of which only the content matters.
 pub struct MemoryFile {
     id: u64,
+    immutable: core::sync::atomic::AtomicBool,
     pub content: Mutex<Vec<u8>>,
 }
 
@@ -137,8 +138,15 @@ impl MemoryFile {
         let id = NEXT.fetch_add(1, core::sync::atomic::Ordering::Relaxed);
         Arc::new(MemoryFile {
             id,
+            immutable: core::sync::atomic::AtomicBool::new(false),
             content: Mutex::new(content),
         })
+    }
+
+    /// Whether it says that nobody ever wrote to it.
+    pub fn set_immutable(&self, immutable: bool) {
+        self.immutable
+            .store(immutable, core::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -156,6 +164,10 @@ impl Inode for MemoryFile {
 
     fn mode(&self) -> u32 {
         0o100755
+    }
+
+    fn is_immutable(&self) -> bool {
+        self.immutable.load(core::sync::atomic::Ordering::Relaxed)
     }
 
     fn metadata(&self) -> crate::fs::inode::Metadata {

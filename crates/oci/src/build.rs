@@ -1,6 +1,7 @@
 //! From a tree to a root file system image.
 
 use crate::error::Error;
+use crate::sites;
 use crate::tree::{Attributes, Kind, Node, NodeId, Source, Tree};
 use bulla_abi::config::Rootfs;
 use bulla_rootfs::{Builder, Special};
@@ -8,7 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
 
-/// Writes the image of `tree`, and its hash tree, into `file`.
+/// Writes the image of `tree`, its hash tree and its site lists into `file`.
 ///
 /// Contents are read from where they are; only sparse files are copied first, to an unnamed file
 /// in the directory for temporary files.
@@ -34,10 +35,21 @@ pub fn build_rootfs(tree: &Tree, file: &File) -> Result<Rootfs, Error> {
             names.insert(id, path);
         }
     }
-    let file = file
+    let out = file
         .try_clone()
         .map_err(Error::io(Path::new("the image")))?;
-    builder.finish(file).map_err(failed)
+    let (written, lists) = std::thread::scope(|scope| {
+        let lists = scope.spawn(|| sites::find(tree, names.keys().copied()));
+        let written = builder.finish_numbered(out).map_err(failed);
+        let lists = lists.join().expect("looking for sites does not panic");
+        (written, lists)
+    });
+    let (mut rootfs, numbers) = written?;
+    let number = |(id, list)| Some((numbers.get(names.get(&id)?)?, list));
+    let lists = lists.into_iter().filter_map(number);
+    let end = rootfs.data_size + rootfs.tree_size;
+    rootfs.sites = sites::append(&lists.collect(), file, end)?;
+    Ok(rootfs)
 }
 
 fn add(builder: &mut Builder, tree: &Tree, path: &[u8], node: &Node) -> Result<(), Error> {

@@ -1,8 +1,8 @@
 //! Root file system images, kept by the content they were built from.
 //!
 //! ```text
-//! CACHE/rootfs-2/HEX.img    EROFS image and hash tree; HEX names the layers' content
-//! CACHE/rootfs-2/HEX.json   its sizes, salt, root hash, and the home directories of its users
+//! CACHE/rootfs-3/HEX.img    EROFS image, hash tree, site lists; HEX names the layers' content
+//! CACHE/rootfs-3/HEX.json   its sizes, salt, hashes, and the home directories of its users
 //! CACHE/sources-1/HEX.json  what an archive or directory held when it was last read
 //! ```
 //! Files appear under their name by renaming a complete file, so readers need no lock; builders of
@@ -110,7 +110,7 @@ impl Cache {
 
     /// The cache in `dir`, which is made if need be.
     pub fn at(dir: PathBuf) -> Result<Cache, Error> {
-        for name in ["rootfs-2", "sources-1"] {
+        for name in ["rootfs-3", "sources-1"] {
             let path = dir.join(name);
             if !path.is_dir() {
                 let made = std::fs::create_dir_all(&path);
@@ -231,7 +231,7 @@ impl Cache {
 
     fn rootfs_path(&self, content: &Digest, extension: &str) -> PathBuf {
         self.dir
-            .join(format!("rootfs-2/{}.{extension}", content.hex()))
+            .join(format!("rootfs-3/{}.{extension}", content.hex()))
     }
 
     /// The description of an image that is in the cache whole.
@@ -240,8 +240,7 @@ impl Cache {
         let len = std::fs::metadata(self.rootfs_path(content, "img"))
             .ok()?
             .len();
-        let rootfs = &description.rootfs;
-        let whole = rootfs.data_size.checked_add(rootfs.tree_size) == Some(len);
+        let whole = description.rootfs.file_size() == Some(len);
         whole.then_some(description)
     }
 

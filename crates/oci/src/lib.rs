@@ -19,6 +19,7 @@ pub mod directory;
 mod error;
 mod flatten;
 mod image;
+mod sites;
 pub mod tar;
 mod tree;
 mod unpack;

@@ -683,6 +683,7 @@ fn fake_build(tree: &Tree, mut file: &File) -> Result<Rootfs, Error> {
         tree_size: 0,
         salt: [0; 32],
         root_hash: *Digest::of(text.as_bytes()).bytes(),
+        sites: None,
     })
 }
 

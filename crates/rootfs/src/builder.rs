@@ -190,7 +190,12 @@ impl Builder {
     }
 
     /// Writes the image and its hash tree to `out`, replacing what it held.
-    pub fn finish(mut self, out: File) -> Result<Rootfs> {
+    pub fn finish(self, out: File) -> Result<Rootfs> {
+        self.finish_numbered(out).map(|(rootfs, _)| rootfs)
+    }
+
+    /// Like [`Builder::finish`]; also says which inode number each path got.
+    pub fn finish_numbered(mut self, out: File) -> Result<(Rootfs, Numbers)> {
         // A link may name another link: go on while that helps.
         while !self.links.is_empty() {
             let waiting = std::mem::take(&mut self.links);
@@ -208,7 +213,9 @@ impl Builder {
         }
         out.set_len(0)
             .map_err(io_error("truncating", Path::new("the image")))?;
-        image::write(&self.tree, out, self.spool.directory)
+        let (rootfs, numbers) = image::write(&self.tree, out, self.spool.directory)?;
+        let tree = self.tree;
+        Ok((rootfs, Numbers { tree, numbers }))
     }
 
     fn insert(&mut self, path: &[u8], attributes: Attributes, kind: Kind) -> Result<()> {
@@ -217,6 +224,21 @@ impl Builder {
             reason,
         })?;
         self.tree.insert(path, Node { attributes, kind })
+    }
+}
+
+/// The inode numbers of a written image.
+pub struct Numbers {
+    tree: Tree,
+    numbers: Vec<u64>,
+}
+
+impl Numbers {
+    /// The inode number of a path, which is unique in the image and never 0. Symbolic links are
+    /// not followed.
+    pub fn get(&self, path: &[u8]) -> Option<u64> {
+        let id = self.tree.find(path).ok()??;
+        self.numbers.get(id as usize).copied()
     }
 }
 

@@ -62,6 +62,12 @@ pub enum Error {
         /// The image.
         path: PathBuf,
     },
+    /// The lists of sites behind the hash tree are not those that were measured.
+    #[error("the site lists of {path} do not match their hash; build the image again")]
+    CorruptSites {
+        /// The image.
+        path: PathBuf,
+    },
     /// The parameters of an image contradict its size.
     #[error("{path} does not have the size that its parameters say; build the image again")]
     Parameters {

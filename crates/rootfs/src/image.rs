@@ -25,9 +25,9 @@ use crate::verity::ImageWriter;
 /// Files up to this size are not worth a block of their own, even if there are several equal ones.
 const SHARE_MIN: u64 = 256;
 
-/// Writes the image and its hash tree.
+/// Writes the image and its hash tree; also gives the inode number of each node.
 /// `spool` is a directory for unnamed temporary files.
-pub(crate) fn write(tree: &Tree, out: File, spool: PathBuf) -> Result<Rootfs> {
+pub(crate) fn write(tree: &Tree, out: File, spool: PathBuf) -> Result<(Rootfs, Vec<u64>)> {
     let order = tree.order();
     let mut image = Image {
         tree,
@@ -67,7 +67,9 @@ pub(crate) fn write(tree: &Tree, out: File, spool: PathBuf) -> Result<Rootfs> {
             .iter()
             .any(|plan| matches!(plan.content, Content::Chunks { .. })),
     };
-    image.writer.finish(&super_block.to_block())
+    let numbers = image.plans.iter().map(|plan| plan.nid).collect();
+    let rootfs = image.writer.finish(&super_block.to_block())?;
+    Ok((rootfs, numbers))
 }
 
 struct Image<'t> {

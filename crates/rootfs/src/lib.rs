@@ -28,7 +28,7 @@ mod sparse;
 mod tree;
 mod verity;
 
-pub use builder::{Attributes, Builder, Special, xattr_is_supported};
+pub use builder::{Attributes, Builder, Numbers, Special, xattr_is_supported};
 pub use directory::{Options, Ownership, from_directory};
 pub use error::{Error, Result};
 pub use verity::verify;

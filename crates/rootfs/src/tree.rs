@@ -115,7 +115,7 @@ impl Tree {
     }
 
     /// The node at a path.
-    fn find(&self, path: &[u8]) -> Result<Option<NodeId>> {
+    pub fn find(&self, path: &[u8]) -> Result<Option<NodeId>> {
         let mut at = ROOT;
         for name in components(path) {
             check_name(name, path)?;

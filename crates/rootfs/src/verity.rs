@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use bulla_abi::config::Rootfs;
+use bulla_abi::sites::BLOB_MAX;
 use sha2::{Digest, Sha256};
 
 use crate::BLOCK;
@@ -200,6 +201,7 @@ impl ImageWriter {
             tree_size: position - data_size,
             salt,
             root_hash,
+            sites: None,
         })
     }
 }
@@ -208,7 +210,7 @@ fn write_error() -> impl FnOnce(io::Error) -> Error {
     io_error("writing", Path::new("the image"))
 }
 
-/// Checks the whole file against its parameters: tree, then data (with two threads).
+/// Checks the whole file against its parameters: site lists, tree, then data (with two threads).
 pub fn verify(path: &Path, rootfs: &Rootfs) -> Result<()> {
     let file = File::open(path).map_err(io_error("opening", path))?;
     let length = file.metadata().map_err(io_error("reading", path))?.len();
@@ -217,17 +219,29 @@ pub fn verify(path: &Path, rootfs: &Rootfs) -> Result<()> {
         tree_size,
         ref salt,
         root_hash,
+        ref sites,
     } = *rootfs;
     let blocks = data_size / BLOCK;
     let geometry = level_sizes(blocks);
     if blocks == 0
         || !data_size.is_multiple_of(BLOCK)
         || geometry.iter().sum::<u64>() * BLOCK != tree_size
-        || data_size.checked_add(tree_size) != Some(length)
+        || rootfs.file_size() != Some(length)
+        || sites.as_ref().is_some_and(|sites| sites.size > BLOB_MAX)
     {
         return Err(Error::Parameters {
             path: path.to_owned(),
         });
+    }
+    if let Some(sites) = sites {
+        let mut blob = vec![0; sites.size as usize];
+        file.read_exact_at(&mut blob, sites.offset)
+            .map_err(io_error("reading", path))?;
+        if Sha256::digest(&blob)[..] != sites.sha256 {
+            return Err(Error::CorruptSites {
+                path: path.to_owned(),
+            });
+        }
     }
     // From the top: what the level above says of the level that comes next in the file.
     let mut expected = root_hash.to_vec();

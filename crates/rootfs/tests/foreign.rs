@@ -88,6 +88,7 @@ fn images_of_mkfs_and_trees_of_veritysetup_are_read() {
             tree_size,
             salt,
             root_hash,
+            sites: None,
         };
         bulla_rootfs::verify(&image, &rootfs).unwrap();
         let mut found = describe_image(&open(&image, &rootfs));

@@ -62,6 +62,10 @@ struct Scan {
 
 /// Lists the sites of a segment.
 pub(super) fn find(segment: &Segment<'_>, bounds: &Bounds) -> Vec<Site> {
+    // Most libraries have none, which takes the few functions whose bytes might be one to know.
+    if !bounds.parts.iter().any(|part| has_site(segment, part)) {
+        return Vec::new();
+    }
     let mut code = Context::new(segment);
     bounds
         .landing_pads
@@ -77,6 +81,16 @@ pub(super) fn find(segment: &Segment<'_>, bounds: &Bounds) -> Vec<Site> {
         }
     }
     sites
+}
+
+/// Whether decoding a part finds a site.
+fn has_site(segment: &Segment<'_>, part: &Part) -> bool {
+    let from = (part.start - segment.address) as usize;
+    let to = (part.end - segment.address) as usize;
+    super::has_candidates(&segment.data[from..to])
+        && decoder(segment, part.start, part.end)
+            .into_iter()
+            .any(|instruction| kind(&instruction).is_some())
 }
 
 fn decoder<'data>(segment: &Segment<'data>, start: u64, end: u64) -> Decoder<'data> {

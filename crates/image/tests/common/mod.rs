@@ -81,6 +81,7 @@ pub fn config(memory: u64, threads: u32) -> Config {
             tree_size: 0,
             salt: [1; 32],
             root_hash: [2; 32],
+            sites: None,
         },
         argv: vec![b"/bin/true".to_vec()],
         env: vec![b"PATH=/bin".to_vec()],

@@ -23,6 +23,7 @@ use super::procfs;
 use super::table::FdTable;
 use crate::Result;
 use crate::errno::{EEXIST, ENOENT, EROFS};
+use crate::mm::sites::measured;
 use crate::platform::platform;
 
 /// The tree could not be built: one line that names what failed and why.
@@ -103,6 +104,9 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
         message: format!("the root file system cannot be opened: {error}"),
     })?;
     let fs = MemFs::new(OVERLAY_MAGIC, budget(), budget().limit());
+    if let Some(sites) = &config.rootfs.sites {
+        measured::load(fs.device, sites).map_err(|message| InitError { message })?;
+    }
     let root = detached_root(fs.root_over(lower), "overlay");
     let context = populate(root, config).map_err(|(what, error)| InitError {
         message: format!("{what} cannot be set up: {error:?}"),

@@ -173,6 +173,7 @@ pub fn config() -> bulla_abi::config::Config {
             tree_size: 0,
             salt: [0; 32],
             root_hash: [0; 32],
+            sites: None,
         },
         argv: Vec::new(),
         env: Vec::new(),

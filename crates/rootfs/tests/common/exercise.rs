@@ -31,6 +31,7 @@ pub fn exercise(image: &[u8]) -> Option<usize> {
         tree_size: 4096,
         salt: [0; 32],
         root_hash: [0; 32],
+        sites: None,
     };
     let source = Trusted(image[..image.len().min(rootfs.data_size as usize)].to_vec());
     let options = Options {

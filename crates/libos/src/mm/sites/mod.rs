@@ -1,17 +1,18 @@
 //! System-call sites in program text, rewritten so that they do not trap.
 //!
-//! Sites belong to files. They are known from a measured list ([`add_list`]) or learned from first
+//! Sites belong to files. They are known from a measured list ([`measured`]) or learned from first
 //! traps ([`syscall_trapped`]), and kept by file and offset. Text is rewritten when it is brought
 //! in ([`prepare`]), before it can execute; a page that is in use is rewritten at the trap, by one
 //! aligned store or with all threads of the process held outside user code.
 //!
-//! - [`forms`]: how a site can be rewritten. [`table`]: the trampolines.
+//! - [`forms`]: how a site can be rewritten. [`table`]: the trampolines. [`measured`]: the lists.
 //!
 //! A program never sees an address in a trampoline: [`canonical`], [`resume_address`].
 //!
 //! Lock order: inside a space's state; the table outside the allocator.
 
 pub mod forms;
+pub mod measured;
 pub mod table;
 
 use alloc::collections::BTreeMap;
@@ -25,7 +26,7 @@ use bulla_abi::sites::{Form, Kind, SiteList};
 
 use super::vma::FileBacking;
 use super::{Backing, PAGE, Space, Vma, VmaFlags, allocator, residency};
-use crate::fs::inode::FileId;
+use crate::fs::inode::{FileId, Inode};
 use crate::platform::{Protection, platform};
 use crate::sync::{RwSpinLock, SpinLock};
 use crate::{Result, Thread};
@@ -37,6 +38,8 @@ use table::{Patch, Table};
 struct Known {
     /// Its sites, by offset.
     sites: BTreeMap<u64, Form>,
+    /// They are from a measured list, which holds only as long as nobody writes to the file.
+    measured: bool,
     /// Parts of the file (offsets) that have been searched for branches.
     searched: Vec<Range<u64>>,
     /// For `syscall` instructions in those parts: bit n is set when something may branch to the
@@ -52,12 +55,30 @@ static PATCHED: AtomicBool = AtomicBool::new(false);
 /// Most sites learned per file: a bound on kernel memory.
 const LEARNED_MAX: usize = 4096;
 
-/// Adds a measured list of a file's sites.
-pub fn add_list(file: FileId, list: &SiteList) {
-    let mut files = FILES.lock();
-    let known = &mut files.entry(file).or_default().sites;
-    for site in list.sites.iter().filter(|site| site.kind == Kind::Syscall) {
-        known.insert(site.offset, site.form);
+/// Takes a file's measured list in when it is first needed, and drops it once the file is written.
+fn refresh(inode: &dyn Inode) {
+    let id = inode.id();
+    let measured = FILES.lock().get(&id).map(|known| known.measured);
+    match measured {
+        None => {
+            if let Some(list) = measured::list_of(inode) {
+                FILES.lock().entry(id).or_insert_with(|| known(&list));
+            }
+        }
+        Some(true) if !inode.is_immutable() => {
+            FILES.lock().remove(&id);
+        }
+        Some(_) => {}
+    }
+}
+
+/// A measured list, as it is used.
+fn known(list: &SiteList) -> Known {
+    let syscalls = list.sites.iter().filter(|site| site.kind == Kind::Syscall);
+    Known {
+        sites: syscalls.map(|site| (site.offset, site.form)).collect(),
+        measured: true,
+        ..Known::default()
     }
 }
 
@@ -87,6 +108,7 @@ pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Resul
     }
     let first = file.offset + (range.start - vma.start);
     let offsets = first..first + (range.end - range.start);
+    refresh(&*file.inode);
     let known: Vec<(u64, Form)> = match FILES.lock().get(&file.inode.id()) {
         Some(known) => known
             .sites
@@ -191,6 +213,7 @@ pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
     };
     let offset = file.offset + (site - vma.start);
     let id = file.inode.id();
+    refresh(&*file.inode);
     let known = FILES
         .lock()
         .get(&id)
@@ -375,6 +398,7 @@ mod tests {
     use super::*;
     use crate::mm::map::{Request, Source};
     use crate::testing::{self, MemoryFile};
+    use bulla_abi::sites::SiteLists;
 
     const RX: Protection = Protection::READ.union(Protection::EXECUTE);
 
@@ -503,6 +527,7 @@ mod tests {
 
     #[test]
     fn measured_lists_are_used_at_once() {
+        let _host = measured::tests::HOST.lock();
         let mm = crate::mm::AddressSpace::new();
         let inode = MemoryFile::new(text());
         let site = |offset, form| bulla_abi::sites::Site {
@@ -519,7 +544,17 @@ mod tests {
                 site(0x3000, Form::Before { len: 5 }),
             ],
         };
-        add_list(crate::fs::inode::Inode::id(&*inode), &list);
+        let id = Inode::id(&*inode);
+        let lists = SiteLists::build(&BTreeMap::from([(id.inode, list)])).unwrap();
+        testing::platform().set_rootfs(lists.clone());
+        measured::load(id.device, &measured::tests::blob(0, &lists)).unwrap();
+
+        // The list is of the image's content, and this may be another.
+        let base = map(&mm, &inode);
+        assert_eq!(bytes_of(&mm, base), text());
+        assert!(!FILES.lock().contains_key(&id));
+
+        inode.set_immutable(true);
         let base = map(&mm, &inode);
         jump_target(&mm, base + 0xfe);
         jump_target(&mm, base + 0x202);
@@ -529,5 +564,14 @@ mod tests {
             [0xcc; 4],
             "a list that lies is not believed"
         );
+
+        inode.set_immutable(false);
+        let base = map(&mm, &inode);
+        assert_eq!(bytes_of(&mm, base), text());
+        assert!(!FILES.lock().contains_key(&id));
+    }
+
+    fn bytes_of(mm: &Space, base: u64) -> Vec<u8> {
+        bytes::<0x4000>(mm, base).to_vec()
     }
 }
