@@ -156,7 +156,8 @@ impl Bench {
             if !self.wanted(name) {
                 continue;
             }
-            let program = Program::new("tools", argv);
+            // An image, as users run it: a directory would be looked through for changes each time.
+            let program = Program::new("tools", argv).from_archive();
             let rootfs = image("tools").rootfs;
             let native = || {
                 // Without the overlay of the tests, whose mounts take longer than the program.
