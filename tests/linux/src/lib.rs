@@ -17,7 +17,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Compiles `programs/NAME.c` and runs it on both sides.
 pub fn check(name: &str) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs").join(format!("{name}.c"));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("programs")
+        .join(format!("{name}.c"));
     let directory = tempfile::tempdir().expect("a temporary directory");
     let root = directory.path().join("root");
     std::fs::create_dir_all(root.join("bin")).expect("a directory for the program");
@@ -34,7 +36,11 @@ pub fn check(name: &str) {
             Side::Native => Command::new(&program),
             Side::Enclave => {
                 let mut command = Command::new(bulla());
-                command.arg("run").args(platform_options()).arg("--rootfs").arg(&root);
+                command
+                    .arg("run")
+                    .args(platform_options())
+                    .arg("--rootfs")
+                    .arg(&root);
                 command.arg(format!("/bin/{name}"));
                 command
             }
