@@ -278,7 +278,7 @@ impl TestPlatform {
         let user = self.user_range();
         let end = address.checked_add(len).expect("range wraps");
         assert!(
-            address % PAGE == 0 && len % PAGE == 0,
+            address.is_multiple_of(PAGE) && len.is_multiple_of(PAGE),
             "{address:#x}+{len:#x} not page aligned"
         );
         assert!(
@@ -376,7 +376,10 @@ impl Platform for TestPlatform {
     }
 
     fn atomic_user(&self, address: u64, operation: Atomic) -> core::result::Result<u32, UserFault> {
-        assert!(address % 4 == 0, "unaligned atomic at {address:#x}");
+        assert!(
+            address.is_multiple_of(4),
+            "unaligned atomic at {address:#x}"
+        );
         let access = match operation {
             Atomic::Load => Protection::READ,
             _ => Protection::READ | Protection::WRITE,

@@ -49,6 +49,7 @@ impl<T> UserPtr<T> {
     }
 
     /// The element `index` further.
+    #[allow(clippy::should_implement_trait)] // as of a raw pointer
     pub fn add(self, index: usize) -> UserPtr<T> {
         UserPtr::new(self.address.wrapping_add((index * size_of::<T>()) as u64))
     }

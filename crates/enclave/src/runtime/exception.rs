@@ -76,7 +76,8 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     area.kick_ack.fetch_add(1, Ordering::SeqCst);
     let valid = gpr.exitinfo & 1 << 31 != 0;
     let vector = gpr.exitinfo & 0xff;
-    let in_user = gpr.rip < threads::user_end();
+    // A jump out of the enclave faults with the target in RIP: that is the program's fault too.
+    let in_user = gpr.rip < threads::user_end() || gpr.rip >= threads::elrange_end();
 
     if in_user {
         if area.mode.load(Ordering::Relaxed) != mode::USER {

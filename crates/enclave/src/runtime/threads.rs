@@ -53,6 +53,12 @@ pub fn user_end() -> u64 {
     USER_END.load(Ordering::Relaxed)
 }
 
+/// End of ELRANGE; u64::MAX before boot.
+#[inline(always)]
+pub fn elrange_end() -> u64 {
+    untrusted::elrange()
+}
+
 /// Counts a trapped system call.
 pub fn count_trap() {
     TRAPS.fetch_add(1, Ordering::Relaxed);

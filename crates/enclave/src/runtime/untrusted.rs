@@ -45,6 +45,11 @@ pub fn set_elrange(size: u64) {
     ELRANGE.store(size, Ordering::SeqCst);
 }
 
+/// The size of ELRANGE; u64::MAX before boot.
+pub fn elrange() -> u64 {
+    ELRANGE.load(Ordering::Relaxed)
+}
+
 /// Where a faulting host copy continues, if `rip` is in one.
 pub fn fixup(rip: u64) -> Option<u64> {
     let range = &raw const host_copy_start as u64..&raw const host_copy_end as u64;

@@ -220,7 +220,9 @@ impl Elf {
         if segment.memory_size == 0 {
             return Ok(());
         }
-        if segment.file_size > 0 && (segment.address ^ segment.offset) % crate::mm::PAGE != 0 {
+        if segment.file_size > 0
+            && !(segment.address ^ segment.offset).is_multiple_of(crate::mm::PAGE)
+        {
             return Err(EINVAL.because("a segment's address and offset do not agree"));
         }
         if align.is_power_of_two() && align <= ALIGN_MAX {

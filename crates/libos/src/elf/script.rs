@@ -55,7 +55,6 @@ pub fn parse(head: &[u8]) -> Result<Option<Script>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::vec;
 
     fn line(bytes: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
         parse(bytes)
@@ -78,6 +77,6 @@ mod tests {
         assert_eq!(parse(&long), Err(ENOEXEC));
         long[250] = b' ';
         assert_eq!(line(&long).unwrap().0.len(), 248);
-        assert_eq!(line(&vec![b'#'; 1]), None);
+        assert_eq!(line(&[b'#'; 1]), None);
     }
 }

@@ -23,6 +23,12 @@ pub struct Machine {
 const SCRATCH: u64 = 1 << 20;
 const AT_FDCWD: u64 = -100i64 as u64;
 
+impl Default for Machine {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Machine {
     pub fn new() -> Machine {
         let thread = setup();

@@ -39,15 +39,18 @@ impl State {
         if self.expiry == 0 || now < self.expiry {
             return;
         }
-        if self.interval == 0 {
-            self.ticks += 1;
-            self.expiry = 0;
-        } else {
-            let missed = (now - self.expiry) / self.interval + 1;
-            self.ticks = self.ticks.saturating_add(missed);
-            self.expiry = self
-                .expiry
-                .saturating_add(missed.saturating_mul(self.interval));
+        match (now - self.expiry).checked_div(self.interval) {
+            // Not periodic.
+            None => {
+                self.ticks += 1;
+                self.expiry = 0;
+            }
+            Some(whole) => {
+                let missed = whole + 1;
+                self.ticks = self.ticks.saturating_add(missed);
+                let later = missed.saturating_mul(self.interval);
+                self.expiry = self.expiry.saturating_add(later);
+            }
         }
     }
 }

@@ -31,7 +31,7 @@ pub fn is_scarce() -> bool {
 
 /// Takes memory from the budget. ENOMEM.
 pub(crate) fn charge(bytes: u64) -> Result<()> {
-    debug_assert!(bytes % PAGE == 0);
+    debug_assert!(bytes.is_multiple_of(PAGE));
     let limit = limit();
     USED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
         used.checked_add(bytes).filter(|&total| total <= limit)

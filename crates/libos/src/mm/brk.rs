@@ -35,7 +35,7 @@ impl Space {
         }
         let mut locked = self.lock();
         while room >= PAGE && !allocator::allocate_at(start..start + room) {
-            room = room / 2 & !(PAGE - 1);
+            room = (room / 2) & !(PAGE - 1);
         }
         if room >= PAGE {
             locked.reserved.push(start..start + room);

@@ -126,7 +126,7 @@ impl Space {
     /// An atomic operation on an aligned 32-bit word in user memory; the old value. EINVAL when
     /// it is not aligned, EFAULT.
     pub fn atomic(&self, address: u64, operation: Atomic) -> Result<u32> {
-        if address % 4 != 0 {
+        if !address.is_multiple_of(4) {
             return Err(EINVAL.because("the word is not aligned"));
         }
         let old = core::cell::Cell::new(0);

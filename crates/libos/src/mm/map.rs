@@ -611,7 +611,7 @@ pub(super) fn without(reserved: &[Range<u64>], range: &Range<u64>) -> Vec<Range<
 
 /// A fixed address must be page aligned and the application's.
 fn check_fixed(at: u64, len: u64) -> Result<()> {
-    if at % PAGE != 0 {
+    if !at.is_multiple_of(PAGE) {
         return Err(EINVAL.because("the address is not page aligned"));
     }
     let end = at.checked_add(len).ok_or(ENOMEM)?;
@@ -625,7 +625,7 @@ fn check_fixed(at: u64, len: u64) -> Result<()> {
 
 /// The pages of a range given to a system call. EINVAL when it is not page aligned or wraps.
 pub(super) fn checked_range(address: u64, len: u64) -> Result<Range<u64>> {
-    if address % PAGE != 0 {
+    if !address.is_multiple_of(PAGE) {
         return Err(EINVAL.because("the address is not page aligned"));
     }
     let len = page_up(len).ok_or(EINVAL.because("the length wraps"))?;

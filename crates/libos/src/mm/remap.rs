@@ -34,7 +34,7 @@ impl Space {
         how: Move,
         keep: Keep,
     ) -> Result<u64> {
-        if address % PAGE != 0 {
+        if !address.is_multiple_of(PAGE) {
             return Err(EINVAL.because("the address is not page aligned"));
         }
         let old_len = page_up(old_len).ok_or(EINVAL)?;

@@ -93,6 +93,7 @@ impl Vma {
         self.start..self.end
     }
 
+    #[allow(clippy::len_without_is_empty)] // never empty
     pub fn len(&self) -> u64 {
         self.end - self.start
     }
@@ -271,7 +272,9 @@ impl VmaMap {
     pub fn insert(&mut self, vma: Vma) {
         let range = vma.range();
         debug_assert!(self.overlapping(&range).next().is_none());
-        debug_assert!(range.start % PAGE == 0 && range.end % PAGE == 0 && !range.is_empty());
+        debug_assert!(
+            range.start.is_multiple_of(PAGE) && range.end.is_multiple_of(PAGE) && !range.is_empty()
+        );
         self.map.insert(vma.start, vma);
         self.join(range);
     }

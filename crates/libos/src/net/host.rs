@@ -309,11 +309,11 @@ pub fn poll(
     Ok(ready.min(descriptors.len()))
 }
 
-fn timeout<'a>(
+fn timeout(
     deadline: Option<u64>,
-    thread: &'a Arc<Thread>,
+    thread: &Arc<Thread>,
     seen: u32,
-) -> (u64, Option<(&'a Arc<Thread>, u32)>) {
+) -> (u64, Option<(&Arc<Thread>, u32)>) {
     match deadline {
         Some(0) => (0, None),
         Some(deadline) => {

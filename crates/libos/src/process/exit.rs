@@ -293,7 +293,7 @@ fn release_robust(
     inherits: bool,
     is_pending: bool,
 ) -> Result<()> {
-    if address % 4 != 0 {
+    if !address.is_multiple_of(4) {
         return Err(crate::errno::EINVAL);
     }
     loop {

@@ -81,7 +81,7 @@ fn bucket(key: &Key) -> &'static Bucket {
 
 /// EINVAL for an address that is not aligned.
 fn key(mm: &Arc<AddressSpace>, address: u64, private: bool) -> Result<Key> {
-    if address % 4 != 0 {
+    if !address.is_multiple_of(4) {
         return Err(EINVAL.because("futex words are aligned"));
     }
     // A shared operation on private memory means the same word as a private one.
@@ -90,7 +90,7 @@ fn key(mm: &Arc<AddressSpace>, address: u64, private: bool) -> Result<Key> {
     } else {
         mm.shared_location(address)
     };
-    let (object, offset) = shared.unwrap_or_else(|| (Arc::as_ptr(mm) as usize as u64, address));
+    let (object, offset) = shared.unwrap_or((Arc::as_ptr(mm) as usize as u64, address));
     Ok(Key { object, offset })
 }
 

@@ -68,10 +68,8 @@ pub fn futex(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             futex::wake(&context.mm(), address, private, count(value), bitset)
         }
         WAIT => {
-            let deadline = match read_timeout(context, arguments.u64(3))? {
-                Some(timeout) => Some(platform().monotonic().saturating_add(timeout)),
-                None => None,
-            };
+            let deadline = read_timeout(context, arguments.u64(3))?
+                .map(|timeout| platform().monotonic().saturating_add(timeout));
             wait_until(context, address, value, !0, private, deadline)
         }
         WAIT_BITSET => {

@@ -66,7 +66,7 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (address, len) = (arguments.u64(0), arguments.u64(1));
     let (prot, flags) = (arguments.u32(2), arguments.u32(3));
     let offset = arguments.u64(5);
-    if offset % PAGE != 0 {
+    if !offset.is_multiple_of(PAGE) {
         return Err(EINVAL.because("the offset is not page aligned"));
     }
     let protection = protection(prot);

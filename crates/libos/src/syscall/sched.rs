@@ -50,7 +50,7 @@ fn cpu_mask() -> vec::Vec<u8> {
 pub fn sched_getaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let room = arguments.usize(1);
     let mask = cpu_mask();
-    if room < mask.len() || room % 8 != 0 {
+    if room < mask.len() || !room.is_multiple_of(8) {
         return Err(EINVAL.because("no room for all CPUs"));
     }
     target(context, arguments.i32(0))?;
@@ -141,7 +141,7 @@ const ATTRIBUTES_SIZE: usize = 48;
 
 pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (size, flags) = (arguments.usize(2) & 0xffff_ffff, arguments.u32(3));
-    if size < ATTRIBUTES_SIZE || size > 4096 || flags != 0 {
+    if !(ATTRIBUTES_SIZE..=4096).contains(&size) || flags != 0 {
         return Err(EINVAL.because("bad sched_getattr size or flags"));
     }
     let target = target(context, arguments.i32(0))?;

@@ -98,10 +98,9 @@ impl Data {
         below: Option<&Page>,
     ) -> Result<&mut Page> {
         let (number, slot) = (index / CHUNK, (index % CHUNK) as usize);
-        if !self.chunks.contains_key(&number) {
+        if let alloc::collections::btree_map::Entry::Vacant(e) = self.chunks.entry(number) {
             fs.charge(CHUNK_COST)?;
-            self.chunks
-                .insert(number, Box::new([const { None }; CHUNK as usize]));
+            e.insert(Box::new([const { None }; CHUNK as usize]));
         }
         let chunk = self.chunks.get_mut(&number).expect("inserted above");
         let place = &mut chunk[slot];

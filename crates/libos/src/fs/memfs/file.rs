@@ -220,10 +220,8 @@ impl Node {
         match mode & !KEEP_SIZE {
             0 => {
                 let mut data = data.lock();
-                if mode & KEEP_SIZE == 0 && end > data.size {
-                    if seals & data::SEAL_GROW != 0 {
-                        return Err(EPERM.because("sealed"));
-                    }
+                if mode & KEEP_SIZE == 0 && end > data.size && seals & data::SEAL_GROW != 0 {
+                    return Err(EPERM.because("sealed"));
                 }
                 let allocated = if mode & KEEP_SIZE == 0 {
                     end

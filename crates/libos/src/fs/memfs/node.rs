@@ -534,10 +534,10 @@ impl Inode for Node {
         } else {
             if let Some(replaced) = &replaced {
                 match (node.kind(), replaced.kind()) {
-                    (FileType::Directory, FileType::Directory) => {
-                        if !replaced.is_empty_directory()? {
-                            return Err(ENOTEMPTY);
-                        }
+                    (FileType::Directory, FileType::Directory)
+                        if !replaced.is_empty_directory()? =>
+                    {
+                        return Err(ENOTEMPTY);
                     }
                     (FileType::Directory, _) => return Err(ENOTDIR),
                     (_, FileType::Directory) => return Err(EISDIR),

@@ -31,7 +31,7 @@ use tree::Item;
 
 /// The root directory.
 pub fn root() -> Arc<dyn Inode> {
-    ProcNode::new(Kind::Static(&tree::ROOT))
+    ProcNode::make(Kind::Static(&tree::ROOT))
 }
 
 fn device() -> u64 {
@@ -85,7 +85,7 @@ pub struct ProcNode {
 }
 
 impl ProcNode {
-    fn new(kind: Kind) -> Arc<dyn Inode> {
+    fn make(kind: Kind) -> Arc<dyn Inode> {
         Arc::new(ProcNode { kind })
     }
 
@@ -262,26 +262,26 @@ impl Inode for ProcNode {
         match &self.kind {
             Kind::Static(Item::Root(children)) => {
                 match name {
-                    b"self" => return Ok(ProcNode::new(Kind::SelfLink { thread: false })),
-                    b"thread-self" => return Ok(ProcNode::new(Kind::SelfLink { thread: true })),
+                    b"self" => return Ok(ProcNode::make(Kind::SelfLink { thread: false })),
+                    b"thread-self" => return Ok(ProcNode::make(Kind::SelfLink { thread: true })),
                     _ => {}
                 }
                 if let Some(pid) = decimal(name) {
                     if let Some(process) = table::process(pid) {
-                        return Ok(ProcNode::new(Kind::Process { process, tid: None }));
+                        return Ok(ProcNode::make(Kind::Process { process, tid: None }));
                     }
                     // Threads have directories here too, only not listed.
                     let thread = table::thread(pid).ok_or(ENOENT)?;
                     let process = thread.process.clone();
-                    return Ok(ProcNode::new(Kind::Process {
+                    return Ok(ProcNode::make(Kind::Process {
                         process,
                         tid: Some(pid),
                     }));
                 }
-                tree::find(children, name).map(|item| ProcNode::new(Kind::Static(item)))
+                tree::find(children, name).map(|item| ProcNode::make(Kind::Static(item)))
             }
             Kind::Static(Item::Directory(children)) => {
-                tree::find(children, name).map(|item| ProcNode::new(Kind::Static(item)))
+                tree::find(children, name).map(|item| ProcNode::make(Kind::Static(item)))
             }
             Kind::Process { process, tid } => process::lookup(process, *tid, name),
             Kind::PidDirectory { process, which, .. } => match which {
@@ -292,7 +292,7 @@ impl Inode for ProcNode {
                         return Err(ENOENT);
                     }
                     let process = process.clone();
-                    Ok(ProcNode::new(Kind::Process {
+                    Ok(ProcNode::make(Kind::Process {
                         process,
                         tid: Some(tid),
                     }))
@@ -304,7 +304,7 @@ impl Inode for ProcNode {
                         .ok_or(ENOENT)?;
                     process::file_of(process, fd)?;
                     let process = process.clone();
-                    Ok(ProcNode::new(match which {
+                    Ok(ProcNode::make(match which {
                         PidDirectory::Descriptors => Kind::Descriptor { process, fd },
                         _ => Kind::DescriptorInfo { process, fd },
                     }))

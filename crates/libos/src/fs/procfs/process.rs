@@ -142,7 +142,7 @@ pub fn lookup(process: &Arc<Process>, tid: Option<u32>, name: &[u8]) -> Result<A
         return Err(ENOENT);
     }
     let process = process.clone();
-    Ok(ProcNode::new(match *entry {
+    Ok(ProcNode::make(match *entry {
         PidEntry::File(which) => Kind::PidFile {
             process,
             tid,
