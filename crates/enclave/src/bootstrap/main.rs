@@ -94,7 +94,7 @@ extern "C" fn bootstrap_main(params: u64) -> u32 {
         0 => bulla_abi::layout::LayoutKind::Dynamic.elrange_size(),
         _ => bulla_abi::layout::LayoutKind::Static.elrange_size(),
     };
-    let outside = params >= elrange && params < 1 << 47 && params % 8 == 0;
+    let outside = params >= elrange && params < 1 << 47 && params.is_multiple_of(8);
     let features = if outside {
         // SAFETY: an aligned read outside the enclave; if nothing is there, the entry faults.
         unsafe {

@@ -128,7 +128,7 @@ fn for_runs(
 }
 
 fn check(address: u64, len: u64) -> Result<()> {
-    if address % PAGE != 0 || len % PAGE != 0 {
+    if !address.is_multiple_of(PAGE) || !len.is_multiple_of(PAGE) {
         return Err(EINVAL.because("not page aligned"));
     }
     if !crate::usercopy::in_user_range(address, len as usize) {
@@ -254,7 +254,7 @@ pub fn write_protected(address: u64, bytes: &[u8]) -> Result<()> {
     }
     let all = Protection::READ | Protection::WRITE | Protection::EXECUTE;
     host(HostCall::MemProtect, start, end - start, bits(all))?;
-    let written = if bytes.len() == 8 && address % 8 == 0 {
+    let written = if bytes.len() == 8 && address.is_multiple_of(8) {
         let mut word = [0; 8];
         word.copy_from_slice(bytes);
         // SAFETY: an aligned word of a committed page of the application; other threads may

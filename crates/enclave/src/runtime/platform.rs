@@ -216,7 +216,7 @@ impl Platform for Enclave {
         // The holder may have been descheduled by the host: do not burn its CPU for long.
         let area = area::current();
         area.spins = area.spins.wrapping_add(1);
-        if area.spins % 128 == 0 {
+        if area.spins.is_multiple_of(128) {
             hostcall::call(HostCall::Yield, [0; 4]);
         } else {
             core::hint::spin_loop();

@@ -161,7 +161,7 @@ fn runtime_start(address: u64) -> u64 {
 }
 
 fn set_shared(area: &mut Area, shared: u64) {
-    if shared % 4096 != 0 || !untrusted::is_outside(shared, AREA_SIZE) {
+    if !shared.is_multiple_of(4096) || !untrusted::is_outside(shared, AREA_SIZE) {
         // There is no one to tell: the host has given us nothing to talk with.
         crate::panic::stop();
     }
@@ -331,7 +331,7 @@ pub fn stop(thread: &Thread) {
         if now == mode::HOST || now == mode::FREE || ack.load(Ordering::SeqCst) != before {
             return;
         }
-        if turns % 64 == 0 {
+        if turns.is_multiple_of(64) {
             hostcall::call(HostCall::Kick, [u64::from(slot), 0, 0, 0]);
         } else if turns % 8 == 7 {
             hostcall::call(HostCall::Yield, [0; 4]);

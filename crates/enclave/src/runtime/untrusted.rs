@@ -105,7 +105,7 @@ pub fn copy_in(address: u64, to: &mut [u8]) -> Result<()> {
 /// Copies out to host memory. A tail that does not fill a word is padded with zeros, so the
 /// destination's last word must be ours to overwrite; `address` is 8-byte aligned.
 pub fn copy_out(address: u64, from: &[u8]) -> Result<()> {
-    if address % 8 != 0 || !is_outside(address, (from.len() as u64).next_multiple_of(8)) {
+    if !address.is_multiple_of(8) || !is_outside(address, (from.len() as u64).next_multiple_of(8)) {
         return Err(EIO.because("host range inside the enclave or not aligned"));
     }
     let words = from.len() / 8;
@@ -130,7 +130,7 @@ pub fn copy_out(address: u64, from: &[u8]) -> Result<()> {
 
 /// Adds to a 32-bit word of host memory, atomically.
 pub fn add_u32(address: u64, value: u32) -> Result<()> {
-    if address % 4 != 0 || !is_outside(address, 4) {
+    if !address.is_multiple_of(4) || !is_outside(address, 4) {
         return Err(EIO);
     }
     // SAFETY: aligned, outside the enclave; a fault is caught.

@@ -196,7 +196,7 @@ fn done(remaining: usize) -> Result<(), UserFault> {
 
 /// One atomic operation; the old value.
 pub fn atomic_user(address: u64, operation: Atomic) -> Result<u32, UserFault> {
-    if address % 4 != 0 || !in_user_range(address, 4) {
+    if !address.is_multiple_of(4) || !in_user_range(address, 4) {
         return Err(UserFault { remaining: 4 });
     }
     let at = address as *mut u32;
