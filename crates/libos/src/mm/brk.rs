@@ -28,7 +28,8 @@ impl Space {
     pub fn set_up_brk(&self, start: u64) -> Result<()> {
         let start = page_up(start).ok_or(ENOMEM)?;
         let user = platform().user_range();
-        let mut room = ROOM.min((user.end - user.start) / 256);
+        let all = user.end - user.start;
+        let mut room = ROOM.min(all / if all < 64 << 30 { 32 } else { 256 });
         if start < 1 << 31 {
             // Leave most of the lowest 2 GiB to MAP_32BIT.
             room = room.min(1 << 30);
