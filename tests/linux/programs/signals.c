@@ -132,6 +132,24 @@ int main(void) {
     CHECK(poll(0, 0, 5000) == -1 && errno == EINTR);
     pthread_join(t, 0);
 
+    /* stopped and continued: sleep and poll end when they would have */
+    for (int way = 0; way < 2; way++) {
+        int64_t begin = now_ms();
+        child = fork();
+        if (child == 0) {
+            struct timespec part = {0, 300000000};
+            _exit(way ? poll(0, 0, 300) != 0 : nanosleep(&part, 0) != 0);
+        }
+        usleep(50000);
+        kill(child, SIGSTOP);
+        int status;
+        CHECK(waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+        usleep(50000);
+        kill(child, SIGCONT);
+        CHECK(waitpid(child, &status, 0) == child && status == 0);
+        CHECK(now_ms() - begin >= 295 && now_ms() - begin < 345 + 500);
+    }
+
     /* sigsuspend and ppoll with masks */
     sigemptyset(&set); sigaddset(&set, SIGUSR1);
     sigprocmask(SIG_BLOCK, &set, &old);

@@ -7,11 +7,11 @@ use alloc::vec::Vec;
 use bulla_abi::hostcall::PollFd;
 
 use super::{Arguments, Context};
-use crate::errno::{EBADF, EINVAL, ERESTARTNOHAND, ETIMEDOUT};
+use crate::errno::{EBADF, EINVAL, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ETIMEDOUT};
 use crate::fs::file::OpenFile;
 use crate::net::host;
 use crate::platform::platform;
-use crate::signal;
+use crate::signal::{self, Restart};
 use crate::sync::wait::{Events, PollTable, ThreadWaker, sleep_once};
 use crate::{Result, Thread};
 
@@ -297,13 +297,25 @@ fn poll_common(
 
 pub fn poll(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let timeout = Timeout::from_millis(arguments.i32(2));
-    poll_common(
-        context,
-        arguments.u64(0),
-        arguments.u32(1) as usize,
-        timeout,
-        None,
-    )
+    poll_until(context, arguments.u64(0), arguments.u32(1), timeout)
+}
+
+/// poll with a deadline, which stays the same when a signal without a handler interrupts it.
+pub fn poll_until(
+    context: &mut Context<'_>,
+    fds: u64,
+    count: u32,
+    timeout: Timeout,
+) -> Result<usize> {
+    let result = poll_common(context, fds, count as usize, timeout, None);
+    match (result, timeout) {
+        (Err(error), Timeout::At(deadline)) if error == ERESTARTNOHAND => {
+            let restart = Restart::Poll { fds, count, deadline };
+            *context.thread.signals.restart.lock() = restart;
+            Err(ERESTART_RESTARTBLOCK)
+        }
+        (result, _) => result,
+    }
 }
 
 pub fn ppoll(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

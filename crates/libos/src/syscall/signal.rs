@@ -238,6 +238,8 @@ pub fn restart_syscall(context: &mut Context<'_>, _: Arguments) -> Result<usize>
             private,
             deadline,
         } => super::futex::wait_until(context, address, expected, bitset, private, Some(deadline)),
-        Restart::Poll { .. } => Err(EINTR),
+        Restart::Poll { fds, count, deadline } => {
+            super::poll::poll_until(context, fds, count, super::poll::Timeout::At(deadline))
+        }
     }
 }
