@@ -88,6 +88,21 @@ fn movable_run(after: &[u8]) -> Option<u8> {
     Some(len as u8)
 }
 
+/// Where the instructions that [`Form::After`] moves start: bit n for the n-th byte after the site.
+/// Only there can a branch lead.
+pub fn starts(after: &[u8], len: u8) -> u32 {
+    let (mut at, mut bits) = (0, 0);
+    while at < usize::from(len) {
+        bits |= 1 << at;
+        match after.get(at..).and_then(movable) {
+            Some(len) => at += len,
+            // Not what was chosen: no start is sure.
+            None => return u32::MAX,
+        }
+    }
+    bits
+}
+
 /// The length of the instruction at the start of `code`, if it is one of those that usually follow
 /// a system call and does the same anywhere.
 fn movable(code: &[u8]) -> Option<usize> {
@@ -215,6 +230,13 @@ mod tests {
         );
         assert_eq!(choose(&[], &[0xc3, 0x90, 0x90, 0x90], 0), Form::Trap);
         assert_eq!(choose(&[], &[0x48, 0x3d, 0, 0xf0], 0), Form::Trap);
+    }
+
+    #[test]
+    fn starts_of_moved_instructions() {
+        assert_eq!(starts(&[0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0x77], 6), 1);
+        assert_eq!(starts(&[0x5b, 0x5d, 0x41, 0x5c], 4), 0b111);
+        assert_eq!(starts(&[0xeb, 0], 4), u32::MAX);
     }
 
     #[test]

@@ -246,7 +246,9 @@ fn judge(vma: &Vma, file: &FileBacking, site: u64, number: u64) -> Form {
     }
     let form = forms::choose(&before, &after, number);
     match form {
-        Form::After { len } if is_entered(vma, file, site, len) => Form::Trap,
+        Form::After { len } if is_entered(vma, file, site, forms::starts(&after, len)) => {
+            Form::Trap
+        }
         form => form,
     }
 }
@@ -256,8 +258,9 @@ fn judge(vma: &Vma, file: &FileBacking, site: u64, number: u64) -> Form {
 const SEARCH_MAX: u64 = 8 << 20;
 const NEIGHBOURHOOD: u64 = 1 << 20;
 
-/// Whether anything in the text mapped around may branch into the `len` bytes after a site.
-fn is_entered(vma: &Vma, file: &FileBacking, site: u64, len: u8) -> bool {
+/// Whether anything in the text mapped around may branch to one of the bytes after a site that
+/// `starts` names.
+fn is_entered(vma: &Vma, file: &FileBacking, site: u64, starts: u32) -> bool {
     let id = file.inode.id();
     let offset = file.offset + (site - vma.start);
     let part = if vma.len() <= SEARCH_MAX {
@@ -283,12 +286,11 @@ fn is_entered(vma: &Vma, file: &FileBacking, site: u64, len: u8) -> bool {
         }
         known.searched.push(part);
     }
-    let mask = (1u32 << len) - 1;
     let files = FILES.lock();
     files
         .get(&id)
         .and_then(|known| known.entered.get(&offset))
-        .is_some_and(|bits| bits & mask != 0)
+        .is_some_and(|bits| bits & starts != 0)
 }
 
 /// Finds what may branch to just after a `syscall`: see [`Known::entered`].
