@@ -724,7 +724,7 @@ fn the_cache_builds_once() {
     let stored = cache.image(&reference, &mut fake_build).unwrap();
     assert!(stored.built);
     assert_eq!(fs::read_to_string(stored.path).unwrap(), "/x");
-    let left = fs::read_dir(fixture.dir.path().join("cache/rootfs-2")).unwrap();
+    let left = fs::read_dir(fixture.dir.path().join("cache/rootfs-3")).unwrap();
     assert!(
         left.flatten()
             .all(|e| e.path().extension().is_some_and(|e| e != "tmp"))
