@@ -140,7 +140,7 @@ impl Space {
             drop(guard);
             // Asleep since before this thread waited: nobody will say so again.
             if !self.may_enter() {
-                platform().sleep(thread, seen, Some(deadline));
+                thread.clock.asleep(|| platform().sleep(thread, seen, Some(deadline)));
             }
             let mut guard = lock();
             let this = Arc::downgrade(thread);
@@ -231,10 +231,8 @@ impl Space {
     /// Makes all threads (but the caller's) look at their residency before user code runs.
     pub(super) fn stop_threads(&self, but: Option<&Arc<Thread>>) {
         for thread in self.threads() {
-            if but.is_some_and(|but| Arc::ptr_eq(but, &thread)) {
-                thread.add_own_work(Work::RESIDENCY);
-            } else {
-                thread.add_own_work(Work::RESIDENCY);
+            thread.add_own_work(Work::RESIDENCY);
+            if !but.is_some_and(|but| Arc::ptr_eq(but, &thread)) {
                 platform().stop(&thread);
             }
         }
