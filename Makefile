@@ -33,6 +33,9 @@ demo: build ## See unmodified Python and Redis images run in an emulated enclave
 test: build ## Run all tests that fit into continuous integration
 	@scripts/packages.sh images test
 	@tests/images/build.sh
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
+	$(CARGO) clippy --package bulla-enclave --features enclave-bin --bins --locked --quiet -- -D warnings
 	scripts/test.sh
 
 .PHONY: test-full
@@ -51,6 +54,7 @@ bench: build ## Measure enclave and native side by side; writes docs/manual/perf
 check: ## Formatting, lints, licences and sources of dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --package bulla-enclave --features enclave-bin --bins --locked -- -D warnings
 	scripts/deny.sh
 
 .PHONY: clean
