@@ -150,6 +150,8 @@ mod tests {
         };
         state.keep_signature(&[1; 32], &[7; SigStruct::SIZE]);
         assert_eq!(state.signature(&[1; 32]), None, "no key yet");
+        // File times are as coarse as the kernel's tick.
+        std::thread::sleep(std::time::Duration::from_millis(20));
         fs::write(state.key_path(), "x").unwrap();
         assert_eq!(state.signature(&[1; 32]), None, "an older key's");
         state.keep_signature(&[1; 32], &[7; SigStruct::SIZE]);

@@ -63,11 +63,18 @@ impl Space {
         address: u64,
         access: Protection,
     ) -> core::result::Result<(), Fault> {
-        let mut locked = self.lock();
+        let page = page_down(address);
+        let mut locked = if self.fills_beside_others(page) {
+            // A page is accessible while the kernel fills it: no other thread may see it so.
+            let guard = super::residency::lock();
+            self.stop_threads(None);
+            self.lock_with(guard)
+        } else {
+            self.lock()
+        };
         if locked.dead {
             return Err(Fault::NotMapped);
         }
-        let page = page_down(address);
         let vma = match locked.vmas.find(address) {
             Some(vma) => vma.clone(),
             None => locked.grow_down(address).ok_or(Fault::NotMapped)?,
@@ -86,6 +93,19 @@ impl Space {
             };
         }
         locked.bring_in(&vma, page)
+    }
+
+    /// Whether bringing in a page means reading a file while other threads may run.
+    fn fills_beside_others(&self, page: u64) -> bool {
+        let from_file = {
+            let locked = self.lock();
+            match locked.vmas.find(page).map(|vma| &vma.backing) {
+                Some(Backing::File(_)) => !locked.is_live(page),
+                Some(Backing::Shared(object, _)) => object.is_file() && !locked.is_live(page),
+                _ => false,
+            }
+        };
+        from_file && self.threads().len() > 1
     }
 
     /// Brings in what is missing of a range, as far as that is possible.

@@ -533,14 +533,11 @@ impl Inode for Node {
             replaced.touch_changed();
         } else {
             if let Some(replaced) = &replaced {
-                match (node.kind(), replaced.kind()) {
-                    (FileType::Directory, FileType::Directory)
-                        if !replaced.is_empty_directory()? =>
-                    {
-                        return Err(ENOTEMPTY);
-                    }
-                    (FileType::Directory, _) => return Err(ENOTDIR),
-                    (_, FileType::Directory) => return Err(EISDIR),
+                let is_directory = |node: &Arc<Node>| node.kind() == FileType::Directory;
+                match (is_directory(&node), is_directory(replaced)) {
+                    (true, false) => return Err(ENOTDIR),
+                    (false, true) => return Err(EISDIR),
+                    (true, true) if !replaced.is_empty_directory()? => return Err(ENOTEMPTY),
                     _ => {}
                 }
                 to.directory()?

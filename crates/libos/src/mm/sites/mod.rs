@@ -529,6 +529,7 @@ mod tests {
 
     #[test]
     fn measured_lists_are_used_at_once() {
+        crate::testing::platform();
         let _host = measured::tests::HOST.lock();
         let mm = crate::mm::AddressSpace::new();
         let inode = MemoryFile::new(text());
