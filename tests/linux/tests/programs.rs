@@ -26,3 +26,8 @@ fn timers() {
 fn ipc() {
     check("ipc");
 }
+
+#[test]
+fn storm() {
+    check("storm");
+}

@@ -76,6 +76,9 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     area.kick_ack.fetch_add(1, Ordering::SeqCst);
     let valid = gpr.exitinfo & 1 << 31 != 0;
     let vector = gpr.exitinfo & 0xff;
+    // Consumed: a kick between this stage's EEXIT and the ERESUME enters once more, and must not
+    // find the same exception again, now at stage 2's address.
+    gpr.exitinfo = 0;
     // A jump out of the enclave faults with the target in RIP: that is the program's fault too.
     let in_user = gpr.rip < threads::user_end() || gpr.rip >= threads::elrange_end();
 
