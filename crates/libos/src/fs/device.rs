@@ -31,7 +31,7 @@ pub fn open(
         (1, 8 | 9) => Arc::new(Random),
         (5, 0) => super::tty::open_controlling(caller)?,
         (5, 1) => super::host::open_console(caller, flags)?,
-        (5, 2) => super::pty::open_master(path)?,
+        (5, 2) => super::pty::open_master(caller, path)?,
         (136, number) => super::pty::open_slave(caller, number, flags)?,
         _ => return Err(ENXIO.because("no such device")),
     })

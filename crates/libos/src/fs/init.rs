@@ -200,7 +200,12 @@ fn tmpfs(
     kind: &'static str,
 ) -> Result<()> {
     let root = MemFs::new(magic, budget(), budget().limit()).empty_root(mode);
-    let flags = mount::flags::NOSUID | mount::flags::NODEV | mount::flags::RELATIME;
+    let restriction = if kind == "devpts" {
+        mount::flags::NOEXEC
+    } else {
+        mount::flags::NODEV
+    };
+    let flags = mount::flags::NOSUID | restriction | mount::flags::RELATIME;
     attach(context, path, Dentry::root(root), kind, flags)
 }
 

@@ -158,8 +158,10 @@ pub enum Last {
 /// One resolution: who asks, from where, under which restrictions.
 pub struct Walk<'a> {
     pub caller: Caller<'a>,
-    root: PathRef,
-    base: PathRef,
+    /// Where root and base come from when they are needed; most walks need only one of them.
+    context: Option<Arc<FsContext>>,
+    root: Option<PathRef>,
+    base: Option<PathRef>,
     resolve: Resolve,
     links: u32,
 }
@@ -179,8 +181,22 @@ impl<'a> Walk<'a> {
     pub fn at(caller: Caller<'a>, context: &FsContext, base: PathRef) -> Walk<'a> {
         Walk {
             caller,
-            root: context.root(),
-            base,
+            context: None,
+            root: Some(context.root()),
+            base: Some(base),
+            resolve: Resolve::default(),
+            links: 0,
+        }
+    }
+
+    /// From the root and working directory that `context` has when the walk starts.
+    pub fn from(caller: Caller<'a>, context: Arc<FsContext>) -> Walk<'a> {
+        let context = Some(context);
+        Walk {
+            caller,
+            context,
+            root: None,
+            base: None,
             resolve: Resolve::default(),
             links: 0,
         }
@@ -195,14 +211,26 @@ impl<'a> Walk<'a> {
         self
     }
 
+    fn root(&self) -> PathRef {
+        match (&self.root, &self.context) {
+            (Some(root), _) => root.clone(),
+            (None, Some(context)) => context.root(),
+            (None, None) => super::empty_root(),
+        }
+    }
+
     /// Where relative paths start.
-    pub fn base(&self) -> &PathRef {
-        &self.base
+    pub fn base(&self) -> PathRef {
+        match (&self.base, &self.context) {
+            (Some(base), _) => base.clone(),
+            (None, Some(context)) => context.cwd(),
+            (None, None) => super::empty_root(),
+        }
     }
 
     /// Resolves `path` completely. ENOENT for an empty path.
     pub fn find(&mut self, path: &[u8], follow: Follow) -> Result<PathRef> {
-        match self.run(self.base.clone(), path, follow, false)? {
+        match self.run(None, path, follow, false)? {
             Stop::At(path) => Ok(path),
             Stop::Before(_) => Err(ENOENT),
         }
@@ -210,11 +238,15 @@ impl<'a> Walk<'a> {
 
     /// Resolves all but the last component, which need not exist.
     pub fn find_parent(&mut self, path: &[u8]) -> Result<Parent> {
-        self.find_parent_from(self.base.clone(), path)
+        self.parent_of(None, path)
     }
 
     /// The same, relative paths starting elsewhere (symbolic links met by open).
     pub fn find_parent_from(&mut self, base: PathRef, path: &[u8]) -> Result<Parent> {
+        self.parent_of(Some(base), path)
+    }
+
+    fn parent_of(&mut self, base: Option<PathRef>, path: &[u8]) -> Result<Parent> {
         match self.run(base, path, Follow::No, true)? {
             Stop::Before(parent) => Ok(parent),
             Stop::At(directory) => Ok(Parent {
@@ -228,6 +260,10 @@ impl<'a> Walk<'a> {
     /// The child `name` of `directory`, mounts entered, links not followed.
     pub fn child(&self, directory: &PathRef, name: &[u8]) -> Result<PathRef> {
         let dentry = lookup(&self.caller, &directory.dentry, name)?;
+        self.enter(directory, dentry)
+    }
+
+    fn enter(&self, directory: &PathRef, dentry: Arc<Dentry>) -> Result<PathRef> {
         let (path, crossed) = PathRef {
             mount: directory.mount.clone(),
             dentry,
@@ -265,10 +301,10 @@ impl<'a> Walk<'a> {
     }
 
     fn up(&self, here: &PathRef) -> Result<PathRef> {
-        if self.resolve.contains(Resolve::BENEATH) && here.is_same(&self.base) {
+        if self.resolve.contains(Resolve::BENEATH) && here.is_same(&self.base()) {
             return Err(EXDEV);
         }
-        let parent = here.parent(&self.root);
+        let parent = here.parent(&self.root());
         if self.resolve.contains(Resolve::NO_XDEV) && !Arc::ptr_eq(&parent.mount, &here.mount) {
             return Err(EXDEV);
         }
@@ -277,7 +313,7 @@ impl<'a> Walk<'a> {
 
     fn run(
         &mut self,
-        base: PathRef,
+        base: Option<PathRef>,
         path: &[u8],
         follow: Follow,
         parent_only: bool,
@@ -288,10 +324,11 @@ impl<'a> Walk<'a> {
         // What is left of the path: borrowed until a symbolic link is put in front of it.
         let mut owned: Vec<u8>;
         let mut rest: &[u8] = path;
-        let mut here = base;
-        if rest[0] == b'/' {
-            here = self.restart()?;
-        }
+        let mut here = match base {
+            _ if path[0] == b'/' => self.restart()?,
+            Some(base) => base,
+            None => self.base(),
+        };
         loop {
             let start = rest.iter().position(|&byte| byte != b'/');
             let Some(start) = start else {
@@ -308,10 +345,13 @@ impl<'a> Walk<'a> {
             if name.len() > NAME_MAX {
                 return Err(ENAMETOOLONG);
             }
-            if !here.inode().is_directory() {
-                return Err(ENOTDIR);
+            // Nearly always: a directory that everyone may search.
+            if here.inode().mode() & 0o170111 != 0o040111 {
+                if !here.inode().is_directory() {
+                    return Err(ENOTDIR);
+                }
+                self.caller.check(&**here.inode(), EXECUTE)?;
             }
-            self.caller.check(&**here.inode(), EXECUTE)?;
             if is_last && parent_only {
                 let last = match name {
                     b"." => Last::Dot,
@@ -328,7 +368,18 @@ impl<'a> Walk<'a> {
                 b"." => {}
                 b".." => here = self.up(&here)?,
                 name => {
-                    let child = self.child(&here, name)?;
+                    let dentry = lookup(&self.caller, &here.dentry, name)?;
+                    // Nearly always: neither a mount point nor a symbolic link.
+                    let is_link = dentry.inode().kind() == FileType::Link;
+                    if !is_link && !dentry.is_mounted() {
+                        here.dentry = dentry;
+                        if trailing_slash && !here.inode().is_directory() {
+                            return Err(ENOTDIR);
+                        }
+                        rest = after;
+                        continue;
+                    }
+                    let child = self.enter(&here, dentry)?;
                     let kind = child.inode().kind();
                     if kind == FileType::Link
                         && (!is_last || trailing_slash || follow == Follow::Yes)
@@ -362,12 +413,12 @@ impl<'a> Walk<'a> {
         if self.resolve.contains(Resolve::BENEATH) {
             return Err(EXDEV);
         }
-        if self.resolve.contains(Resolve::NO_XDEV)
-            && !Arc::ptr_eq(&self.root.mount, &self.base.mount)
+        let root = self.root();
+        if self.resolve.contains(Resolve::NO_XDEV) && !Arc::ptr_eq(&root.mount, &self.base().mount)
         {
             return Err(EXDEV);
         }
-        Ok(self.root.clone())
+        Ok(root)
     }
 }
 

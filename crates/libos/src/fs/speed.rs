@@ -39,32 +39,32 @@ fn speed() {
     m.create("/usr/share/doc/file", b"content");
     let thread = &m.thread;
     let fd = m.open("/dev/zero", 0, 0).expect("open") as i32;
-    measure("descriptor lookup", || drop(thread.files().get(fd)));
+    measure("descriptor lookup", || drop(thread.file(fd)));
     let mut byte = [0u8; 1];
     measure("read of /dev/zero, 1 byte", || {
-        let file = thread.files().get(fd).expect("open");
+        let file = thread.file(fd).expect("open");
         let mut to = IoBuffer::output(&mut byte);
         file.ops.read(thread, &file, &mut to).expect("read");
     });
     let path = b"/usr/share/doc/file";
     measure("walk of four components", || {
-        Walk::new(Caller::new(thread), &thread.fs())
+        Walk::from(Caller::new(thread), thread.fs())
             .find(path, Follow::Yes)
             .expect("found");
     });
     measure("walk and metadata", || {
-        let mut walk = Walk::new(Caller::new(thread), &thread.fs());
+        let mut walk = Walk::from(Caller::new(thread), thread.fs());
         walk.find(path, Follow::Yes)
             .expect("found")
             .inode()
             .metadata();
     });
     measure("walk to nothing", || {
-        let mut walk = Walk::new(Caller::new(thread), &thread.fs());
+        let mut walk = Walk::from(Caller::new(thread), thread.fs());
         assert!(walk.find(b"/usr/share/doc/nothing", Follow::Yes).is_err());
     });
     measure("open, add, close", || {
-        let mut walk = Walk::new(Caller::new(thread), &thread.fs());
+        let mut walk = Walk::from(Caller::new(thread), thread.fs());
         let how = namei::OpenHow { flags: 0, mode: 0 };
         let file = namei::open(&mut walk, path, how).expect("opens");
         let fd = thread.files().add(file, false, 1024).expect("room");

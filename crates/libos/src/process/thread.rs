@@ -6,12 +6,13 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::Process;
-use crate::Registers;
 use crate::fs::context::FsContext;
+use crate::fs::file::OpenFile;
 use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::platform::platform;
 use crate::sync::SpinLock;
+use crate::{Registers, Result};
 
 bitflags::bitflags! {
     /// Things to do before user code runs again.
@@ -122,6 +123,11 @@ impl Thread {
 
     pub fn files(&self) -> Arc<FdTable> {
         self.files.lock().clone()
+    }
+
+    /// The open file behind a descriptor; EBADF.
+    pub fn file(&self, fd: i32) -> Result<Arc<OpenFile>> {
+        self.files.lock().get(fd)
     }
 
     pub fn set_files(&self, files: Arc<FdTable>) {

@@ -31,7 +31,7 @@ impl Context<'_> {
 
     /// A walk from the working directory.
     pub fn walk(&self) -> Walk<'_> {
-        Walk::new(self.caller(), &self.thread.fs())
+        Walk::from(self.caller(), self.thread.fs())
     }
 
     /// A walk from `dirfd`. The descriptor matters only for a relative path; EBADF, ENOTDIR.
@@ -52,7 +52,7 @@ impl Context<'_> {
         if fd == AT_FDCWD {
             return Ok(self.thread.fs().cwd());
         }
-        self.thread.files().get(fd)?.path.clone().ok_or(ENOTDIR)
+        self.thread.file(fd)?.path.clone().ok_or(ENOTDIR)
     }
 
     /// Resolves (dirfd, path, flags) with AT_SYMLINK_NOFOLLOW, AT_SYMLINK_FOLLOW and AT_EMPTY_PATH.

@@ -22,7 +22,7 @@ fn file_place(file: &OpenFile) -> Result<PathRef> {
 
 /// The place of a descriptor that is open (not O_PATH).
 fn open_place(context: &Context<'_>, fd: i32) -> Result<Option<PathRef>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if file.is_path() {
         return Err(EBADF);
     }
@@ -341,7 +341,7 @@ pub fn ftruncate(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     if arguments.i64(1) < 0 {
         return Err(EINVAL);
     }
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     if file.is_path() {
         return Err(EBADF);
     }
@@ -359,7 +359,7 @@ pub fn ftruncate(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 }
 
 pub fn fallocate(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     let (mode, offset, len) = (arguments.u32(1), arguments.i64(2), arguments.i64(3));
     if offset < 0 || len <= 0 {
         return Err(EINVAL);

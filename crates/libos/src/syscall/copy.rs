@@ -17,7 +17,7 @@ use crate::user::{IoBuffer, RW_MAX, UserPtr};
 const CHUNK: usize = 64 << 10;
 
 fn source(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if file.is_readable() {
         Ok(file)
     } else {
@@ -26,7 +26,7 @@ fn source(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
 }
 
 fn target(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if file.is_writable() {
         Ok(file)
     } else {
@@ -241,7 +241,7 @@ pub fn tee(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
 
 pub fn vmsplice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     check_flags(arguments.u32(3), SPLICE_KNOWN)?;
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     let end = pipe::of(&file).ok_or(EBADF)?;
     let mm = context.mm();
     let mut data = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;

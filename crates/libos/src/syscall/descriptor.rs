@@ -33,7 +33,7 @@ fn dup_to(context: &Context<'_>, old: i32, new: i32, close_on_exec: bool) -> Res
 pub fn dup2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (old, new) = (arguments.i32(0), arguments.i32(1));
     if old == new {
-        context.thread.files().get(old)?;
+        context.thread.file(old)?;
         return Ok(new as usize);
     }
     dup_to(context, old, new, false)
@@ -291,7 +291,7 @@ const LOCK_UN: u32 = 8;
 
 pub fn flock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let operation = arguments.u32(1);
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     if file.is_path() {
         return Err(EBADF);
     }

@@ -59,7 +59,7 @@ impl Listing {
 }
 
 fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     if file.is_path() {
         return Err(EBADF);
     }
@@ -157,7 +157,7 @@ pub fn chdir(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
 }
 
 pub fn fchdir(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     let path = file.path.clone().ok_or(ENOTDIR)?;
     check_directory(context, &path)?;
     context.thread.fs().set_cwd(path);

@@ -10,7 +10,7 @@ use crate::fs::inode::FileType;
 use alloc::sync::Arc;
 
 fn open_file(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if file.is_path() { Err(EBADF) } else { Ok(file) }
 }
 

@@ -31,7 +31,7 @@ pub fn inotify_add_watch(context: &mut Context<'_>, arguments: Arguments) -> Res
     if wanted & mask::ALL == 0 || wanted & mask::MASK_ADD != 0 && wanted & mask::MASK_CREATE != 0 {
         return Err(EINVAL);
     }
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     if file.is_path() {
         return Err(EBADF);
     }
@@ -51,7 +51,7 @@ pub fn inotify_add_watch(context: &mut Context<'_>, arguments: Arguments) -> Res
 }
 
 pub fn inotify_rm_watch(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     let instance = file.ops.as_any().downcast_ref::<Inotify>().ok_or(EINVAL)?;
     instance.unwatch(arguments.i32(1))?;
     Ok(0)

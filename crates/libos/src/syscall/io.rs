@@ -19,7 +19,7 @@ const RWF_NOWAIT: u32 = 8;
 const RWF_APPEND: u32 = 16;
 
 fn readable(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if !file.is_readable() {
         return Err(EBADF.because("not open for reading"));
     }
@@ -27,7 +27,7 @@ fn readable(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
 }
 
 fn writable(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     if !file.is_writable() {
         return Err(EBADF.because("not open for writing"));
     }
@@ -230,7 +230,7 @@ pub fn pwritev2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
 }
 
 pub fn lseek(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     if file.is_path() {
         return Err(EBADF);
     }

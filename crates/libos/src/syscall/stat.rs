@@ -69,7 +69,7 @@ fn put(context: &Context<'_>, address: u64, metadata: &Metadata) -> Result<usize
 }
 
 fn metadata_of_fd(context: &Context<'_>, fd: i32) -> Result<Metadata> {
-    let file = context.thread.files().get(fd)?;
+    let file = context.thread.file(fd)?;
     Ok(match file.inode() {
         Some(inode) => inode.metadata(),
         None => file.ops.metadata(),
@@ -178,7 +178,7 @@ pub fn statx(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let metadata;
     if path.is_empty() && flags & AT_EMPTY_PATH != 0 && dirfd != AT_FDCWD {
         metadata = metadata_of_fd(context, dirfd)?;
-        found = context.thread.files().get(dirfd)?.path.clone();
+        found = context.thread.file(dirfd)?.path.clone();
     } else {
         let path = context.find_at(dirfd, &path, flags, Follow::Yes)?;
         metadata = path.inode().metadata();
@@ -349,7 +349,7 @@ pub fn statfs(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 }
 
 pub fn fstatfs(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let file = context.thread.files().get(arguments.i32(0))?;
+    let file = context.thread.file(arguments.i32(0))?;
     match &file.path {
         Some(path) => statfs_of(context, arguments.u64(1), path),
         None => {

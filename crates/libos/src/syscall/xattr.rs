@@ -33,7 +33,7 @@ fn find(context: &Context<'_>, arguments: Arguments, target: Target) -> Result<P
             context.walk().find(&path, follow)
         }
         Target::Descriptor => {
-            let file = context.thread.files().get(arguments.i32(0))?;
+            let file = context.thread.file(arguments.i32(0))?;
             if file.is_path() {
                 return Err(EBADF);
             }
