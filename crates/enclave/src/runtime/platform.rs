@@ -111,6 +111,14 @@ pub fn fpu_restore(from: &[u8]) {
     frame.mxcsr = mxcsr;
 }
 
+/// The fault of one step of a copy, as one of the whole: a step may cross into a page that is not
+/// there, and the count must say which.
+fn exact(len: usize, moved: usize, step: usize, fault: UserFault) -> UserFault {
+    UserFault {
+        remaining: len - moved - step + fault.remaining,
+    }
+}
+
 impl Platform for Enclave {
     fn user_range(&self) -> core::ops::Range<u64> {
         bulla_abi::layout::USER_START..threads::user_end()
@@ -275,11 +283,8 @@ impl Platform for Enclave {
         let mut moved = 0;
         while moved < len {
             let step = (len - moved).min(bounce.len());
-            usercopy::copy_from_user(address + moved as u64, &mut bounce[..step]).map_err(
-                |_| UserFault {
-                    remaining: len - moved,
-                },
-            )?;
+            usercopy::copy_from_user(address + moved as u64, &mut bounce[..step])
+                .map_err(|fault| exact(len, moved, step, fault))?;
             if hostcall::put(offset + moved as u64, &bounce[..step]).is_err() {
                 return Err(UserFault {
                     remaining: len - moved,
@@ -305,11 +310,8 @@ impl Platform for Enclave {
                     remaining: len - moved,
                 });
             }
-            usercopy::copy_to_user(address + moved as u64, &bounce[..step]).map_err(|_| {
-                UserFault {
-                    remaining: len - moved,
-                }
-            })?;
+            usercopy::copy_to_user(address + moved as u64, &bounce[..step])
+                .map_err(|fault| exact(len, moved, step, fault))?;
             moved += step;
         }
         Ok(())
