@@ -140,7 +140,9 @@ impl Space {
             drop(guard);
             // Asleep since before this thread waited: nobody will say so again.
             if !self.may_enter() {
-                thread.clock.asleep(|| platform().sleep(thread, seen, Some(deadline)));
+                thread
+                    .clock
+                    .asleep(|| platform().sleep(thread, seen, Some(deadline)));
             }
             let mut guard = lock();
             let this = Arc::downgrade(thread);

@@ -310,7 +310,11 @@ pub fn poll_until(
     let result = poll_common(context, fds, count as usize, timeout, None);
     match (result, timeout) {
         (Err(error), Timeout::At(deadline)) if error == ERESTARTNOHAND => {
-            let restart = Restart::Poll { fds, count, deadline };
+            let restart = Restart::Poll {
+                fds,
+                count,
+                deadline,
+            };
             *context.thread.signals.restart.lock() = restart;
             Err(ERESTART_RESTARTBLOCK)
         }

@@ -238,8 +238,10 @@ pub fn restart_syscall(context: &mut Context<'_>, _: Arguments) -> Result<usize>
             private,
             deadline,
         } => super::futex::wait_until(context, address, expected, bitset, private, Some(deadline)),
-        Restart::Poll { fds, count, deadline } => {
-            super::poll::poll_until(context, fds, count, super::poll::Timeout::At(deadline))
-        }
+        Restart::Poll {
+            fds,
+            count,
+            deadline,
+        } => super::poll::poll_until(context, fds, count, super::poll::Timeout::At(deadline)),
     }
 }
