@@ -79,8 +79,6 @@ pub struct Area {
     /// The thread that runs here. Written by whoever owns the slot: its creator until it starts,
     /// then the thread itself.
     pub thread: Option<Arc<Thread>>,
-    /// Address at which the last user copy faulted.
-    pub copy_fault: u64,
 }
 
 const _: () = assert!(size_of::<Area>() <= 1024);

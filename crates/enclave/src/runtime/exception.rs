@@ -107,7 +107,6 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     if !valid && is_unreported(host_vector) {
         // A copy that is said to have faulted fails; the kernel then looks at the page itself.
         if let Some(fixup) = crate::usercopy::fixup(gpr.rip) {
-            area.copy_fault = host_address;
             gpr.rip = fixup;
             return;
         }
@@ -124,7 +123,6 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     }
     // A fault of the runtime: only user copies and host copies may.
     if let Some(fixup) = crate::usercopy::fixup(gpr.rip) {
-        area.copy_fault = fault_address;
         gpr.rip = fixup;
         return;
     }
@@ -205,7 +203,6 @@ fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libo
             registers.rip = site + 2;
             registers.rcx = registers.rip;
             registers.r11 = registers.rflags;
-            crate::threads::count_trap();
             // The site may be rewritten now; the frame's address stays the canonical one.
             sites::syscall_trapped(thread, site, registers.rax);
             bulla_libos::handle_syscall(thread, registers);

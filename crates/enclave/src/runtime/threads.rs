@@ -25,7 +25,6 @@ static NO_WORK: AtomicU32 = AtomicU32::new(0);
 static USER_END: AtomicU64 = AtomicU64::new(0);
 static SLOTS_BASE: AtomicU64 = AtomicU64::new(0);
 static BOOTED: AtomicBool = AtomicBool::new(false);
-static TRAPS: AtomicU64 = AtomicU64::new(0);
 
 struct Slots {
     /// Free slots that exist; the most recently used last, since its host thread is warm.
@@ -57,11 +56,6 @@ pub fn user_end() -> u64 {
 #[inline(always)]
 pub fn elrange_end() -> u64 {
     untrusted::elrange()
-}
-
-/// Counts a trapped system call.
-pub fn count_trap() {
-    TRAPS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// The kind of layout this enclave has.
