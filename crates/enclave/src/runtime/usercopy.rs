@@ -23,7 +23,9 @@ global_asm!(
     // Returns the number of bytes not copied: exact for the string instructions, else at least
     // one.
     ".p2align 4",
+    ".globl user_copy_start",
     "user_copy_start:",
+    ".globl user_copy",
     "user_copy:",
     "mov rcx, rdx",
     "cmp rdx, 16",
@@ -87,6 +89,7 @@ global_asm!(
     "xor eax, eax",
     "ret",
     // The same, byte by byte: how far it came is exact.
+    ".globl user_copy_exact",
     "user_copy_exact:",
     "mov rcx, rdx",
     "rep movsb",
@@ -97,7 +100,9 @@ global_asm!(
     "xor eax, eax",
     "rep stosb",
     "ret",
+    ".globl user_copy_end",
     "user_copy_end:",
+    ".globl user_copy_fixup",
     "user_copy_fixup:",
     "mov rax, rcx",
     "cld",
