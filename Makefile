@@ -12,11 +12,8 @@ help: ## Show this list
 
 .PHONY: build
 build: ## Build bulla, the enclave included (target/release/bulla)
+	@scripts/packages.sh build
 	$(CARGO) build --release --locked --package bulla-cli
-
-.PHONY: packages
-packages:
-	@scripts/packages.sh $(NEEDS)
 
 .PHONY: images
 images: ## Build the test images once (cached in ~/.cache/bulla-tests)

@@ -6,12 +6,20 @@ set -euo pipefail
 declare -A packages=(
     [build]="gcc libc6-dev"
     # Building test images: Debian's own tools, compilers for the test programs.
-    [images]="mmdebstrap umoci skopeo busybox-static musl-tools golang-go gcc libc6-dev xz-utils"
+    # The keyring is for Ubuntu, which builds the same Debian images.
+    [images]="mmdebstrap debian-archive-keyring umoci skopeo busybox-static musl-tools golang-go
+        gcc libc6-dev xz-utils"
     [demo]="redis-tools curl"
     # Clients that drive servers, and foreign tools that our formats are checked with.
     [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev"
 )
+
+if ! command -v dpkg-query > /dev/null; then
+    echo "packages.sh: not a Debian or Ubuntu; make sure that these are here:" >&2
+    for purpose; do echo "  ${packages[$purpose]:?unknown purpose $purpose}" | tr -s ' \n' ' ' >&2; echo >&2; done
+    exit 0
+fi
 
 missing=()
 for purpose; do
@@ -22,14 +30,18 @@ for purpose; do
 done
 [ ${#missing[@]} -gt 0 ] || exit 0
 
+as_root=()
 if [ "$(id -u)" != 0 ]; then
-    echo "packages.sh: missing ${missing[*]}; install them, or run as root" >&2
-    exit 1
+    if ! command -v sudo > /dev/null; then
+        echo "packages.sh: missing ${missing[*]}; install them, or run as root" >&2
+        exit 1
+    fi
+    as_root=(sudo env DEBIAN_FRONTEND=noninteractive)
 fi
 echo "installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 # A list that was fetched before may do; otherwise fetch it.
-install() { apt-get install -y -qq --no-install-recommends "${missing[@]}" > "$log" 2>&1; }
-install || { apt-get update -qq >> "$log" 2>&1 && install; } || { tail -30 "$log" >&2; exit 1; }
+install() { "${as_root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" > "$log" 2>&1; }
+install || { "${as_root[@]}" apt-get update -qq >> "$log" 2>&1 && install; } || { tail -30 "$log" >&2; exit 1; }
