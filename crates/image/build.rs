@@ -65,8 +65,10 @@ fn main() {
         .ancestors()
         .nth(2)
         .expect("the package is in crates/image");
+    // Paths relative to this package: a target folder that was copied with its checkout must not
+    // watch the old one.
     for file in ["Cargo.lock", "Cargo.toml"] {
-        println!("cargo:rerun-if-changed={}", workspace.join(file).display());
+        println!("cargo:rerun-if-changed=../../{file}");
     }
     for name in ["RUSTC", "RUSTUP_TOOLCHAIN", "CARGO_HOME"] {
         println!("cargo:rerun-if-env-changed={name}");
@@ -96,9 +98,9 @@ fn main() {
     }
     for package in packages {
         for part in ["src", "Cargo.toml", "build.rs"] {
-            let path = package.join(part);
-            if path.exists() {
-                println!("cargo:rerun-if-changed={}", path.display());
+            let name = package.file_name().unwrap_or_default().to_string_lossy();
+            if package.join(part).exists() {
+                println!("cargo:rerun-if-changed=../{name}/{part}");
             }
         }
     }
