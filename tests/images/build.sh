@@ -13,7 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
-names=(busybox programs python redis tools)
+names=(busybox mariadb postgresql programs python redis servers tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \
@@ -75,6 +75,24 @@ recipe_redis() {
         --config.workingdir /var/lib/redis --config.volume /var/lib/redis)
 }
 
+recipe_postgresql() {
+    debian postgresql-15 "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/lib/postgresql/15/bin:/usr/local/bin:/usr/bin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd postgres --config.exposedports 5432/tcp)
+}
+
+recipe_mariadb() {
+    debian mariadb-server "$work/rootfs.tar"
+    config=(--config.cmd mariadbd --config.exposedports 3306/tcp)
+}
+
+recipe_servers() {
+    debian python3-flask,gunicorn,nginx-light,memcached,sqlite3,libpython3.11-testsuite \
+        "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd bash)
+}
+
 recipe_tools() {
     debian python3,python3-flask,redis-server,nginx-light,nodejs,gcc,libc6-dev "$work/rootfs.tar"
     mkdir -p "$work/extra/opt/bench"
@@ -92,7 +110,7 @@ build() { # NAME
     key=$(cat "$here/build.sh" "$here"/programs/* | sha256sum | cut -c1-16)
     # The big images depend on their own recipe only, so that editing a test program is cheap.
     case $name in
-        python | redis) key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
+        mariadb | postgresql | python | redis | servers) key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
         tools) key=$({ declare -f debian recipe_tools; cat "$here"/programs/*.c; } |
             sha256sum | cut -c1-16) ;;
     esac

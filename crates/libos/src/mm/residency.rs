@@ -7,7 +7,9 @@
 //! one are often equal: then nothing is written.
 //!
 //! The kernel needs no residency: its copies find a page live or saved. Only the way back to user
-//! mode waits for it, in [`Space::enter_user`].
+//! mode waits for it, in [`Space::enter_user`], in a queue: of two spaces that want the same
+//! addresses the one that came first gets them, so that any number of siblings all get on. Whoever
+//! frees a turn wakes the first that may use it, and nobody else.
 //!
 //! Lock order: outermost. Under it: a space's `member`, then its state, then other spaces' states
 //! (only one thread holds this lock, so their order does not matter).
@@ -29,8 +31,14 @@ use crate::{Result, Thread};
 /// Global state of turn-taking.
 pub(crate) struct Residency {
     spaces: Vec<Arc<Space>>,
-    /// Threads that wait for their space's turn.
-    waiting: Vec<Weak<Thread>>,
+    /// Threads that wait for their space's turn, in the order of their arrival.
+    waiting: Vec<Waiter>,
+}
+
+/// A thread that waits for its space's turn.
+struct Waiter {
+    thread: Weak<Thread>,
+    space: Arc<Space>,
 }
 
 /// Excludes switching.
@@ -82,13 +90,39 @@ pub(super) fn register(space: &Arc<Space>) {
 
 /// A thread is about to sleep in the kernel: whoever waits for its space to pause should look.
 pub fn note_sleep(thread: &Thread) {
-    if WAITING.load(Ordering::SeqCst) > 0 {
-        let waiting = lock().waiting.clone();
-        for other in waiting.iter().filter_map(Weak::upgrade) {
-            if !core::ptr::eq(&*other, thread) {
-                other.notify();
+    if WAITING.load(Ordering::SeqCst) == 0 {
+        return;
+    }
+    let mm = thread.mm();
+    if mm.conflicted.load(Ordering::SeqCst) && mm.is_asleep() {
+        lock().pass_on();
+    }
+}
+
+impl Residency {
+    /// Wakes the first in the queue who may have a turn now.
+    fn pass_on(&self) {
+        let first = self.waiting.iter().find(|waiter| waiter.space.may_enter());
+        if let Some(thread) = first.and_then(|waiter| waiter.thread.upgrade()) {
+            thread.notify();
+        }
+    }
+
+    /// Whether somebody who came before `space` waits for the same addresses and could have them
+    /// now.
+    fn is_first(&self, space: &Space) -> bool {
+        for waiter in &self.waiting {
+            if core::ptr::eq(&*waiter.space, space) {
+                return true;
+            }
+            if waiter.thread.strong_count() > 0
+                && space.is_neighbour(&waiter.space)
+                && waiter.space.may_enter()
+            {
+                return false;
             }
         }
+        true
     }
 }
 
@@ -106,52 +140,74 @@ pub(super) fn users_of(object: &Arc<SharedObject>) -> u64 {
 impl Space {
     /// Gives the rest of a turn to whoever waits for it (sched_yield).
     pub fn give_way(&self) {
-        if WAITING.load(Ordering::SeqCst) == 0 {
+        if WAITING.load(Ordering::SeqCst) == 0 || !self.conflicted.load(Ordering::SeqCst) {
             return;
         }
         let guard = lock();
         self.member.lock().until = 0;
-        let waiting = guard.waiting.clone();
-        drop(guard);
-        waiting
-            .iter()
-            .filter_map(Weak::upgrade)
-            .for_each(|thread| thread.notify());
+        guard.pass_on();
     }
 
     /// Waits until user code of this space may run. Call it last on the way to user mode when
     /// [`Work::RESIDENCY`] is set, holding no lock. Returns early, the work still set, when the
     /// thread must end.
     pub fn enter_user(&self, thread: &Arc<Thread>) {
+        let mut queued = false;
         loop {
             let seen = thread.event_count();
             let mut guard = lock();
-            if self.try_enter(&mut guard) {
+            let entered = self.try_enter(&mut guard);
+            if entered {
                 thread.clear_work(Work::RESIDENCY);
+            }
+            if entered || thread.work().contains(Work::EXIT) {
+                if queued {
+                    self.leave_queue(&mut guard, thread);
+                }
                 return;
             }
-            if thread.work().contains(Work::EXIT) {
-                return;
+            if !queued {
+                // Look again: who fell asleep just before this one stood in the queue woke nobody.
+                queued = true;
+                self.join_queue(&mut guard, thread);
+                continue;
             }
-            let deadline = self.earliest_turn();
-            guard.waiting.push(Arc::downgrade(thread));
-            self.member.lock().waiting += 1;
-            WAITING.fetch_add(1, Ordering::SeqCst);
+            let deadline = self.next_look(&guard);
             drop(guard);
-            // Asleep since before this thread waited: nobody will say so again.
-            if !self.may_enter() {
-                thread
-                    .clock
-                    .asleep(|| platform().sleep(thread, seen, Some(deadline)));
-            }
-            let mut guard = lock();
-            let this = Arc::downgrade(thread);
-            if let Some(at) = guard.waiting.iter().position(|other| other.ptr_eq(&this)) {
-                guard.waiting.swap_remove(at);
-            }
+            thread
+                .clock
+                .asleep(|| platform().sleep(thread, seen, Some(deadline)));
+        }
+    }
+
+    fn join_queue(&self, guard: &mut Guard, thread: &Arc<Thread>) {
+        let this = guard
+            .spaces
+            .iter()
+            .find(|space| core::ptr::eq(&***space, self));
+        // A space that is torn down has no threads left but one that is about to end.
+        let Some(space) = this.cloned() else { return };
+        guard.waiting.push(Waiter {
+            thread: Arc::downgrade(thread),
+            space,
+        });
+        self.member.lock().waiting += 1;
+        WAITING.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn leave_queue(&self, guard: &mut Guard, thread: &Arc<Thread>) {
+        let this = Arc::downgrade(thread);
+        let at = guard
+            .waiting
+            .iter()
+            .position(|waiter| waiter.thread.ptr_eq(&this));
+        if let Some(at) = at {
+            guard.waiting.remove(at);
             self.member.lock().waiting -= 1;
             WAITING.fetch_sub(1, Ordering::SeqCst);
         }
+        // The other threads of this space may run as well; or whoever stood behind this one.
+        guard.pass_on();
     }
 
     /// Whether user code of this space may run now.
@@ -163,16 +219,25 @@ impl Space {
         if self.member.lock().resident {
             return true;
         }
-        let ready = self.turn_is_free();
+        let ready = self.turn_is_free() && guard.is_first(self);
         if ready {
             self.make_resident(guard);
         }
         ready
     }
 
+    /// Whether user code of this space may run, or could if nobody else waited. Under the residency
+    /// lock.
     fn may_enter(&self) -> bool {
-        let _guard = lock();
         self.member.lock().resident || self.turn_is_free()
+    }
+
+    fn is_neighbour(&self, other: &Arc<Space>) -> bool {
+        let member = self.member.lock();
+        member
+            .neighbours
+            .iter()
+            .any(|known| Arc::ptr_eq(known, other))
     }
 
     /// Whether every resident neighbour has had its turn, or sleeps.
@@ -187,15 +252,22 @@ impl Space {
         })
     }
 
-    fn earliest_turn(&self) -> u64 {
+    /// When to look again if nobody says anything: at the end of the turn, or later for those who
+    /// are not the next.
+    fn next_look(&self, guard: &Guard) -> u64 {
         let neighbours = self.member.lock().neighbours.clone();
         let ends = neighbours.iter().filter_map(|other| {
             let member = other.member.lock();
             member.resident.then_some(member.until)
         });
-        ends.max()
+        let end = ends
+            .max()
             .unwrap_or(0)
-            .max(platform().monotonic() + 1_000_000)
+            .max(platform().monotonic() + 1_000_000);
+        match guard.is_first(self) {
+            true => end,
+            false => end + SLICE,
+        }
     }
 
     /// Whether all threads sleep in the kernel.
@@ -286,7 +358,6 @@ impl Space {
                 other.conflicted.store(false, Ordering::SeqCst);
             }
         }
-        let waiting = guard.waiting.clone();
         let all = platform().user_range();
         let reserved = {
             let mut locked = self.lock_with(guard);
@@ -294,10 +365,7 @@ impl Space {
             core::mem::take(&mut locked.reserved)
         };
         reserved.into_iter().for_each(allocator::release);
-        waiting
-            .iter()
-            .filter_map(Weak::upgrade)
-            .for_each(|thread| thread.notify());
+        lock().pass_on();
     }
 }
 
