@@ -8,10 +8,10 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this structure; the runtime refuses any other.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The configuration of one container.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
     pub version: u32,
     pub rootfs: Rootfs,
@@ -29,7 +29,9 @@ pub struct Config {
     pub memory: u64,
     /// Most threads at once.
     pub threads: u32,
-    /// Standard streams are a terminal of the host.
+    /// Standard streams are a terminal of the host: the host's word, never measured, see
+    /// [`crate::input`].
+    #[serde(skip)]
     pub terminal: bool,
     /// /etc/resolv.conf, /etc/hosts: content that replaces the image's.
     pub files: Vec<FixedFile>,
@@ -37,11 +39,63 @@ pub struct Config {
     pub stop_signal: u32,
     /// Options that weaken the container; each is announced at start.
     pub insecure: Vec<Insecure>,
+    /// Arguments after `argv` when the host gives none.
+    pub default_arguments: Vec<Vec<u8>>,
+    /// What the host may add at the start.
+    pub host: HostPolicy,
+    /// Lines of /etc/hosts after the usual ones.
+    pub hosts: Vec<u8>,
+    /// What is mounted over the files of the image, in this order.
+    pub mounts: Vec<Mount>,
+    /// CPU features, as /proc/cpuinfo names them, without which the container does not start.
+    pub cpu_features: Vec<String>,
+}
+
+/// What the host may say when it starts the container. Closed by default: whatever is not named
+/// here is refused inside the enclave. Patterns are those of [`crate::pattern`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPolicy {
+    /// Arguments behind `argv`; each must match one of the patterns. `None`: locked.
+    pub arguments: Option<Vec<String>>,
+    /// Environment variables that it may set.
+    pub environment: Vec<HostVariable>,
+    /// It may choose the host name.
+    pub hostname: bool,
+    /// It supplies /etc/resolv.conf and lines of /etc/hosts: they are untrusted by nature, so they
+    /// are checked for their syntax only.
+    pub resolver: bool,
+    /// It may start further programs in the running container.
+    pub exec: bool,
+}
+
+/// An environment variable that the host may set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostVariable {
+    pub name: String,
+    /// What the value must match.
+    pub pattern: String,
+    /// The container does not start without it.
+    pub required: bool,
+}
+
+/// A file system over a directory of the image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub target: Vec<u8>,
+    pub read_only: bool,
+    pub kind: MountKind,
+}
+
+/// What is mounted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountKind {
+    /// Memory of the enclave: at most `size` bytes (0: half of the container's), root's `mode`.
+    Tmpfs { size: u64, mode: u32 },
 }
 
 /// The verified root file system: an EROFS image with a dm-verity tree (hash format 1, SHA-256).
 /// The reader in the enclave takes all of this from here and ignores any superblock of the tree.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rootfs {
     /// Bytes of the EROFS image, a multiple of 4096. The hash tree follows it at this offset in
     /// the file (preceded by nothing: no verity superblock in between).
@@ -94,6 +148,8 @@ pub enum Insecure {
     Debug,
     /// System calls are printed to the host's standard error.
     Strace,
+    /// The host may start programs in the container.
+    Exec,
 }
 
 impl Config {

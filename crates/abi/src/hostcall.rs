@@ -59,7 +59,11 @@ pub struct BootParams {
     pub platform: u64,
     /// Host process id, for messages only.
     pub host_pid: u64,
-    pub reserved: [u64; 8],
+    /// What the host adds to the configuration, where that lets it: a serialised
+    /// [`HostInput`](crate::input::HostInput), and its length in bytes (0: nothing).
+    pub input: u64,
+    pub input_len: u64,
+    pub reserved: [u64; 6],
 }
 
 /// Bits of [`BootParams::features`].

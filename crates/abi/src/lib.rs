@@ -3,6 +3,9 @@
 //! - [`layout`]: where things are in the enclave's address range.
 //! - [`boot`]: the header in the measured bootstrap, filled in by the image builder.
 //! - [`config`]: the measured configuration of one container.
+//! - [`input`]: what the host adds to it at start, and the check against what it may;
+//!   [`pattern`]: what those checks compare with.
+//! - [`cpu`]: CPU features that a configuration may demand.
 //! - [`hostcall`]: what the enclave may ask of the host, and the memory both sides share.
 //! - [`sites`]: instructions of executable files that the runtime rewrites.
 //!
@@ -15,8 +18,11 @@ extern crate alloc;
 
 pub mod boot;
 pub mod config;
+pub mod cpu;
 pub mod hostcall;
+pub mod input;
 pub mod layout;
+pub mod pattern;
 pub mod sites;
 
 /// Bytes in a page.

@@ -40,6 +40,9 @@ pub enum Command {
             bulla measure [OPTIONS] --rootfs DIR PROGRAM [ARGS]..."
     )]
     Measure(Box<MeasureArguments>),
+    /// Manifests (bulla.toml): write one for an image, check one, look keys up
+    #[command(subcommand)]
+    Manifest(crate::manifest::Arguments),
     /// Show what an image says about itself
     Inspect(InspectArguments),
     /// Say which platform this machine offers, and why
@@ -86,6 +89,10 @@ pub struct Workload {
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
 
+    /// Manifest (bulla.toml) of the container; options then go where it lets them
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+
     /// Replace the image's entry point (and its default arguments)
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<OsString>,
@@ -129,6 +136,14 @@ pub struct Workload {
     /// Use these name servers instead of the host's /etc/resolv.conf
     #[arg(long, value_name = "ADDRESS")]
     pub dns: Vec<std::net::IpAddr>,
+
+    /// Add a line to /etc/hosts
+    #[arg(long, value_name = "NAME:ADDRESS")]
+    pub add_host: Vec<String>,
+
+    /// Let the host start further programs in the container (`bulla exec`)
+    #[arg(long)]
+    pub insecure_exec: bool,
 
     /// Print every system call (insecure: shows what the program does)
     #[arg(long)]

@@ -39,6 +39,10 @@ pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
             "insecure_host_faults",
             "the host may lie to the program about the addresses of page faults",
         ),
+        Insecure::Exec => (
+            "insecure_exec",
+            "the host may start programs in the container, which see all its data",
+        ),
         Insecure::Debug => ("insecure_debug", "the host can read the enclave's memory"),
         Insecure::Strace => (
             "insecure_strace",

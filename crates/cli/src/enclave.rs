@@ -29,11 +29,14 @@ pub fn build(
 
 /// A SIGSTRUCT for the image by this machine's development key, kept so that the next start of the
 /// same enclave need not sign.
-pub fn sign(image: &EnclaveImage, state: &State) -> Result<SigStruct, Failure> {
+pub fn sign(
+    prepared: &Prepared,
+    image: &EnclaveImage,
+    state: &State,
+) -> Result<SigStruct, Failure> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
     let date = Date::from_unix(seconds.map_or(0, |time| time.as_secs()));
-    // The image's runtime adapts to a CPU without AVX; the signature is the same for both.
-    let wanted = Description::of(image, date).allow_less_state(bulla_sgx::xfrm::AVX);
+    let wanted = describe(image, date, prepared.product_id, prepared.security_version);
     let unsigned = wanted.unsigned()?;
     if let Some(known) = state.signature(&image.mrenclave)
         && let Some(known) = SigStruct::from_bytes(&known)
@@ -53,6 +56,22 @@ pub fn sign(image: &EnclaveImage, state: &State) -> Result<SigStruct, Failure> {
     let signed = wanted.sign(&state.development_key()?)?;
     state.keep_signature(&image.mrenclave, &signed.to_bytes());
     Ok(signed)
+}
+
+/// What the signature of an image says.
+pub fn describe(
+    image: &EnclaveImage,
+    date: Date,
+    product_id: u16,
+    security_version: u16,
+) -> Description {
+    // The image's runtime adapts to a CPU without AVX; the signature is the same for both.
+    let description = Description::of(image, date).allow_less_state(bulla_sgx::xfrm::AVX);
+    Description {
+        isv_prod_id: product_id,
+        isv_svn: security_version,
+        ..description
+    }
 }
 
 /// The image in the loader's terms.

@@ -43,5 +43,6 @@ failure_from!(
     bulla_image::LayoutError,
     bulla_image::SignError,
     bulla_image::KeyError,
+    bulla_image::manifest::ManifestError,
     bulla_loader::Error
 );

@@ -11,9 +11,11 @@ mod doctor;
 mod enclave;
 mod failure;
 mod inspect;
+mod manifest;
 mod measure;
 mod platform;
 mod run;
+mod settle;
 mod state;
 mod workload;
 
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => (run::run(arguments), arguments.json),
         Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
+        Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
         Command::Doctor(arguments) => (doctor::run(arguments), false),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -47,7 +47,7 @@ pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
             pages: image.pages(),
             measured_pages: image.measured_pages(),
         });
-        signed = Some(enclave::sign(&image, &State::of_user())?);
+        signed = Some(enclave::sign(&prepared, &image, &State::of_user())?);
     }
     let signed = signed.ok_or_else(|| Failure::new("no layout to measure"))?;
     let report = Report {

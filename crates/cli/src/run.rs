@@ -49,7 +49,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         ..Options::default()
     };
     let image = enclave::build(&prepared, kind, &options)?;
-    let signature = enclave::sign(&image, &State::of_user())?;
+    let signature = enclave::sign(&prepared, &image, &State::of_user())?;
 
     let platform_name = opened.backend.name();
     banner::start(
@@ -76,6 +76,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         .map_err(|error| Failure::new(format!("cannot open {shown}: {error}")))?;
     let mut launch = bulla_loader::Options::new(opened.backend);
     launch.rootfs = Some(rootfs);
+    launch.input = prepared.input.to_bytes();
     launch.stats = arguments.stats;
     launch.hostile = arguments.hostile_host;
     if !arguments.interactive {

@@ -1,20 +1,23 @@
 //! From an image and the command line to the measured configuration.
 //!
-//! `run` and `measure` share this, so equal arguments give an equal configuration and MRENCLAVE.
-//! Inputs from this machine are: the image or directory, environment variables named with
-//! `-e NAME`, and, unless `--dns` is given, /etc/resolv.conf.
+//! `run`, `build` and `measure` share this, so equal arguments give an equal configuration and
+//! MRENCLAVE. Without a manifest the options are part of it; with one they are what the host adds.
+//! Of this machine nothing is measured but environment variables named with `-e NAME`.
 
 use crate::args::Workload;
 use crate::failure::Failure;
-use bulla_abi::config::{Config, FixedFile, Insecure, VERSION};
+use crate::settle::settle;
+use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, VERSION};
+use bulla_abi::input::HostInput;
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
-use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored, User};
+use bulla_image::manifest::Manifest;
+use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 /// What Docker sets when an image does not.
-const DEFAULT_PATH: &[u8] = b"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_HOSTNAME: &str = "bulla";
 /// Room for ordinary servers and language runtimes; pages that are not touched cost nothing.
 const MEMORY_DYNAMIC: u64 = 4 << 30;
@@ -24,18 +27,14 @@ const THREADS_DYNAMIC: u32 = 1024;
 /// The smallest that is of any use: programs, their libraries and stacks.
 const MEMORY_MIN: u64 = 16 << 20;
 
-/// A workload whose root file system is ready.
-pub struct Prepared {
-    config: Config,
-    memory: Option<u64>,
-    threads: Option<u32>,
-    /// The root file system image.
-    pub rootfs: PathBuf,
-    /// The image's id, or the fingerprint of the directory.
-    pub digest: Digest,
+/// A configuration whose limits may still depend on the layout.
+pub struct Draft {
+    pub config: Config,
+    pub memory: Option<u64>,
+    pub threads: Option<u32>,
 }
 
-impl Prepared {
+impl Draft {
     /// The configuration for one layout: they differ in the default limits.
     pub fn config(&self, layout: LayoutKind) -> Config {
         let (memory, threads) = match layout {
@@ -50,9 +49,29 @@ impl Prepared {
     }
 }
 
+/// A workload whose root file system is ready.
+pub struct Prepared {
+    draft: Draft,
+    /// What this machine adds at the start, unmeasured.
+    pub input: HostInput,
+    /// The root file system image.
+    pub rootfs: PathBuf,
+    /// The image's id, or the fingerprint of the directory.
+    pub digest: Digest,
+    /// Numbers of the signature.
+    pub product_id: u16,
+    pub security_version: u16,
+}
+
+impl Prepared {
+    /// The measured configuration for one layout.
+    pub fn config(&self, layout: LayoutKind) -> Config {
+        self.draft.config(layout)
+    }
+}
+
 /// Builds or finds the root file system and makes the configuration.
 pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
-    let memory = workload.memory.as_deref().map(parse_size).transpose()?;
     let (source, arguments) = match &workload.rootfs {
         Some(directory) => (Source::Directory(directory), &workload.words[..]),
         None => {
@@ -63,32 +82,131 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             (Source::Image(image), arguments)
         }
     };
+    let manifest = workload
+        .manifest
+        .as_deref()
+        .map(Manifest::read)
+        .transpose()?;
     let stored = source.stored()?;
+    let (draft, input) = match &manifest {
+        None => (
+            from_options(&stored, workload, arguments)?,
+            ambient_input(workload)?,
+        ),
+        Some(manifest) => {
+            let draft = settle(manifest, &stored.config, stored.rootfs.clone())?;
+            let input = host_input(&draft.config, workload, arguments)?;
+            (draft, input)
+        }
+    };
+    // What the enclave will refuse is better explained before it is built.
+    draft.config.clone().admit(&input).map_err(Failure::new)?;
+    Ok(Prepared {
+        draft,
+        input,
+        rootfs: stored.path,
+        digest: stored.digest,
+        product_id: manifest.as_ref().map_or(0, |manifest| manifest.product_id),
+        security_version: manifest
+            .as_ref()
+            .map_or(0, |manifest| manifest.security_version),
+    })
+}
+
+/// Without a manifest whoever types the command is the owner: the options are measured.
+fn from_options(
+    stored: &Stored,
+    workload: &Workload,
+    arguments: &[OsString],
+) -> Result<Draft, Failure> {
     let image = &stored.config;
-    let hostname = hostname(workload)?;
-    let user = workload.user.clone().unwrap_or_else(|| image.user.clone());
-    let home = home(&stored.users, &user);
     let config = Config {
         version: VERSION,
         rootfs: stored.rootfs.clone(),
         argv: argv(image, workload.entrypoint.as_deref(), arguments)?,
-        env: environment(image, workload, &hostname, home)?,
+        env: environment(image, workload)?,
         cwd: working_directory(image, workload.workdir.as_deref())?,
-        user,
-        files: files(&workload.dns, &hostname),
-        hostname,
-        memory: 0,
-        threads: 0,
-        terminal: workload.tty,
+        user: workload.user.clone().unwrap_or_else(|| image.user.clone()),
+        files: resolver_file(&workload.dns),
+        hostname: hostname(workload)?,
         stop_signal: stop_signal(&image.stop_signal)?,
         insecure: insecure(workload),
+        host: HostPolicy {
+            resolver: workload.dns.is_empty(),
+            exec: workload.insecure_exec,
+            ..HostPolicy::default()
+        },
+        hosts: added_hosts(&workload.add_host)?.into_bytes(),
+        ..Config::default()
     };
-    Ok(Prepared {
+    let memory = workload.memory.as_deref().map(parse_size).transpose()?;
+    Ok(Draft {
         config,
         memory,
         threads: workload.threads,
-        rootfs: stored.path,
-        digest: stored.digest,
+    })
+}
+
+/// What this machine is like, as far as a container is told.
+fn ambient_input(workload: &Workload) -> Result<HostInput, Failure> {
+    Ok(HostInput {
+        resolver: match workload.dns.is_empty() {
+            true => std::fs::read("/etc/resolv.conf").ok(),
+            false => None,
+        },
+        terminal: workload.tty,
+        ..HostInput::default()
+    })
+}
+
+/// Under a manifest whoever types the command is the host: options go where the manifest says so.
+pub fn host_input(
+    config: &Config,
+    workload: &Workload,
+    arguments: &[OsString],
+) -> Result<HostInput, Failure> {
+    let locked = [
+        (workload.entrypoint.is_some(), "--entrypoint", "entrypoint"),
+        (workload.user.is_some(), "--user", "user"),
+        (workload.workdir.is_some(), "--workdir", "workdir"),
+        (workload.memory.is_some(), "--memory", "memory"),
+        (workload.threads.is_some(), "--threads", "threads"),
+        (workload.strace, "--strace", "insecure_strace"),
+        (
+            workload.insecure_host_faults,
+            "--insecure-host-faults",
+            "insecure_host_faults",
+        ),
+        (workload.insecure_exec, "--insecure-exec", "insecure_exec"),
+    ];
+    if let Some((_, option, key)) = locked.into_iter().find(|(given, ..)| *given) {
+        return Err(Failure::new(format!(
+            "{option} is locked: it is part of what is measured; set `{key}` in the manifest and \
+             build the image again"
+        )));
+    }
+    let mut env = Environment::default();
+    read_environment(&mut env, workload)?;
+    let own = config.host.resolver && workload.dns.is_empty();
+    let servers = workload
+        .dns
+        .iter()
+        .map(|address| format!("nameserver {address}\n"));
+    let words = arguments.iter().map(|word| word.as_bytes().to_vec());
+    Ok(HostInput {
+        arguments: (!arguments.is_empty()).then(|| words.collect()),
+        environment: env.0,
+        hostname: match (&workload.hostname, &workload.name) {
+            (Some(name), _) => Some(name.clone()),
+            (None, Some(name)) if config.host.hostname => Some(name.clone()),
+            _ => None,
+        },
+        resolver: match own {
+            true => std::fs::read("/etc/resolv.conf").ok(),
+            false => (!workload.dns.is_empty()).then(|| servers.collect::<String>().into_bytes()),
+        },
+        hosts: added_hosts(&workload.add_host)?.into_bytes(),
+        terminal: workload.tty,
     })
 }
 
@@ -109,6 +227,13 @@ impl Source<'_> {
         };
         Ok(stored)
     }
+}
+
+/// How an image wants to be run, without building anything.
+pub fn image_config(name: &OsStr) -> Result<ImageConfig, Failure> {
+    let reference = Reference::parse(name)?;
+    let image = bulla_oci::Image::open(&reference, &std::env::temp_dir())?;
+    Ok(image.config)
 }
 
 /// Entry point and arguments, with Docker's rules for what replaces what.
@@ -141,23 +266,20 @@ fn argv(
     Ok(argv)
 }
 
-/// Later settings replace earlier ones: defaults, image, files, options.
-fn environment(
-    image: &ImageConfig,
-    workload: &Workload,
-    hostname: &str,
-    home: &str,
-) -> Result<Vec<Vec<u8>>, Failure> {
+/// Later settings replace earlier ones: defaults, image, files, options. The library OS adds
+/// HOME, HOSTNAME and TERM.
+fn environment(image: &ImageConfig, workload: &Workload) -> Result<Vec<Vec<u8>>, Failure> {
     let mut env = Environment::default();
-    env.set(DEFAULT_PATH.to_vec())?;
-    env.set(format!("HOSTNAME={hostname}").into_bytes())?;
-    env.set(format!("HOME={home}").into_bytes())?;
-    if workload.tty {
-        env.set(b"TERM=xterm".to_vec())?;
-    }
+    env.set(DEFAULT_PATH.as_bytes().to_vec())?;
     for variable in &image.env {
         env.set(variable.clone().into_bytes())?;
     }
+    read_environment(&mut env, workload)?;
+    Ok(env.0)
+}
+
+/// --env-file and -e.
+fn read_environment(env: &mut Environment, workload: &Workload) -> Result<(), Failure> {
     for file in &workload.env_file {
         let shown = file.display();
         let text = std::fs::read(file)
@@ -172,7 +294,7 @@ fn environment(
     for variable in &workload.env {
         env.set_or_copy(variable.as_bytes())?;
     }
-    Ok(env.0)
+    Ok(())
 }
 
 #[derive(Default)]
@@ -210,16 +332,6 @@ impl Environment {
     }
 }
 
-/// The user's home directory; `/` when the image does not know the user, as container engines do.
-fn home<'a>(users: &'a [User], user: &str) -> &'a str {
-    let name = user.split(':').next().unwrap_or_default();
-    let found = users.iter().find(|known| match name {
-        "" => known.uid == "0",
-        name => known.name == name || known.uid == name,
-    });
-    found.map_or("/", |user| &user.home)
-}
-
 fn working_directory(image: &ImageConfig, wanted: Option<&OsStr>) -> Result<Vec<u8>, Failure> {
     let path = match wanted {
         Some(path) => path.as_bytes().to_vec(),
@@ -238,9 +350,7 @@ fn working_directory(image: &ImageConfig, wanted: Option<&OsStr>) -> Result<Vec<
 fn hostname(workload: &Workload) -> Result<String, Failure> {
     let name = workload.hostname.as_ref().or(workload.name.as_ref());
     let name = name.map_or(DEFAULT_HOSTNAME, String::as_str);
-    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
-    // HOST_NAME_MAX of Linux.
-    if name.is_empty() || name.len() > 64 || !name.chars().all(valid) {
+    if !bulla_abi::input::is_hostname(name) {
         return Err(Failure::new(format!(
             "{name:?} is not a host name; use letters, digits, dots and hyphens, at most 64"
         )));
@@ -248,25 +358,37 @@ fn hostname(workload: &Workload) -> Result<String, Failure> {
     Ok(name.to_owned())
 }
 
-/// /etc/hosts as container engines write it, and /etc/resolv.conf from the options or the host.
-fn files(dns: &[std::net::IpAddr], hostname: &str) -> Vec<FixedFile> {
-    let hosts =
-        format!("127.0.0.1\tlocalhost {hostname}\n::1\tlocalhost ip6-localhost ip6-loopback\n");
-    let mut files = vec![file("/etc/hosts", hosts.into_bytes())];
-    files.push(file("/etc/hostname", format!("{hostname}\n").into_bytes()));
-    let resolver = if dns.is_empty() {
-        std::fs::read("/etc/resolv.conf").ok()
-    } else {
-        let lines = dns.iter().map(|address| format!("nameserver {address}\n"));
-        Some(lines.collect::<String>().into_bytes())
+/// `--add-host NAME:ADDRESS` as lines of /etc/hosts.
+fn added_hosts(words: &[String]) -> Result<String, Failure> {
+    let line = |word: &String| {
+        let parts = word.split_once(':').or(word.split_once('='));
+        let address = parts.and_then(|(_, address)| {
+            let address = address.trim_start_matches('[').trim_end_matches(']');
+            address.parse::<std::net::IpAddr>().ok()
+        });
+        match (parts, address) {
+            (Some((name, _)), Some(address)) if bulla_abi::input::is_hostname(name) => {
+                Ok(format!("{address}\t{name}\n"))
+            }
+            _ => Err(Failure::new(format!(
+                "--add-host {word:?} is not NAME:ADDRESS, as in db:10.0.0.7"
+            ))),
+        }
     };
-    if let Some(content) = resolver {
-        files.push(file("/etc/resolv.conf", content));
-    }
-    files
+    words.iter().map(line).collect()
 }
 
-fn file(path: &str, content: Vec<u8>) -> FixedFile {
+/// /etc/resolv.conf from --dns.
+fn resolver_file(dns: &[std::net::IpAddr]) -> Vec<FixedFile> {
+    let lines = dns.iter().map(|address| format!("nameserver {address}\n"));
+    let content: String = lines.collect();
+    match content.is_empty() {
+        true => Vec::new(),
+        false => vec![file("/etc/resolv.conf", content.into_bytes())],
+    }
+}
+
+pub fn file(path: &str, content: Vec<u8>) -> FixedFile {
     FixedFile {
         path: path.as_bytes().to_vec(),
         content,
@@ -282,11 +404,14 @@ fn insecure(workload: &Workload) -> Vec<Insecure> {
     if workload.strace {
         insecure.push(Insecure::Strace);
     }
+    if workload.insecure_exec {
+        insecure.push(Insecure::Exec);
+    }
     insecure
 }
 
 /// `SIGTERM`, `TERM`, `15`; empty is SIGTERM, as with Docker.
-fn stop_signal(text: &str) -> Result<u32, Failure> {
+pub fn stop_signal(text: &str) -> Result<u32, Failure> {
     const NAMES: [&str; 31] = [
         "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
         "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG",
@@ -315,8 +440,20 @@ fn stop_signal(text: &str) -> Result<u32, Failure> {
     position.map(|at| at as u32 + 1).ok_or_else(unknown)
 }
 
-/// `512M`, `2G`, `1.5g`, `1073741824`; whole pages.
+/// `512M`, `2G`, `1.5g`, `1073741824`, for the memory of a container; whole pages.
 pub fn parse_size(text: &str) -> Result<u64, Failure> {
+    let bytes = parse_bytes(text)?;
+    if bytes < MEMORY_MIN {
+        return Err(Failure::new(format!(
+            "{text} of memory is too little; give at least {}M",
+            MEMORY_MIN >> 20
+        )));
+    }
+    Ok(bytes)
+}
+
+/// The same, of any size.
+pub fn parse_bytes(text: &str) -> Result<u64, Failure> {
     let invalid = || {
         Failure::new(format!(
             "{text:?} is not a size; write for example 512M or 2G"
@@ -345,13 +482,9 @@ pub fn parse_size(text: &str) -> Result<u64, Failure> {
     };
     let bytes = (whole << shift) + (part << shift) / 10u128.pow(fraction.len() as u32);
     let bytes = u64::try_from(bytes).map_err(|_| invalid())?;
-    if bytes < MEMORY_MIN {
-        return Err(Failure::new(format!(
-            "{text} of memory is too little; give at least {}M",
-            MEMORY_MIN >> 20
-        )));
-    }
-    Ok(bytes.next_multiple_of(bulla_abi::PAGE_SIZE))
+    bytes
+        .checked_next_multiple_of(bulla_abi::PAGE_SIZE)
+        .ok_or_else(invalid)
 }
 
 #[cfg(test)]
@@ -400,21 +533,11 @@ mod tests {
     }
 
     #[test]
-    fn home_directories() {
-        let user = |name: &str, uid: &str, home: &str| User {
-            name: name.into(),
-            uid: uid.into(),
-            home: home.into(),
-        };
-        let users = [user("root", "0", "/root"), user("app", "10", "/srv")];
-        for (name, expected) in [
-            ("", "/root"),
-            ("app", "/srv"),
-            ("app:staff", "/srv"),
-            ("10:10", "/srv"),
-            ("11", "/"),
-        ] {
-            assert_eq!(home(&users, name), expected, "{name}");
+    fn hosts() {
+        let lines = added_hosts(&["db:10.0.0.7".into(), "six:[::1]".into()]).unwrap();
+        assert_eq!(lines, "10.0.0.7\tdb\n::1\tsix\n");
+        for bad in ["db", "db:x", ":1.1.1.1", "a b:1.1.1.1"] {
+            assert!(added_hosts(&[bad.into()]).is_err(), "{bad}");
         }
     }
 

@@ -5,6 +5,7 @@
 //!   page run by page run.
 //! - [`write_sgxs`] writes the image as an SGXS stream, the format of Fortanix' `sgxs-tools`.
 //! - [`Description`], [`SigningKey`], [`PublicKey`]: SIGSTRUCT, signed in one step or in two.
+//! - [`manifest`]: `bulla.toml`, its schema and its checks.
 //! - [`find_sites`]: the instructions of an executable that the runtime rewrites.
 //! - [`embedded`] (feature): bootstrap and runtime, built from this workspace.
 //!
@@ -16,6 +17,7 @@ mod elf;
 pub mod embedded;
 mod key;
 mod layout;
+pub mod manifest;
 mod sgxs;
 mod sign;
 mod sites;

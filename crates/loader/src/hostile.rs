@@ -162,6 +162,8 @@ impl Hostile {
             5 => parameters.cpus = value,
             6 => parameters.tsc_hz = value,
             7 => parameters.platform = value,
+            8 => parameters.input = value,
+            9 => parameters.input_len = value,
             _ => {}
         }
     }

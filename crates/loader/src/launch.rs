@@ -25,6 +25,8 @@ pub struct Options {
     pub backend: Box<dyn Backend>,
     /// The root file system image, to be mapped for the enclave.
     pub rootfs: Option<File>,
+    /// What the host adds to the measured configuration, as the enclave reads it.
+    pub input: Vec<u8>,
     /// Whether [`Finished::stats`] is wanted.
     pub stats: bool,
     /// The host's descriptors for the enclave's 0, 1 and 2.
@@ -42,6 +44,7 @@ impl Options {
         Options {
             backend,
             rootfs: None,
+            input: Vec::new(),
             stats: false,
             standard: [0, 1, 2],
             log_level: 1,
@@ -115,7 +118,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
     let added_bytes = load(&*backend, &enclave, &mut clock)?;
 
     let hostile = options.hostile.map(Hostile::new);
-    let mut parameters = boot_parameters(&*backend, rootfs, clock.moment);
+    let mut parameters = boot_parameters(&*backend, rootfs, options.input, clock.moment);
     if let Some(hostile) = &hostile {
         hostile.spoil(&mut parameters);
     }
@@ -191,7 +194,13 @@ fn load(backend: &dyn Backend, enclave: &Enclave, clock: &mut Stopwatch) -> Resu
     Ok(added)
 }
 
-fn boot_parameters(backend: &dyn Backend, rootfs: (u64, u64), start: Moment) -> BootParams {
+fn boot_parameters(
+    backend: &dyn Backend,
+    rootfs: (u64, u64),
+    input: Vec<u8>,
+    start: Moment,
+) -> BootParams {
+    let input_len = input.len() as u64;
     let features = backend.features();
     let mut bits = 0;
     for (present, bit) in [
@@ -213,7 +222,10 @@ fn boot_parameters(backend: &dyn Backend, rootfs: (u64, u64), start: Moment) -> 
         tsc_hz: if features.rdtsc { start.frequency() } else { 0 },
         platform: bits,
         host_pid: u64::from(std::process::id()),
-        reserved: [0; 8],
+        // Never freed: the enclave copies it at its first entry.
+        input: input.leak().as_ptr() as u64,
+        input_len,
+        reserved: [0; 6],
     }
 }
 

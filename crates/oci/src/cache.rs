@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! CACHE/rootfs-3/HEX.img    EROFS image, hash tree, site lists; HEX names the layers' content
-//! CACHE/rootfs-3/HEX.json   its sizes, salt, hashes, and the home directories of its users
+//! CACHE/rootfs-3/HEX.json   its sizes, salt and hashes
 //! CACHE/sources-1/HEX.json  what an archive or directory held when it was last read
 //! ```
 //! Files appear under their name by renaming a complete file, so readers need no lock; builders of
@@ -37,8 +37,6 @@ pub struct Cache {
 pub struct Stored {
     pub path: PathBuf,
     pub rootfs: Rootfs,
-    /// The users of its /etc/passwd.
-    pub users: Vec<User>,
     /// How the image wants to be run; empty for a plain directory.
     pub config: ImageConfig,
     /// The image's id; for a plain directory a fingerprint of its files' attributes.
@@ -47,39 +45,10 @@ pub struct Stored {
     pub built: bool,
 }
 
-/// A line of /etc/passwd, as far as it matters for the first process's environment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct User {
-    pub name: String,
-    pub uid: String,
-    pub home: String,
-}
-
 /// What is known of an image in the cache.
 #[derive(Clone, Serialize, Deserialize)]
 struct Description {
     rootfs: Rootfs,
-    users: Vec<User>,
-}
-
-/// Users beyond this much of /etc/passwd, or of this many lines, are not looked at.
-const PASSWD_MAX: u64 = 256 << 10;
-const USERS_MAX: usize = 1000;
-
-fn users(tree: &Tree) -> Vec<User> {
-    let text = tree.read(b"/etc/passwd", PASSWD_MAX).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().take(USERS_MAX).filter_map(|line| {
-        let mut fields = line.split(':');
-        let (name, uid) = (fields.next()?, fields.nth(1)?);
-        let home = fields.nth(2)?;
-        Some(User {
-            name: name.to_owned(),
-            uid: uid.to_owned(),
-            home: home.to_owned(),
-        })
-    });
-    lines.collect()
 }
 
 /// Writes the image of a tree into an empty file.
@@ -151,7 +120,6 @@ impl Cache {
         Ok(Stored {
             path: self.rootfs_path(&content, "img"),
             rootfs: description.rootfs,
-            users: description.users,
             config: image.config,
             digest: image.digest,
             built,
@@ -195,7 +163,6 @@ impl Cache {
         Ok(Stored {
             path: self.rootfs_path(&content, "img"),
             rootfs: description.rootfs,
-            users: description.users,
             config: ImageConfig::default(),
             digest: fingerprint,
             built,
@@ -209,7 +176,6 @@ impl Cache {
         let description = self.complete(&content)?;
         Some(Stored {
             rootfs: description.rootfs,
-            users: description.users,
             path: self.rootfs_path(&content, "img"),
             digest: Digest::parse(&source.digest)?,
             config: source.config,
@@ -280,10 +246,7 @@ impl Cache {
         };
         let path = self.rootfs_path(content, "img");
         std::fs::rename(&temporary, &path).map_err(Error::io(&path))?;
-        let description = Description {
-            rootfs,
-            users: users(&tree),
-        };
+        let description = Description { rootfs };
         write_json(&self.rootfs_path(content, "json"), &description)?;
         let _ = std::fs::remove_file(&lock_path);
         Ok((description, true))

@@ -21,6 +21,9 @@ pub struct ImageConfig {
     pub volumes: Vec<String>,
     /// `SIGTERM`, `15`; empty when the image does not say.
     pub stop_signal: String,
+    /// When it was made, in RFC 3339; empty when the image does not say.
+    #[serde(default)]
+    pub created: String,
     /// Sorted.
     pub labels: Vec<(String, String)>,
 }
@@ -46,9 +49,13 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, Error> {
         });
     }
     let diff_ids = parsed.rootfs().diff_ids().clone();
+    let created = parsed.created().clone().unwrap_or_default();
     let Some(config) = parsed.config() else {
         return Ok(Parsed {
-            config: ImageConfig::default(),
+            config: ImageConfig {
+                created,
+                ..ImageConfig::default()
+            },
             diff_ids,
         });
     };
@@ -71,6 +78,7 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Parsed, Error> {
             exposed_ports: sorted(list(config.exposed_ports())),
             volumes: sorted(list(config.volumes())),
             stop_signal: text(config.stop_signal()),
+            created,
             labels,
         },
         diff_ids,

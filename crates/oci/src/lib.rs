@@ -25,7 +25,7 @@ mod tree;
 mod unpack;
 
 pub use build::build_rootfs;
-pub use cache::{Cache, Stored, User};
+pub use cache::{Cache, Stored};
 pub use config::ImageConfig;
 pub use digest::Digest;
 pub use error::Error;

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bulla_abi::boot::BootHeader;
 use bulla_abi::config::Config;
 use bulla_abi::hostcall::{BootParams, HostCall, features, platform};
+use bulla_abi::input::{self, HostInput};
 use bulla_libos::Thread;
 
 use crate::platform::ENCLAVE;
@@ -39,7 +40,7 @@ pub fn has_exinfo() -> bool {
 /// Starts the kernel; the first thread.
 pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
     let params = read_params(params);
-    let config = read_config(header);
+    let config = read_config(header).admit(&read_input(&params));
     HOST.rootfs.store(params.rootfs, Ordering::Relaxed);
     HOST.rootfs_len.store(params.rootfs_len, Ordering::Relaxed);
     HOST.features.store(params.features, Ordering::Relaxed);
@@ -51,14 +52,46 @@ pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
     if params.features & features::RDRAND == 0 {
         crate::panic::fatal("the CPU has no RDRAND; an enclave cannot run here");
     }
+    let config = match config {
+        Ok(config) => config,
+        Err(refused) => fail(125, &alloc::format!("{refused}")),
+    };
+    if let Some(missing) = crate::cpu::first_missing(&config.cpu_features) {
+        let message = alloc::format!(
+            "this CPU has no {missing}, which the manifest demands; start the container on \
+             another machine, or take {missing} out of [cpu] features"
+        );
+        fail(125, &message);
+    }
     match bulla_libos::boot(&ENCLAVE, config) {
         Ok(thread) => thread,
-        Err(error) => {
-            log(0, &error.message);
-            loop {
-                hostcall::call(HostCall::Exit, [u64::from(error.code) << 8, 0, 0, 0]);
-            }
-        }
+        Err(error) => fail(error.code, &error.message),
+    }
+}
+
+fn fail(code: u8, message: &str) -> ! {
+    log(0, message);
+    loop {
+        hostcall::call(HostCall::Exit, [u64::from(code) << 8, 0, 0, 0]);
+    }
+}
+
+/// What the host adds to the configuration: copied in once.
+fn read_input(params: &BootParams) -> HostInput {
+    if params.input_len == 0 {
+        return HostInput::default();
+    }
+    if params.input_len > input::SIZE_MAX || !untrusted::is_outside(params.input, params.input_len)
+    {
+        crate::panic::fatal("the host's input is too large or lies inside the enclave");
+    }
+    let mut bytes = alloc::vec![0u8; params.input_len as usize];
+    if untrusted::copy_in(params.input, &mut bytes).is_err() {
+        crate::panic::fatal("the host's input cannot be read");
+    }
+    match HostInput::from_bytes(&bytes) {
+        Some(input) => input,
+        None => crate::panic::fatal("the host's input is malformed or of another version"),
     }
 }
 
@@ -81,6 +114,8 @@ fn read_params(address: u64) -> BootParams {
     params.tsc_hz = word(5);
     params.platform = word(6);
     params.host_pid = word(7);
+    params.input = word(8);
+    params.input_len = word(9);
     if params.size != size_of::<BootParams>() as u64 {
         crate::panic::fatal("loader and enclave are of different versions; rebuild both");
     }

@@ -17,6 +17,7 @@ extern crate alloc;
 mod area;
 mod boot;
 mod clock;
+mod cpu;
 mod entry;
 mod exception;
 mod heap;

@@ -94,6 +94,7 @@ pub fn config(memory: u64, threads: u32) -> Config {
         files: Vec::new(),
         stop_signal: 15,
         insecure: Vec::new(),
+        ..Config::default()
     }
 }
 

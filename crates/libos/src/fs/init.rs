@@ -5,7 +5,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use bulla_abi::config::Config;
+use bulla_abi::config::{Config, Mount, MountKind};
 use spin::Once;
 
 use super::context::FsContext;
@@ -127,6 +127,10 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     attach(&context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
     mount_system(&context).map_err(named("/sys"))?;
     write_cgroup(&context, config.memory).map_err(named("/sys/fs/cgroup"))?;
+    for wanted in &config.mounts {
+        let mounted = mount_configured(&context, wanted);
+        mounted.map_err(named("a mount of the manifest"))?;
+    }
     for file in &config.files {
         replace_file(&context, &file.path, &file.content, file.mode)
             .map_err(named("a file of the configuration"))?;
@@ -147,6 +151,21 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     };
     context.set_cwd(cwd.map_err(named("the working directory"))?);
     Ok(context)
+}
+
+/// A mount that the manifest asks for; what the image has below it is hidden.
+fn mount_configured(context: &FsContext, wanted: &Mount) -> Result<()> {
+    let MountKind::Tmpfs { size, mode } = wanted.kind;
+    let limit = match size {
+        0 => budget().limit(),
+        size => size.min(budget().limit()),
+    };
+    let root = MemFs::new(TMPFS_MAGIC, budget(), limit).empty_root(mode & 0o7777);
+    let mut flags = mount::flags::NOSUID | mount::flags::NODEV | mount::flags::RELATIME;
+    if wanted.read_only {
+        flags |= mount::flags::RDONLY;
+    }
+    attach(context, &wanted.target, Dentry::root(root), "tmpfs", flags)
 }
 
 const NOSUID_NODEV_NOEXEC: u32 =

@@ -1,0 +1,195 @@
+//! The keys of the manifest.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The manifest of a confidential container. Every key is optional; without a manifest the image's
+/// own configuration holds and is locked.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "bulla.toml")]
+pub struct Manifest {
+    /// The program to start and its first arguments; replaces the image's entry point.
+    pub entrypoint: Option<Vec<String>>,
+    /// User to run as: NAME, UID, NAME:GROUP or UID:GID; replaces the image's.
+    pub user: Option<String>,
+    /// Working directory; replaces the image's.
+    pub workdir: Option<String>,
+    /// Signal that asks the container to stop, as SIGTERM or 15; replaces the image's.
+    pub stop_signal: Option<String>,
+    /// Product id (ISVPRODID): tells enclaves of one signer apart.
+    pub product_id: u16,
+    /// Security version (ISVSVN): raise it when a version must no longer be trusted.
+    pub security_version: u16,
+    /// Memory for the programs, as 512M or 2G. Default: 4G in the dynamic layout, 1G in the
+    /// static one, where all of it is added before the start.
+    pub memory: Option<String>,
+    /// Most threads at once. Default: 1024 in the dynamic layout, 64 in the static one.
+    #[schemars(range(min = 1, max = 4096))]
+    pub threads: Option<u32>,
+    /// Insecure: a debug enclave, whose memory the host can read.
+    pub insecure_debug: bool,
+    /// Insecure: prints every system call on the host's standard error.
+    pub insecure_strace: bool,
+    /// Insecure: believes the host's word for the addresses of page faults, on CPUs that do not
+    /// report them to the enclave.
+    pub insecure_host_faults: bool,
+    /// Insecure: lets the host start further programs in the running container (`bulla exec`).
+    /// They see everything that the container's own programs see.
+    pub insecure_exec: bool,
+    /// Arguments of the program.
+    pub arguments: Arguments,
+    /// Environment variables, by name: a text fixes one; `{ host = true }` lets the host set it;
+    /// `{ secret = "NAME" }` takes it from the coordinator; `false` removes the image's.
+    pub environment: BTreeMap<String, Variable>,
+    /// Host name, name servers and /etc/hosts.
+    pub network: Network,
+    /// What the CPU must offer.
+    pub cpu: Cpu,
+    /// File systems over directories of the image.
+    pub mounts: Vec<Mount>,
+    /// Attestation; see the manual's page about it.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub attestation: Option<toml::Table>,
+    /// The coordinator that gives the container its secrets; see the manual's page about it.
+    #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
+    pub coordinator: Option<toml::Table>,
+}
+
+/// Arguments of the program.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Arguments {
+    /// Whether the host may give arguments: `locked` (no), `append` (behind the fixed ones) or
+    /// `host` (instead of them; they hold when it gives none).
+    pub mode: ArgumentMode,
+    /// Arguments behind the entry point; replaces the image's command.
+    pub fixed: Option<Vec<String>>,
+    /// What each argument of the host must match: `*` any text, `?` a character, `[a-z]` a set,
+    /// anything else itself. Default: any.
+    pub patterns: Option<Vec<String>>,
+}
+
+/// Who decides about arguments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ArgumentMode {
+    #[default]
+    Locked,
+    Append,
+    Host,
+}
+
+/// An environment variable.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Variable {
+    /// This value.
+    Fixed(String),
+    /// `false`: not set, whatever the image says.
+    Set(bool),
+    /// Where the value comes from.
+    From(VariableSource),
+}
+
+/// Where the value of an environment variable comes from.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct VariableSource {
+    /// The host may set it.
+    pub host: bool,
+    /// What the host's value must match; see `arguments.patterns`. Default: any.
+    pub pattern: Option<String>,
+    /// The value when the host gives none. Default: the image's.
+    pub default: Option<String>,
+    /// The container does not start unless the host gives it.
+    pub required: bool,
+    /// Name of the coordinator's secret that is its value.
+    pub secret: Option<String>,
+}
+
+/// Host name, name servers and /etc/hosts.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Network {
+    /// Host name inside the container.
+    pub hostname: String,
+    /// The host may choose another host name.
+    pub hostname_from_host: bool,
+    /// Where /etc/resolv.conf comes from: `host` (untrusted by nature: its syntax is checked),
+    /// `fixed` (from `nameservers` and `search`) or `image` (the file in the image).
+    pub resolver: Resolver,
+    /// Name servers, with `resolver = "fixed"`.
+    pub nameservers: Vec<std::net::IpAddr>,
+    /// Search domains, with `resolver = "fixed"`.
+    pub search: Vec<String>,
+    /// Names with fixed addresses, for /etc/hosts: `db = "10.0.0.7"`.
+    pub hosts: BTreeMap<String, std::net::IpAddr>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Network {
+            hostname: "bulla".into(),
+            hostname_from_host: false,
+            resolver: Resolver::Host,
+            nameservers: Vec::new(),
+            search: Vec::new(),
+            hosts: BTreeMap::new(),
+        }
+    }
+}
+
+/// Where /etc/resolv.conf comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Resolver {
+    #[default]
+    Host,
+    Fixed,
+    Image,
+}
+
+/// What the CPU must offer.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cpu {
+    /// Features, as /proc/cpuinfo names them, without which the container does not start.
+    pub features: Vec<String>,
+}
+
+/// A file system over a directory of the image.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Mount {
+    /// Absolute path of the directory; made if the image has none.
+    pub target: String,
+    /// What is mounted: `tmpfs` (memory of the enclave, gone at the end), `volume` (a protected
+    /// volume) or `insecure_passthrough` (a directory of the host, which sees and may change all
+    /// of it).
+    #[serde(rename = "type")]
+    pub kind: MountType,
+    /// Most bytes of a tmpfs, as 64M. Default: half of the container's memory.
+    #[serde(default)]
+    pub size: Option<String>,
+    /// Mode of a tmpfs' root directory, octal.
+    #[serde(default = "default_mode")]
+    pub mode: String,
+    /// Whether it cannot be written to.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
+fn default_mode() -> String {
+    "1777".into()
+}
+
+/// Kinds of mounts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MountType {
+    Tmpfs,
+    Volume,
+    InsecurePassthrough,
+}
