@@ -138,7 +138,8 @@ impl Manifest {
                 "resolver = \"fixed\" needs at least one",
             ));
         }
-        if !fixed && !(network.nameservers.is_empty() && network.search.is_empty()) {
+        let servers = !network.nameservers.is_empty() || !network.search.is_empty();
+        if servers && !fixed {
             return Err(value(
                 "network.nameservers",
                 "name servers and search domains need resolver = \"fixed\"",

@@ -22,7 +22,7 @@ pub fn template(name: &str, from_image: FromImage<'_>) -> String {
         }
     }
     for section in keys.iter().filter(top).filter(has_inner) {
-        let _ = write!(out, "\n");
+        out.push('\n');
         comment(&mut out, &section.description);
         match section.path.as_str() {
             "environment" => {

@@ -196,7 +196,7 @@ pub fn config() -> bulla_abi::config::Config {
         }],
         stop_signal: 15,
         insecure: Vec::new(),
-        ..Config::default()
+        ..bulla_abi::config::Config::default()
     }
 }
 

@@ -38,7 +38,7 @@ fn config() -> bulla_abi::config::Config {
         files: Vec::new(),
         stop_signal: 15,
         insecure: Vec::new(),
-        ..Config::default()
+        ..bulla_abi::config::Config::default()
     }
 }
 
