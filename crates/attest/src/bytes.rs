@@ -55,3 +55,34 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     out.copy_from_slice(context.finish().as_ref());
     out
 }
+
+/// 32 random bytes.
+pub fn nonce() -> std::io::Result<[u8; 32]> {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0; 32];
+    ring::rand::SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| std::io::Error::other("no random numbers"))?;
+    Ok(bytes)
+}
+
+/// Base64 for addresses, without padding.
+pub fn base64url(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// Standard base64.
+pub fn unbase64(text: &str) -> Option<Vec<u8>> {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.decode(text).ok()
+}
+
+/// The certificates in a PEM text, as DER.
+pub fn pem_certificates(text: &str) -> Option<Vec<Vec<u8>>> {
+    let blocks = pem::parse_many(text).ok()?;
+    let certificates = blocks
+        .into_iter()
+        .filter(|block| block.tag() == "CERTIFICATE");
+    Some(certificates.map(pem::Pem::into_contents).collect())
+}

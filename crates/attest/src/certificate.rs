@@ -98,6 +98,11 @@ impl Certificate {
         self.parsed.tbs_certificate().subject().to_string()
     }
 
+    /// Who issued it, for people.
+    pub fn issuer(&self) -> String {
+        self.parsed.tbs_certificate().issuer().to_string()
+    }
+
     /// Whether the certificate is signed with its own key.
     pub fn self_signature(&self) -> SelfSignature {
         let tbs = self.parsed.tbs_certificate();

@@ -47,6 +47,12 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Say which platform this machine offers, and why
     Doctor(DoctorArguments),
+    /// Verify a quote, a certificate or a live endpoint against a policy
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(Box<VerifyArguments>),
+    /// Relay plain connections over attested TLS
+    #[command(after_help = PROXY_EXAMPLES)]
+    Proxy(Box<ProxyArguments>),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  bulla completions bash > /etc/bash_completion.d/bulla")]
     Completions { shell: clap_complete::Shell },
@@ -242,6 +248,127 @@ pub struct DoctorArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+SUBJECT is a file (a quote, or a certificate in PEM or DER), an address (https://HOST:PORT or
+HOST:PORT), or a coordinator (coordinator://HOST:PORT).
+
+The exit code is 0 for trusted, 1 for not trusted, 2 when the peer or the collateral cannot be
+reached, 3 for bad input.
+
+Examples:
+  bulla verify https://db.example:6380 --policy policy.toml
+  bulla verify quote.bin --collateral saved/ --policy policy.toml --json
+  bulla verify cert.pem --policy policy.toml --bundle evidence/
+  bulla verify --replay evidence/";
+
+/// Where collateral comes from.
+#[derive(Debug, Args)]
+pub struct CollateralArguments {
+    /// Saved collateral: a file, or a directory of them; nothing is fetched
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["pccs", "azure", "offline"])]
+    pub collateral: Option<PathBuf>,
+
+    /// Fetch from this PCCS instead of Intel's service
+    #[arg(long, value_name = "URL", conflicts_with = "azure")]
+    pub pccs: Option<String>,
+
+    /// Fetch from Azure's cache (THIM)
+    #[arg(long)]
+    pub azure: bool,
+
+    /// Fetch nothing: use what is cached, what the peer brings, or this machine's emulated platform
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Accept any TLS certificate of the PCCS (collateral is signed by itself)
+    #[arg(long)]
+    pub insecure_pccs_tls: bool,
+
+    /// Seconds after which a peer or service is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
+    /// What to verify
+    #[arg(required_unless_present = "replay")]
+    pub subject: Option<String>,
+
+    /// Whom to trust; without one nobody is
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub collateral: CollateralArguments,
+
+    /// Judge as of this time (2027-01-31T00:00:00Z)
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+
+    /// Write quote, collateral, policy and verdict into a directory
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+
+    /// Judge a bundle again, offline, as of the time when it was written
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["subject", "policy", "bundle", "at"])]
+    pub replay: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const PROXY_EXAMPLES: &str = "\
+A client proxy listens for plain connections and forwards each over TLS to a peer that the policy
+trusts. A server proxy listens for TLS, shows a certificate with this enclave's quote, and forwards
+plain connections; it runs inside an enclave (it needs /dev/attestation). With --policy a server
+wants an attested client, and with --attest a client shows its own quote.
+
+Examples:
+  bulla proxy client 127.0.0.1:6379 db.example:6380 --policy policy.toml
+  bulla proxy server 0.0.0.0:6380 127.0.0.1:6379";
+
+#[derive(Debug, Args)]
+pub struct ProxyArguments {
+    /// Which side of TLS this is
+    #[arg(value_enum)]
+    pub side: ProxySide,
+
+    /// Address to listen at
+    pub listen: String,
+
+    /// Address to forward to
+    pub forward: String,
+
+    /// Whom to trust at the other end of TLS
+    #[arg(long, value_name = "FILE", required_if_eq("side", "client"))]
+    pub policy: Option<PathBuf>,
+
+    /// Show a certificate with this enclave's quote, as a client
+    #[arg(long)]
+    pub attest: bool,
+
+    /// Also put the quote where Gramine's RA-TLS looks for it
+    #[arg(long)]
+    pub gramine: bool,
+
+    /// DNS name or address for the certificate
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+
+    #[command(flatten)]
+    pub collateral: CollateralArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProxySide {
+    /// Plain in, TLS out
+    Client,
+    /// TLS in, plain out
+    Server,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -5,18 +5,23 @@
 //! in a few milliseconds.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod args;
 mod banner;
 mod doctor;
+mod doctor_attestation;
 mod enclave;
 mod failure;
 mod inspect;
 mod manifest;
 mod measure;
 mod platform;
+mod proxy;
+mod quoter;
 mod run;
 mod settle;
 mod state;
+mod verify;
 mod workload;
 
 use args::{Arguments, Command};
@@ -43,6 +48,8 @@ fn main() -> ExitCode {
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
         Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
         Command::Doctor(arguments) => (doctor::run(arguments), false),
+        Command::Verify(arguments) => (verify::run(arguments), false),
+        Command::Proxy(arguments) => (proxy::run(arguments).map(|()| 0), false),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "bulla", &mut script);

@@ -5,6 +5,7 @@ use crate::banner::{self, Start, Style};
 use crate::enclave;
 use crate::failure::Failure;
 use crate::platform;
+use crate::quoter;
 use crate::state::{State, hex};
 use crate::workload;
 use bulla_abi::layout::LayoutKind;
@@ -75,6 +76,10 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     let rootfs = File::open(&prepared.rootfs)
         .map_err(|error| Failure::new(format!("cannot open {shown}: {error}")))?;
     let mut launch = bulla_loader::Options::new(opened.backend);
+    launch.quoter = Some(quoter::of_platform(
+        platform_name,
+        State::of_user().emulated_fuses(),
+    ));
     launch.rootfs = Some(rootfs);
     launch.input = prepared.input.to_bytes();
     launch.stats = arguments.stats;

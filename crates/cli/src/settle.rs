@@ -3,6 +3,7 @@
 //! What the manifest leaves open comes from the image, and is locked. Nothing comes from this
 //! machine.
 
+use crate::agent;
 use crate::failure::Failure;
 use crate::workload::{DEFAULT_PATH, Draft, parse_size, stop_signal};
 use bulla_abi::config::{
@@ -28,7 +29,7 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
     let hosts: String = hosts
         .map(|(name, address)| format!("{address}\t{name}\n"))
         .collect();
-    let config = Config {
+    let mut config = Config {
         version: VERSION,
         rootfs,
         argv,
@@ -52,6 +53,9 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
         cpu_features: manifest.cpu.features.clone(),
         ..Config::default()
     };
+    if let Some(attestation) = &manifest.attestation {
+        agent::install(&mut config, attestation)?;
+    }
     Ok(Draft {
         config,
         memory,

@@ -95,6 +95,11 @@ impl State {
         self.dir.join("emulated")
     }
 
+    /// Collateral that was fetched.
+    pub fn collateral(&self) -> PathBuf {
+        self.dir.join("collateral")
+    }
+
     fn key_path(&self) -> PathBuf {
         self.dir.join("development-key.pem")
     }

@@ -183,6 +183,12 @@ pub trait Platform: Send + Sync {
     /// A line for the host's log. Never secrets.
     fn log(&self, level: u8, message: &str);
 
+    // ---- attestation --------------------------------------------------------------------------
+    /// EREPORT for a TARGETINFO whose reserved bits are zero.
+    fn report(&self, target: &[u8; 512], data: &[u8; 64]) -> Result<[u8; 432]>;
+    /// EGETKEY for a well-formed KEYREQUEST. EACCES where the CPU refuses.
+    fn key(&self, request: &[u8; 512]) -> Result<[u8; 16]>;
+
     // ---- services -----------------------------------------------------------------------------
     /// Monotonic time in ns; never goes back within this enclave.
     fn monotonic(&self) -> u64;

@@ -6,13 +6,13 @@ use core::sync::atomic::Ordering;
 
 use bulla_abi::hostcall::{HostCall, RecvHeader};
 use bulla_enclave::sha256::Sha256;
-use bulla_libos::errno::EIO;
+use bulla_libos::errno::{EACCES, EIO};
 use bulla_libos::platform::{Atomic, FPU_STATE_MAX, Protection, UserFault};
 use bulla_libos::{Platform, Result, Thread};
 
 use crate::area::{self, XSAVE_SIZE};
 use crate::boot::HOST;
-use crate::{clock, heap, hostcall, memory, threads, untrusted, usercopy};
+use crate::{clock, heap, hostcall, memory, sgx, threads, untrusted, usercopy};
 
 /// The platform that the kernel sees.
 pub static ENCLAVE: Enclave = Enclave;
@@ -325,6 +325,14 @@ impl Platform for Enclave {
             }
             _ => Err(EIO.because("beyond the root file system")),
         }
+    }
+
+    fn report(&self, target: &[u8; 512], data: &[u8; 64]) -> Result<[u8; 432]> {
+        Ok(sgx::ereport(target, data))
+    }
+
+    fn key(&self, request: &[u8; 512]) -> Result<[u8; 16]> {
+        sgx::egetkey(request).map_err(|_| EACCES.because("EGETKEY refuses"))
     }
 
     fn exit(&self, status: u32) -> ! {

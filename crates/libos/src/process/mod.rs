@@ -67,6 +67,8 @@ pub struct Process {
     /// setpriority: 20 − nice, so that getpriority can return it as it is.
     pub priority: AtomicU32,
     pub personality: AtomicU32,
+    /// What was written to /dev/attestation for the next report or quote.
+    pub attestation: SpinLock<Option<alloc::boxed::Box<crate::attestation::Inputs>>>,
 }
 
 impl Process {
@@ -96,6 +98,7 @@ impl Process {
             oom_score_adj: AtomicU32::new(0),
             priority: AtomicU32::new(20),
             personality: AtomicU32::new(0),
+            attestation: SpinLock::new(None),
         })
     }
 
