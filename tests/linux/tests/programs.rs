@@ -31,3 +31,13 @@ fn ipc() {
 fn storm() {
     check("storm");
 }
+
+#[test]
+fn aliases() {
+    check("aliases");
+}
+
+#[test]
+fn siblings() {
+    check("siblings");
+}

@@ -66,7 +66,9 @@ impl Space {
                 }
                 REMOVE => match &piece.backing {
                     Backing::Shared(object, _) if !object.is_file() => {
-                        object.discard(piece.range());
+                        if let Some(view) = piece.view() {
+                            object.discard(view.offsets());
+                        }
                     }
                     _ => return Err(EINVAL.because("MADV_REMOVE of private memory")),
                 },
@@ -166,18 +168,15 @@ impl Space {
     pub fn sync(&self, address: u64, len: u64) -> Result<()> {
         let range = checked_range(address, len)?;
         let locked = self.lock();
-        let objects: Vec<_> = locked
+        let views: Vec<_> = locked
             .vmas
             .overlapping(&range)
-            .filter_map(|vma| match &vma.backing {
-                Backing::Shared(object, _) => Some((object.clone(), vma.clipped(&range).range())),
-                _ => None,
-            })
+            .filter_map(|vma| vma.clipped(&range).view())
             .collect();
         let covered = locked.vmas.covers(&range);
         drop(locked);
-        for (object, part) in objects {
-            object.write_back(part)?;
+        for view in views {
+            view.object.write_back(view.offsets())?;
         }
         match covered {
             true => Ok(()),

@@ -70,7 +70,7 @@ impl Space {
             if locked.is_conflicted() {
                 // A relative may have pages of its own heap there.
                 drop(locked);
-                match self.take_from_others(range.clone()) {
+                match self.take_from_others(range.clone(), None) {
                     Ok(taken) => locked = taken,
                     Err(_) => return brk.end,
                 }
@@ -100,6 +100,5 @@ fn heap(range: Range<u64>) -> Vma {
         flags: VmaFlags::HEAP,
         backing: Backing::Anonymous,
         around: Around::default(),
-        views: 0,
     }
 }

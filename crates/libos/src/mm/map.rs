@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use super::allocator::Wanted;
 use super::fault::{EAGER_MAX, effective};
-use super::shared::{self, SharedObject};
+use super::shared::{self, SharedObject, View};
 use super::vma::{Around, FileBacking};
 use super::{
     Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up, residency,
@@ -14,7 +14,6 @@ use super::{
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EINVAL, ENOMEM};
 use crate::platform::{Protection, platform};
-use crate::sync::SpinLock;
 
 /// Where a mapping should go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +87,7 @@ impl Space {
         if request.flags.contains(VmaFlags::SHARED) {
             return self.map_shared(request, len);
         }
-        let (mut locked, start) = self.take_addresses(request.placement, len)?;
+        let (mut locked, start) = self.take_addresses(request.placement, len, None)?;
         let backing = match request.source {
             Source::Anonymous => Backing::Anonymous,
             Source::File(file) => Backing::File(file),
@@ -100,7 +99,6 @@ impl Space {
             flags: request.flags,
             backing,
             around: Around::default(),
-            views: 0,
         });
         let result = locked.bring_in_new(start..start + len, request.populate);
         if let Err(errno) = result {
@@ -110,11 +108,13 @@ impl Space {
         Ok(start)
     }
 
-    /// Finds addresses for a private mapping and takes them; what was there is gone.
+    /// Finds addresses for a private mapping, or an alias that shows `shown` from an offset on, and
+    /// takes them; what was there is gone.
     pub(super) fn take_addresses(
         &self,
         placement: Placement,
         len: u64,
+        shown: Option<(&Arc<SharedObject>, u64)>,
     ) -> Result<(Locked<'_>, u64)> {
         let mut locked = self.lock();
         if locked.dead || locked.vmas.len() >= MAPS_MAX {
@@ -137,107 +137,32 @@ impl Space {
                     return Ok((locked, at));
                 }
                 drop(locked);
-                Ok((self.take_from_others(range)?, at))
+                Ok((self.take_from_others(range, shown)?, at))
             }
         }
     }
 
     /// Takes addresses where another process is: the two take turns from now on.
-    pub(super) fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
+    pub(super) fn take_from_others(
+        &self,
+        range: Range<u64>,
+        shown: Option<(&Arc<SharedObject>, u64)>,
+    ) -> Result<Locked<'_>> {
         let mut guard = residency::lock();
-        let others = residency::join_range(&mut guard, self, &range)?;
+        for object in shared::homes_in(&range) {
+            guard.rehome(&object, object.capacity())?;
+        }
+        let view = shown.map(|(object, offset)| View {
+            object: object.clone(),
+            offset,
+            range: range.clone(),
+        });
+        residency::join_range(&mut guard, self, &range, view.as_ref())?;
         let mut locked = self.lock_with(guard);
         let parts = locked.unmapped(&range);
-        if others == 0 && !parts.iter().all(allocator::is_free) {
-            return Err(ENOMEM.because("these addresses belong to shared memory"));
-        }
         parts.into_iter().for_each(allocator::share);
         locked.take_out(&range);
         Ok(locked)
-    }
-
-    /// MAP_SHARED.
-    fn map_shared(&self, request: Request, len: u64) -> Result<u64> {
-        /// Two processes that map a file at once must find one object.
-        static MAKING: SpinLock<()> = SpinLock::new(());
-        let Request {
-            placement,
-            protection,
-            flags,
-            source,
-            populate,
-            ..
-        } = request;
-        let file = match source {
-            Source::Anonymous => None,
-            Source::File(file) => Some(file),
-        };
-        let making = MAKING.lock();
-        let offset = file.as_ref().map_or(0, |file| file.offset);
-        let found = match &file {
-            Some(file) => shared::find(file.inode.id(), offset, len)?,
-            None => None,
-        };
-        let (mut locked, start, object) = match found {
-            Some((object, home)) => {
-                let wanted = match placement {
-                    Placement::Fixed(at) | Placement::Free(at) => at,
-                    Placement::Hint(_) | Placement::Low => home,
-                };
-                if wanted != home {
-                    platform().log(1, "a second view of shared memory is not possible yet");
-                    return Err(ENOMEM.because("a second view of shared memory"));
-                }
-                let mut locked = self.lock();
-                if placement == Placement::Fixed(home) {
-                    locked.unmap(&(home..home + len));
-                }
-                (locked, home, object)
-            }
-            None => self.make_shared(placement, file, len)?,
-        };
-        drop(making);
-        locked.add_view(&object, start..start + len, protection, flags)?;
-        if populate || locked.lock_future {
-            let _ = locked.populate(&(start..start + len));
-        }
-        Ok(start)
-    }
-
-    /// A new shared object, and the address of the part of it that is to be mapped.
-    fn make_shared(
-        &self,
-        placement: Placement,
-        file: Option<FileBacking>,
-        len: u64,
-    ) -> Result<(Locked<'_>, u64, Arc<SharedObject>)> {
-        /// Files get room for what is mapped of them later, and for growing: addresses cost
-        /// nothing.
-        const ROOM_MIN: u64 = 1 << 20;
-        const ROOM_MAX: u64 = 16 << 30;
-        let anywhere = matches!(placement, Placement::Hint(_));
-        if let Some(file) = file.clone().filter(|_| anywhere) {
-            let offset = file.offset;
-            let end = file.inode.size().max(offset.saturating_add(len));
-            let room = end.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX).max(end);
-            let room = page_up(room).ok_or(ENOMEM)?;
-            let mut locked = self.lock();
-            if !locked.dead
-                && let Ok(start) = locked.find_addresses(Placement::Hint(0), room)
-            {
-                let file = FileBacking { offset: 0, ..file };
-                let object = SharedObject::new(start..start + room, Some(file));
-                return Ok((locked, start + offset, object));
-            }
-        }
-        let (locked, start) = self.take_addresses(placement, len)?;
-        let range = start..start + len;
-        let free = locked.without_reserved(&range);
-        if free != [range.clone()] || !allocator::at_most_one_user(&range) {
-            free.into_iter().for_each(allocator::release);
-            return Err(ENOMEM.because("shared memory at another process's addresses"));
-        }
-        Ok((locked, start, SharedObject::new(range, file)))
     }
 
     /// The start of the MAP_GROWSDOWN mapping at an address.
@@ -254,7 +179,7 @@ impl Space {
         if range.is_empty() {
             return Err(EINVAL.because("nothing to unmap"));
         }
-        self.lock().unmap_views(&range);
+        self.lock().unmap(&range);
         Ok(())
     }
 
@@ -288,7 +213,7 @@ impl Space {
 }
 
 impl Locked<'_> {
-    fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
+    pub(super) fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
         let user = platform().user_range();
         if let Placement::Hint(hint) = placement
             && let Some(hint) = page_up(hint).filter(|&hint| hint != 0)
@@ -378,71 +303,6 @@ impl Locked<'_> {
         }
     }
 
-    /// Maps a range of a shared object. Where it is mapped already, that mapping counts once more.
-    pub(super) fn add_view(
-        &mut self,
-        object: &Arc<SharedObject>,
-        range: Range<u64>,
-        protection: Protection,
-        flags: VmaFlags,
-    ) -> Result<()> {
-        let same = |vma: &Vma| matches!(&vma.backing, Backing::Shared(other, _) if Arc::ptr_eq(other, object));
-        if !self.vmas.overlapping(&range).all(same) {
-            return Err(ENOMEM.because("shared memory has one address, and that is in use"));
-        }
-        let writable = protection.contains(Protection::WRITE);
-        if writable {
-            object.set_dirty();
-        }
-        object.protect(&range, effective(protection), false)?;
-        let present: Vec<Range<u64>> = self
-            .vmas
-            .overlapping(&range)
-            .map(|vma| vma.clipped(&range).range())
-            .collect();
-        self.vmas.update(&range, |vma| {
-            vma.views += 1;
-            vma.protection |= protection;
-            if !flags.contains(VmaFlags::NO_WRITE) {
-                vma.flags -= VmaFlags::NO_WRITE;
-            }
-            vma.flags.set(
-                VmaFlags::DIRTY,
-                writable || vma.flags.contains(VmaFlags::DIRTY),
-            );
-        });
-        let base = object.file().map_or(0, |file| file.offset);
-        for part in without(&present, &range) {
-            self.add(Vma {
-                start: part.start,
-                end: part.end,
-                protection,
-                flags: flags | VmaFlags::SHARED,
-                backing: Backing::Shared(object.clone(), base + (part.start - object.home.start)),
-                around: Around::default(),
-                views: 0,
-            });
-        }
-        Ok(())
-    }
-
-    /// munmap: what is mapped several times loses one of its views.
-    pub(super) fn unmap_views(&mut self, range: &Range<u64>) {
-        let several = |vma: &&Vma| vma.views > 0;
-        let kept: Vec<Range<u64>> = self
-            .vmas
-            .overlapping(range)
-            .filter(several)
-            .map(|vma| vma.clipped(range).range())
-            .collect();
-        for part in &kept {
-            self.vmas.update(part, |vma| vma.views -= 1);
-        }
-        for part in without(&kept, range) {
-            self.unmap(&part);
-        }
-    }
-
     /// Removes all mappings in a range but keeps their addresses, which it returns (those of
     /// shared memory stay the object's).
     fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
@@ -452,7 +312,17 @@ impl Locked<'_> {
             self.drop_pages(&vma);
             match &vma.backing {
                 Backing::Shared(object, _) => {
-                    let _ = object.write_back(vma.range());
+                    // With the last mapping the object goes, and writes back and frees it all.
+                    let is_last = Arc::strong_count(object) == 1;
+                    if !is_last && let Some(view) = vma.view() {
+                        let _ = object.write_back(view.offsets());
+                        if !view.is_home() {
+                            self.leave_alias(&view);
+                        }
+                    }
+                    if vma.is_alias() {
+                        parts.push(vma.range());
+                    }
                 }
                 _ => parts.push(vma.range()),
             }
@@ -464,8 +334,8 @@ impl Locked<'_> {
     fn unmapped(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut at = range.start;
         let mut parts = Vec::new();
-        let private = |vma: &&Vma| !matches!(vma.backing, Backing::Shared(..));
-        for vma in self.vmas.overlapping(range).filter(private) {
+        let owned = |vma: &&Vma| vma.owns_addresses();
+        for vma in self.vmas.overlapping(range).filter(owned) {
             if at < vma.start {
                 parts.extend(self.without_reserved(&(at..vma.start)));
             }
@@ -478,7 +348,7 @@ impl Locked<'_> {
     }
 
     /// Takes the parts of a range that are not this space's yet, if they are free. Views of shared
-    /// memory in the range are removed first.
+    /// memory at home in the range are removed first.
     fn take_where_unmapped(&mut self, range: &Range<u64>) -> bool {
         // Another process may have its heap where this one only keeps room for it.
         if self.is_conflicted() && self.without_reserved(range) != [range.clone()] {
@@ -487,7 +357,7 @@ impl Locked<'_> {
         let shared: Vec<Range<u64>> = self
             .vmas
             .overlapping(range)
-            .filter(|vma| matches!(vma.backing, Backing::Shared(..)))
+            .filter(|vma| !vma.owns_addresses())
             .map(|vma| vma.clipped(range).range())
             .collect();
         for part in shared {
@@ -544,7 +414,10 @@ impl Locked<'_> {
                     object.set_dirty();
                 }
                 // One reference is this piece's copy, one the mapping's.
-                object.protect(&range, pages, Arc::strong_count(object) <= 2)?;
+                let alone = Arc::strong_count(object) <= 2;
+                if let Some(view) = piece.view() {
+                    object.protect(&view, pages, alone)?;
+                }
             }
             _ => {
                 if writable && piece.flags.contains(VmaFlags::SITES) {
@@ -809,13 +682,6 @@ mod tests {
         let (one, two) = (space(), space());
         let at = one.map(shared(0, 0x3000)).unwrap();
         assert_eq!(two.map(shared(0x1000, 0x1000)), Ok(at + 0x1000));
-        // Mapped again, it is at the same place, and stays until it is unmapped as often.
-        assert_eq!(one.map(shared(0, 0x3000)), Ok(at));
-        one.unmap(at, 0x3000).unwrap();
-        assert_eq!(
-            one.map(request(Placement::Fixed(at + 0x10000), 0x1000, RW)),
-            Err(ENOMEM)
-        );
         one.write(at + 0x1004, b"hello").unwrap();
         let mut bytes = [0; 5];
         two.read(at + 0x1004, &mut bytes).unwrap();

@@ -108,7 +108,9 @@ impl Space {
 impl super::Locked<'_> {
     fn resident_pages(&self, vma: &super::Vma) -> u64 {
         match &vma.backing {
-            Backing::Shared(object, _) => object.count(&vma.range()),
+            Backing::Shared(object, _) => {
+                vma.view().map_or(0, |view| object.count(&view.offsets()))
+            }
             _ => {
                 let live: u64 = self
                     .live
@@ -123,13 +125,14 @@ impl super::Locked<'_> {
 
 impl Space {
     /// What a futex word in shared memory is known by in every process: object and offset. `None`
-    /// in private memory. A shared object has one home address, which therefore names it.
+    /// in private memory.
     pub fn shared_location(&self, address: u64) -> Option<(u64, u64)> {
-        let is_shared = self
-            .lock()
-            .vmas
-            .find(address)
-            .is_some_and(super::Vma::is_shared);
-        is_shared.then_some((1, address))
+        let locked = self.lock();
+        let vma = locked.vmas.find(address)?;
+        match vma.view() {
+            Some(view) => Some((view.object.id(), view.offset_of(address))),
+            // A private mapping is never marked so.
+            None => vma.is_shared().then_some((0, address)),
+        }
     }
 }

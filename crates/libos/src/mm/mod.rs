@@ -9,7 +9,8 @@
 //! - [`map`], [`brk`], [`remap`], [`advise`]: the system calls' work. [`fault`]: bringing pages in.
 //! - [`residency`]: spaces that hold the same addresses (after fork, or two fixed-address programs)
 //!   take turns; the pages of those that wait are *saved* in kernel memory.
-//! - [`shared`]: shared memory, each object at one home address.
+//! - [`shared`]: shared memory, each object at one home address. [`view`]: its mappings, there and
+//!   elsewhere.
 //! - [`sysv`]: System V segments.
 //! - [`sites`]: system-call sites in program text, rewritten before they can trap.
 //!
@@ -18,7 +19,7 @@
 //! resident space has no saved pages.
 //!
 //! # Lock order
-//! residency → a space's state → shared object → allocator → site lists.
+//! making a shared object → residency → a space's state → shared object → allocator → site lists.
 
 pub mod accounting;
 pub mod advise;
@@ -36,6 +37,7 @@ pub mod shared;
 pub mod sites;
 pub(crate) mod swap;
 pub mod sysv;
+pub(crate) mod view;
 pub mod vma;
 
 use alloc::collections::BTreeMap;
@@ -91,6 +93,9 @@ impl Drop for AddressSpace {
 pub struct Space {
     /// Another space holds some of the same addresses. Changes under residency and state lock.
     conflicted: AtomicBool,
+    /// Sees shared memory that has views at several addresses: copies must know where a page is.
+    /// Once set it stays.
+    aliased: AtomicBool,
     /// Threads that copy to or from user memory without a lock right now.
     copying: AtomicU32,
     state: SpinLock<State>,
@@ -137,6 +142,7 @@ pub struct ProgramInfo {
 
 /// A space's state under its lock, with switching excluded.
 pub(crate) struct Locked<'a> {
+    space: &'a Space,
     state: SpinGuard<'a, State>,
     /// Whether pages can be brought in live. If not, they are made in the saved set.
     resident: bool,
@@ -168,6 +174,7 @@ impl Space {
     fn new(member: Member) -> Arc<Space> {
         let space = Arc::new(Space {
             conflicted: AtomicBool::new(false),
+            aliased: AtomicBool::new(false),
             copying: AtomicU32::new(0),
             state: SpinLock::new(State::new()),
             threads: SpinLock::new(Vec::new()),
@@ -187,6 +194,7 @@ impl Space {
             let state = self.state.lock();
             if !self.conflicted.load(Ordering::SeqCst) {
                 return Locked {
+                    space: self,
                     state,
                     resident: true,
                     residency: None,
@@ -199,6 +207,7 @@ impl Space {
     pub(crate) fn lock_with(&self, guard: residency::Guard) -> Locked<'_> {
         let resident = self.member.lock().resident;
         Locked {
+            space: self,
             state: self.state.lock(),
             resident,
             residency: Some(guard),
