@@ -53,14 +53,15 @@ static void two_views(void) {
 
 /* The ring buffer whose end continues at its start. */
 static void ring(void) {
-    int fd = object(page);
-    char *at = mmap(NULL, 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    CHECK(mmap(at, page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == at);
-    CHECK(mmap(at + page, page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == at + page);
-    memcpy(at + page - 4, "ringbuff", 8);
-    CHECK(memcmp(at + page - 4, "ring", 4) == 0 && memcmp(at, "buff", 4) == 0);
-    CHECK(memcmp(at + page, "buff", 4) == 0);
-    munmap(at, 2 * page);
+    size_t size = 2 * page;
+    int fd = object(size);
+    char *at = mmap(NULL, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == at);
+    CHECK(mmap(at + size, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == at + size);
+    memcpy(at + size - 4, "ringbuff", 8);
+    CHECK(memcmp(at + size - 4, "ring", 4) == 0 && memcmp(at, "buff", 4) == 0);
+    CHECK(memcmp(at + size, "buff", 4) == 0);
+    munmap(at, 2 * size);
     close(fd);
 }
 
