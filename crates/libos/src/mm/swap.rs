@@ -4,7 +4,6 @@
 //! two processes of some megabytes costs a comparison of what both have, and a copy of what
 //! differs.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
