@@ -5,6 +5,7 @@
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 enum { CHILDREN = 6, PAGES = 64, ROUNDS = 40 };
 
@@ -193,6 +194,29 @@ static void families(void) {
     reap(children, 3);
 }
 
+/* A process changes its own niceness and CPUs; children inherit them. */
+static void inherit(int me) {
+    cpu_set_t set;
+    CHECK(sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) == 1);
+    CHECK(getpriority(PRIO_PROCESS, 0) == 3 + me);
+}
+
+static void scheduling(void) {
+    cpu_set_t all, one;
+    CHECK(sched_getaffinity(0, sizeof all, &all) == 0 && CPU_COUNT(&all) > 0);
+    int first = 0;
+    while (!CPU_ISSET(first, &all))
+        first++;
+    CPU_ZERO(&one);
+    CPU_SET(first, &one);
+    CHECK(sched_setaffinity(0, sizeof one, &one) == 0);
+    CHECK(sched_getaffinity(-1, sizeof one, &one) == -1 && errno == ESRCH);
+    CHECK(setpriority(PRIO_PROCESS, getpid(), 3) == 0);
+    pid_t child = start(inherit, 0);
+    reap(&child, 1);
+    CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
+}
+
 int main(void) {
     page = sysconf(_SC_PAGESIZE);
     shared = anonymous(sizeof *shared, MAP_SHARED);
@@ -202,5 +226,6 @@ int main(void) {
     spinning_rotates();
     synchronised();
     families();
+    scheduling();
     return finish("siblings");
 }

@@ -189,6 +189,8 @@ fn build(
     }
     let name = thread.name.lock().clone();
     *child.name.lock() = name;
+    let affinity = thread.affinity.load(Ordering::Relaxed);
+    child.affinity.store(affinity, Ordering::Relaxed);
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
         child
             .exit

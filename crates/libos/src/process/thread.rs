@@ -63,6 +63,8 @@ pub struct Thread {
     pub clock: super::times::ThreadClock,
     /// prctl(PR_SET_TIMERSLACK), ns; kept, not used.
     pub timer_slack: AtomicU64,
+    /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
+    pub affinity: AtomicU64,
 }
 
 impl Thread {
@@ -89,6 +91,7 @@ impl Thread {
             futex: Default::default(),
             clock: super::times::ThreadClock::start(),
             timer_slack: AtomicU64::new(50_000),
+            affinity: AtomicU64::new(0),
         }
     }
 

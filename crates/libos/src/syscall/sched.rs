@@ -53,25 +53,50 @@ pub fn sched_getaffinity(context: &mut Context<'_>, arguments: Arguments) -> Res
     if room < mask.len() || !room.is_multiple_of(8) {
         return Err(EINVAL.because("no room for all CPUs"));
     }
-    target(context, arguments.i32(0))?;
+    let mut mask = mask;
+    let chosen = affinity_target(context, arguments.i32(0))?
+        .affinity
+        .load(Ordering::Relaxed);
+    if chosen != 0 {
+        for (byte, chosen) in mask.iter_mut().zip(chosen.to_le_bytes()) {
+            *byte &= chosen;
+        }
+        mask.iter_mut().skip(8).for_each(|byte| *byte = 0);
+    }
     context.mm().write(arguments.u64(2), &mask)?;
     Ok(mask.len())
 }
 
-/// Accepted when at least one CPU exists; threads run wherever the host puts them.
+/// ESRCH for a negative id, unlike the other calls.
+fn affinity_target(context: &Context<'_>, id: i32) -> Result<Arc<crate::Thread>> {
+    match id {
+        ..0 => Err(ESRCH),
+        _ => target(context, id),
+    }
+}
+
+/// Accepted when at least one CPU exists, and remembered; threads run wherever the host puts them.
 pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let mask = cpu_mask();
     let len = arguments.usize(1).min(mask.len());
     let mut wanted = vec![0u8; len];
     context.mm().read(arguments.u64(2), &mut wanted)?;
-    target(context, arguments.i32(0))?;
-    if !wanted
+    let target = affinity_target(context, arguments.i32(0))?;
+    let chosen: vec::Vec<u8> = wanted
         .iter()
         .zip(&mask)
-        .any(|(wanted, have)| wanted & have != 0)
-    {
+        .map(|(wanted, have)| wanted & have)
+        .collect();
+    if chosen.iter().all(|&byte| byte == 0) {
         return Err(EINVAL.because("no such CPU"));
     }
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(&chosen) {
+        *to = *from;
+    }
+    target
+        .affinity
+        .store(u64::from_le_bytes(word), Ordering::Relaxed);
     Ok(0)
 }
 
@@ -176,10 +201,9 @@ pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
 fn set_nice(thread: &Arc<Thread>, process: &Arc<Process>, nice: i32) -> Result<()> {
     let nice = nice.clamp(-20, 19);
     let old = 20 - process.priority.load(Ordering::Relaxed) as i32;
-    let (mine, theirs) = (
-        thread.process.credentials.lock().clone(),
-        process.credentials.lock().clone(),
-    );
+    // One lock at a time: both may be the same.
+    let mine = thread.process.credentials.lock().clone();
+    let theirs = process.credentials.lock().clone();
     let may = mine.has(CAP_SYS_NICE);
     if !may && mine.euid != theirs.ruid && mine.euid != theirs.euid {
         return Err(EPERM.because("another user's process"));
