@@ -431,6 +431,8 @@ impl Policy {
             pass: !debug || self.insecure_allow_debug,
             meaning: if debug {
                 "its host can read and change its memory".into()
+            } else if evidence.platform == Platform::Emulated {
+                "not a debug enclave (an emulated one is readable all the same)".into()
             } else {
                 "its host cannot read its memory".into()
             },

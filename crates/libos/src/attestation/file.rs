@@ -190,7 +190,8 @@ impl Inode for Node {
         if mode != flags::RDONLY && !self.kind.is_writable() {
             return Err(EACCES);
         }
-        let content = if mode == flags::WRONLY {
+        let is_directory = matches!(self.kind, Kind::Root | Kind::Keys);
+        let content = if mode == flags::WRONLY || is_directory {
             Vec::new()
         } else {
             content(&self.kind, caller.thread)?
@@ -366,6 +367,9 @@ impl FileOps for Open {
         to: &mut IoBuffer<'_>,
         offset: u64,
     ) -> Result<usize> {
+        if matches!(self.kind, Kind::Root | Kind::Keys) {
+            return Err(EISDIR);
+        }
         // Copied out of the lock: user memory may have to be brought in.
         let content = self.content.lock().clone();
         let rest = usize::try_from(offset)
