@@ -8,7 +8,7 @@ use super::stack::{self, Content, auxiliary};
 use super::{script, vdso};
 use crate::Result;
 use crate::errno::{EINVAL, ELIBBAD, ELOOP, ENOEXEC, ENOMEM, EPERM};
-use crate::fs::inode::Inode;
+use crate::fs::inode::{Execution, Inode};
 use crate::fs::path::PathRef;
 use crate::mm::map::{Placement, Request, Source};
 use crate::mm::vma::FileBacking;
@@ -165,7 +165,9 @@ pub fn load(
             ],
         },
     )?;
-    mm.set_program(info(&program.file, &elf, base, built.stack_pointer, &built));
+    let mut running = info(&program.file, &elf, base, built.stack_pointer, &built);
+    running.execution = Some(Execution::begin(&program.file.inode)?);
+    mm.set_program(running);
     Ok(Loaded {
         mm,
         entry,
@@ -216,6 +218,7 @@ fn info(
     };
     ProgramInfo {
         path: file.path.clone(),
+        execution: None,
         code: range(Protection::EXECUTE),
         data: range(Protection::WRITE),
         stack_start,

@@ -15,7 +15,7 @@ use super::lock::Locks;
 use super::path::PathRef;
 use super::permission::Caller;
 use crate::Result;
-use crate::errno::{EACCES, EINVAL, EIO, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM};
+use crate::errno::{EACCES, EINVAL, EIO, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, ETXTBSY};
 
 /// Longest name in a directory (NAME_MAX).
 pub const NAME_MAX: usize = 255;
@@ -242,6 +242,27 @@ impl InodeState {
     pub fn has_writers(&self) -> bool {
         let count = self.writers.load(Ordering::Acquire);
         count != 0 && count < EXECUTING
+    }
+}
+
+/// A running program's file: nobody may open it for writing meanwhile.
+pub struct Execution(Arc<dyn Inode>);
+
+impl Execution {
+    /// ETXTBSY while someone has it open for writing.
+    pub fn begin(inode: &Arc<dyn Inode>) -> Result<Arc<Execution>> {
+        match inode.state() {
+            Some(state) if !state.begin_execute() => Err(ETXTBSY),
+            _ => Ok(Arc::new(Execution(inode.clone()))),
+        }
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        if let Some(state) = self.0.state() {
+            state.end_execute();
+        }
     }
 }
 

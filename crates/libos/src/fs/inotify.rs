@@ -231,7 +231,9 @@ fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], coo
             .cloned()
             .collect()
     };
-    let shown = if is_directory {
+    // As Linux: an object's own end or move does not say what it was.
+    let own = mask::DELETE_SELF | mask::MOVE_SELF;
+    let shown = if is_directory && event & own == 0 {
         event | mask::ISDIR
     } else {
         event

@@ -56,13 +56,18 @@ impl Space {
                     if locked_pages && advice != DONTNEED_LOCKED {
                         return Err(EINVAL.because("the pages are locked"));
                     }
-                    if advice == FREE && !matches!(piece.backing, Backing::Anonymous) {
+                    if advice == FREE
+                        && (!matches!(piece.backing, Backing::Anonymous) || piece.is_shared())
+                    {
                         return Err(EINVAL.because("MADV_FREE of a file"));
                     }
                     // The pages of shared objects stay: others may use them.
                     if !matches!(piece.backing, Backing::Shared(..)) && advice != FREE {
                         locked.drop_pages(piece);
                     }
+                }
+                REMOVE if piece.flags.contains(VmaFlags::LOCKED) => {
+                    return Err(EINVAL.because("the pages are locked"));
                 }
                 REMOVE => match &piece.backing {
                     Backing::Shared(object, _) if !object.is_file() => {
@@ -162,6 +167,25 @@ impl Space {
             locked.populate(&all)?;
         }
         Ok(())
+    }
+
+    /// Whether a part of a range is locked (mlock).
+    pub fn has_locked(&self, address: u64, len: u64) -> bool {
+        let range = address..address.saturating_add(len);
+        let locked = self.lock();
+        let mut found = locked.vmas.overlapping(&range);
+        found.any(|vma| vma.flags.contains(VmaFlags::LOCKED))
+    }
+
+    /// Bytes in locked mappings (VmLck).
+    pub fn locked_bytes(&self) -> u64 {
+        let locked = self.lock();
+        let all = crate::platform::platform().user_range();
+        let found = locked.vmas.overlapping(&all);
+        found
+            .filter(|vma| vma.flags.contains(VmaFlags::LOCKED))
+            .map(Vma::len)
+            .sum()
     }
 
     /// msync(2): writes shared file pages back.

@@ -24,6 +24,8 @@ pub struct MapLine {
     pub name: &'static str,
     /// Bytes that are in memory.
     pub resident: u64,
+    /// Bytes that mlock keeps in memory.
+    pub locked: u64,
 }
 
 /// Sizes in pages, as /proc/self/statm has them.
@@ -75,6 +77,10 @@ impl Space {
                     path,
                     name,
                     resident: locked.resident_pages(vma) * PAGE,
+                    locked: match vma.flags.contains(VmaFlags::LOCKED) {
+                        true => locked.resident_pages(vma) * PAGE,
+                        false => 0,
+                    },
                 }
             })
             .collect()

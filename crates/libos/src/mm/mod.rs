@@ -33,6 +33,7 @@ pub mod maps;
 pub mod pages;
 pub mod remap;
 pub mod residency;
+pub mod seal;
 pub mod shared;
 pub mod sites;
 pub(crate) mod swap;
@@ -47,6 +48,7 @@ use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use crate::Thread;
+use crate::fs::inode::Execution;
 use crate::fs::path::PathRef;
 use crate::platform::platform;
 use crate::sync::{SpinGuard, SpinLock};
@@ -131,6 +133,8 @@ pub(crate) struct State {
 #[derive(Clone, Default)]
 pub struct ProgramInfo {
     pub path: Option<PathRef>,
+    /// Keeps the program's file from being written to.
+    pub execution: Option<Arc<Execution>>,
     pub code: Range<u64>,
     pub data: Range<u64>,
     pub stack_start: u64,

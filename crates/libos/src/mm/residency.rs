@@ -352,6 +352,7 @@ impl Space {
             }
             accounting::uncharge(state.saved.len() as u64 * PAGE);
             state.saved.clear();
+            state.program.execution = None;
         }
         // Whoever waits gets the pages as they are: no need to free and commit them again.
         let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;

@@ -41,6 +41,8 @@ bitflags::bitflags! {
         const VDSO = 2048;
         /// Patched system-call sites may be in these pages.
         const SITES = 4096;
+        /// mseal: stays as it is.
+        const SEALED = 8192;
     }
 }
 

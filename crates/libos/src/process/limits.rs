@@ -55,7 +55,8 @@ impl Default for Limits {
     fn default() -> Limits {
         let mut limits = [both(RLIM_INFINITY); RESOURCES];
         limits[Resource::Stack as usize].soft = 8 << 20;
-        limits[Resource::Core as usize] = both(0);
+        // No core files are written, but a program may ask for them, as under Docker.
+        limits[Resource::Core as usize].soft = 0;
         limits[Resource::Files as usize] = Limit {
             soft: 1 << 20,
             hard: 1 << 20,

@@ -55,6 +55,10 @@ pub struct Process {
     group_exit: AtomicU64,
     /// execve has run since fork (setpgid by the parent is then refused).
     pub has_executed: AtomicBool,
+    /// ioprio_set: class and level.
+    pub io_priority: AtomicU32,
+    /// membarrier's registrations, as its commands' bits.
+    pub barriers: AtomicU32,
     /// The thread whose vfork waits for this process.
     vfork_parent: SpinLock<Option<Weak<Thread>>>,
     /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
@@ -90,6 +94,8 @@ impl Process {
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             group_exit: AtomicU64::new(0),
             has_executed: AtomicBool::new(false),
+            io_priority: AtomicU32::new(4),
+            barriers: AtomicU32::new(0),
             vfork_parent: SpinLock::new(None),
             subreaper: AtomicBool::new(false),
             dumpable: AtomicU32::new(1),

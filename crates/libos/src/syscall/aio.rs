@@ -100,6 +100,9 @@ pub fn io_setup(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         contexts.retain(|_, context| context.space.strong_count() > 0);
         contexts.values().map(|context| context.most).sum()
     };
+    if most > 0x1000_0000 / 32 {
+        return Err(EINVAL.because("far too many requests"));
+    }
     if most > REQUESTS_MAX - used.min(REQUESTS_MAX) {
         return Err(EAGAIN.because("more requests than aio-max-nr"));
     }

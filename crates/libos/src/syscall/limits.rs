@@ -56,10 +56,9 @@ pub fn prlimit64(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
         pid => table::thread(pid).map(|t| t.process.clone()).ok_or(ESRCH)?,
     };
     if process.pid != own.pid {
-        let (mine, theirs) = (
-            own.credentials.lock().clone(),
-            process.credentials.lock().clone(),
-        );
+        // One after the other: two processes may do this to each other.
+        let mine = own.credentials.lock().clone();
+        let theirs = process.credentials.lock().clone();
         let same = [theirs.ruid, theirs.euid, theirs.suid]
             .iter()
             .all(|&id| id == mine.ruid);

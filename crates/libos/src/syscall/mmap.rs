@@ -104,6 +104,7 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let placement = if flags & MAP_FIXED_NOREPLACE != 0 {
         Placement::Free(address)
     } else if flags & MAP_FIXED != 0 {
+        context.mm().check_sealed(address, len)?;
         Placement::Fixed(address)
     } else if flags & MAP_32BIT != 0 {
         Placement::Low
@@ -179,7 +180,9 @@ fn file_source(
 
 /// munmap(2).
 pub fn munmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.mm().unmap(arguments.u64(0), arguments.u64(1))?;
+    let mm = context.mm();
+    mm.check_sealed(arguments.u64(0), arguments.u64(1))?;
+    mm.unmap(arguments.u64(0), arguments.u64(1))?;
     Ok(0)
 }
 
@@ -200,6 +203,7 @@ pub fn mprotect(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         len = len.saturating_add(address - start);
         address = start;
     }
+    mm.check_sealed(address, len)?;
     mm.protect(address, len, protection(prot))?;
     Ok(0)
 }
@@ -225,15 +229,27 @@ pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         Keep::No
     };
     let (address, old, new) = (arguments.u64(0), arguments.u64(1), arguments.u64(2));
-    context
-        .mm()
-        .remap(address, old, new, how, keep)
+    let mm = context.mm();
+    mm.check_sealed(address, old)?;
+    if let Move::To(to) = how {
+        mm.check_sealed(to, new)?;
+    }
+    mm.remap(address, old, new, how, keep)
         .map(|address| address as usize)
 }
 
 /// remap_file_pages(2): long deprecated, and it needs aliases.
 pub fn remap_file_pages(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
     Err(ENOSYS)
+}
+
+/// mseal(2).
+pub fn mseal(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(2) != 0 {
+        return Err(EINVAL.because("no flags are known"));
+    }
+    context.mm().seal(arguments.u64(0), arguments.u64(1))?;
+    Ok(0)
 }
 
 /// pkey_alloc(2): as on a CPU without protection keys.

@@ -118,18 +118,29 @@ fn check_policy(policy: i32, priority: i32) -> Result<()> {
 }
 
 pub fn sched_setscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let priority = arguments.pointer::<i32>(2).read(&context.mm())?;
+    let from = arguments.pointer::<i32>(2);
+    if from.is_null() || arguments.i32(0) < 0 || arguments.i32(1) < 0 {
+        return Err(EINVAL);
+    }
+    let priority = from.read(&context.mm())?;
     target(context, arguments.i32(0))?;
     check_policy(arguments.i32(1), priority).map(|()| 0)
 }
 
 pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let priority = arguments.pointer::<i32>(1).read(&context.mm())?;
+    let from = arguments.pointer::<i32>(1);
+    if from.is_null() || arguments.i32(0) < 0 {
+        return Err(EINVAL);
+    }
+    let priority = from.read(&context.mm())?;
     target(context, arguments.i32(0))?;
     check_policy(SCHED_OTHER, priority).map(|()| 0)
 }
 
 pub fn sched_getparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(1) == 0 {
+        return Err(EINVAL);
+    }
     target(context, arguments.i32(0))?;
     arguments.pointer::<i32>(1).write(&context.mm(), &0)?;
     Ok(0)
@@ -166,7 +177,7 @@ const ATTRIBUTES_SIZE: usize = 48;
 
 pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (size, flags) = (arguments.usize(2) & 0xffff_ffff, arguments.u32(3));
-    if !(ATTRIBUTES_SIZE..=4096).contains(&size) || flags != 0 {
+    if !(ATTRIBUTES_SIZE..=4096).contains(&size) || flags != 0 || arguments.u64(1) == 0 {
         return Err(EINVAL.because("bad sched_getattr size or flags"));
     }
     let target = target(context, arguments.i32(0))?;
@@ -265,21 +276,45 @@ pub fn setpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     Ok(0)
 }
 
-/// The default of I/O scheduling: class none, level 4.
+/// What was set; class none, level 4 where nothing was. The host does the I/O.
 pub fn ioprio_get(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
-    select(context, which, arguments.u32(1))?;
-    Ok(4)
+    let found = select(context, which, arguments.u32(1))?;
+    let priorities = found
+        .iter()
+        .map(|process| process.io_priority.load(Ordering::Relaxed));
+    // The most urgent: class none counts as best effort.
+    let urgency = |value: &u32| {
+        if value >> 13 == 0 {
+            2 << 13 | 4
+        } else {
+            *value
+        }
+    };
+    Ok(priorities.min_by_key(urgency).unwrap_or(4) as usize)
 }
 
 pub fn ioprio_set(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
-    select(context, which, arguments.u32(1))?;
-    match arguments.u32(2) >> 13 {
-        0 | 2 | 3 => Ok(0),
-        1 => Err(EPERM.because("real-time I/O needs privileges")),
-        _ => Err(EINVAL.because("unknown I/O class")),
+    let value = arguments.u32(2);
+    // The level within a class is in the low three bits; the rest are hints.
+    match (value >> 13, value & 0x1fff) {
+        (0, 0) | (3, _) => {}
+        (0, _) => return Err(EINVAL.because("class none has no levels")),
+        (1 | 2, 8..) => return Err(EINVAL.because("levels are 0 to 7")),
+        (1, _) => return Err(EPERM.because("real-time I/O needs privileges")),
+        (2, _) => {}
+        _ => return Err(EINVAL.because("unknown I/O class")),
     }
+    let own = context.thread.process.credentials.lock().clone();
+    for process in select(context, which, arguments.u32(1))? {
+        let owner = process.credentials.lock().ruid;
+        if owner != own.euid && owner != own.ruid && !own.has(CAP_SYS_NICE) {
+            return Err(EPERM.because("another user's process"));
+        }
+        process.io_priority.store(value, Ordering::Relaxed);
+    }
+    Ok(0)
 }
 
 /// The host schedules: the answer is a valid CPU, steady for a thread.

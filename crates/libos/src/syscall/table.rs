@@ -258,19 +258,19 @@ table! {
     237 mbind missing, Missing, "";
     238 set_mempolicy missing, Missing, "";
     239 get_mempolicy missing, Missing, "";
-    240 mq_open missing, Missing, "";
-    241 mq_unlink missing, Missing, "";
-    242 mq_timedsend missing, Missing, "";
-    243 mq_timedreceive missing, Missing, "";
-    244 mq_notify missing, Missing, "";
-    245 mq_getsetattr missing, Missing, "";
+    240 mq_open super::mqueue::mq_open, Full, "";
+    241 mq_unlink super::mqueue::mq_unlink, Full, "";
+    242 mq_timedsend super::mqueue::mq_timedsend, Full, "";
+    243 mq_timedreceive super::mqueue::mq_timedreceive, Full, "";
+    244 mq_notify super::mqueue::mq_notify, Full, "";
+    245 mq_getsetattr super::mqueue::mq_getsetattr, Full, "";
     246 kexec_load super::system::not_permitted, Partial, "EPERM";
     247 waitid super::wait::waitid, Full, "";
     248 add_key missing, Missing, "";
     249 request_key missing, Missing, "";
     250 keyctl missing, Missing, "";
-    251 ioprio_set super::sched::ioprio_set, Partial, "checked, without effect";
-    252 ioprio_get super::sched::ioprio_get, Partial, "always the default";
+    251 ioprio_set super::sched::ioprio_set, Partial, "kept, without effect";
+    252 ioprio_get super::sched::ioprio_get, Full, "";
     253 inotify_init super::inotify::inotify_init, Full, "";
     254 inotify_add_watch super::inotify::inotify_add_watch, Full, "";
     255 inotify_rm_watch super::inotify::inotify_rm_watch, Full, "";
@@ -382,4 +382,5 @@ table! {
     450 set_mempolicy_home_node missing, Missing, "";
     451 cachestat missing, Missing, "";
     452 fchmodat2 super::attribute::fchmodat2, Full, "";
+    462 mseal super::mmap::mseal, Full, "";
 }

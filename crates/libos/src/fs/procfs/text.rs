@@ -25,6 +25,7 @@ pub struct TextFile {
 pub fn generate(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
     match kind {
         Kind::Static(Item::Text(make)) => Ok(make().into_bytes()),
+        Kind::Static(Item::Bytes(make)) => Ok(make()),
         Kind::Static(Item::Setting(setting)) => {
             let mut text: String = setting.value();
             text.push('\n');

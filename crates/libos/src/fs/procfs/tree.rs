@@ -7,6 +7,7 @@ use core::fmt::Write;
 
 use spin::Once;
 
+use super::{configuration, sysvipc};
 use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
 use crate::mm::accounting;
@@ -24,6 +25,7 @@ pub enum Item {
     Root(Children),
     Directory(Children),
     Text(fn() -> String),
+    Bytes(fn() -> Vec<u8>),
     Setting(&'static Setting),
     Link(&'static str),
 }
@@ -32,7 +34,7 @@ impl Item {
     pub fn kind(&self) -> FileType {
         match self {
             Item::Root(_) | Item::Directory(_) => FileType::Directory,
-            Item::Text(_) | Item::Setting(_) => FileType::Regular,
+            Item::Text(_) | Item::Bytes(_) | Item::Setting(_) => FileType::Regular,
             Item::Link(_) => FileType::Link,
         }
     }
@@ -87,6 +89,7 @@ macro_rules! fixed {
 
 pub static ROOT: Item = Item::Root(&[
     ("cmdline", fixed!("bulla")),
+    ("config.gz", Item::Bytes(configuration::compressed)),
     ("cpuinfo", Item::Text(cpuinfo)),
     (
         "devices",
@@ -107,6 +110,14 @@ pub static ROOT: Item = Item::Root(&[
         fixed!("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority"),
     ),
     ("sys", Item::Directory(SYS)),
+    (
+        "sysvipc",
+        Item::Directory(&[
+            ("msg", Item::Text(sysvipc::queues)),
+            ("sem", Item::Text(sysvipc::semaphores)),
+            ("shm", Item::Text(sysvipc::segments)),
+        ]),
+    ),
     ("uptime", Item::Text(uptime)),
     ("version", Item::Text(version)),
     ("vmstat", Item::Text(vmstat)),
@@ -121,6 +132,7 @@ static SYS: Children = &[
 
 static SYS_FS: Children = &[
     ("aio-max-nr", fixed!("65536")),
+    ("dir-notify-enable", fixed!("0")),
     ("file-max", fixed!("9223372036854775807")),
     ("file-nr", fixed!("1024\t0\t9223372036854775807")),
     (
@@ -131,8 +143,24 @@ static SYS_FS: Children = &[
             ("max_user_watches", fixed!("65536")),
         ]),
     ),
+    ("lease-break-time", Item::Setting(&LEASE_BREAK_TIME)),
+    ("leases-enable", fixed!("1")),
+    (
+        "mqueue",
+        Item::Directory(&[
+            ("msg_default", fixed!("10")),
+            ("msg_max", fixed!("10")),
+            ("msgsize_default", fixed!("8192")),
+            ("msgsize_max", fixed!("8192")),
+            ("queues_max", fixed!("256")),
+        ]),
+    ),
     ("nr_open", fixed!("1048576")),
+    ("overflowgid", fixed!("65534")),
+    ("overflowuid", fixed!("65534")),
     ("pipe-max-size", fixed!("1048576")),
+    ("pipe-user-pages-hard", fixed!("0")),
+    ("pipe-user-pages-soft", fixed!("16384")),
     ("protected_fifos", fixed!("1")),
     ("protected_hardlinks", fixed!("1")),
     ("protected_regular", fixed!("1")),
@@ -171,6 +199,7 @@ static SYS_KERNEL: Children = &[
         "threads-max",
         Item::Text(|| format!("{}\n", kernel().max_threads())),
     ),
+    ("tainted", fixed!("0")),
     ("version", Item::Text(|| line(VERSION.as_bytes()))),
 ];
 
@@ -205,6 +234,9 @@ static SYS_NET: Children = &[
     ),
 ];
 
+/// Seconds that a lease may stand in the way of an open.
+pub static LEASE_BREAK_TIME: Setting = Setting::new("45", 3600);
+
 static OVERCOMMIT: Setting = Setting::new("1", 2);
 static SWAPPINESS: Setting = Setting::new("60", 200);
 
@@ -219,7 +251,7 @@ static SYS_VM: Children = &[
 ];
 
 /// The kernel release that programs see.
-pub const RELEASE: &str = "6.1.0-bulla";
+pub const RELEASE: &str = "6.12.0-bulla";
 /// What uname and /proc/version show as the version.
 const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC Bulla";
 
