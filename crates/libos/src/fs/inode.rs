@@ -9,8 +9,10 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use super::dnotify::Notes;
 use super::file::FileOps;
 use super::inotify::Watches;
+use super::lease::Leases;
 use super::lock::Locks;
 use super::path::PathRef;
 use super::permission::Caller;
@@ -202,12 +204,29 @@ pub struct InodeState {
     pub locks: Locks,
     /// Open files that may write (positive) or running programs that forbid it (negative).
     writers: AtomicU32,
+    /// Open files.
+    opens: AtomicU32,
+    pub leases: Leases,
+    pub notes: Notes,
 }
 
 /// Bias that tells "executing" from "writing" in [`InodeState::writers`].
 const EXECUTING: u32 = 1 << 31;
 
 impl InodeState {
+    pub fn begin_open(&self) {
+        self.opens.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn end_open(&self) {
+        self.opens.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// How often it is open.
+    pub fn opens(&self) -> u32 {
+        self.opens.load(Ordering::Acquire)
+    }
+
     /// A file is opened for writing; ETXTBSY is the caller's when this is false.
     pub fn begin_write(&self) -> bool {
         self.writers

@@ -223,6 +223,9 @@ impl Inotify {
 
 /// Tells the watches on `inode`.
 fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], cookie: u32) {
+    if !name.is_empty() {
+        super::dnotify::tell(inode, event);
+    }
     let Some(state) = inode.state() else { return };
     let interested: Vec<Watch> = {
         let list = state.watches.list.lock();
@@ -253,6 +256,11 @@ fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], coo
             let _ = instance.unwatch(descriptor);
         }
     }
+}
+
+/// Requests that [`super::dnotify`] keeps count here too: without any, nobody need be told.
+pub(super) fn count_watches(before: usize, after: usize) {
+    COUNT.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
 }
 
 fn is_idle() -> bool {

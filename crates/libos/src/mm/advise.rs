@@ -106,9 +106,12 @@ impl Space {
                         let _ = locked.populate(&(piece.start..end));
                     }
                 }
-                // Hints about readahead, huge pages, merging and reclaim have nothing to act on.
-                NORMAL | RANDOM | SEQUENTIAL | MERGEABLE | UNMERGEABLE | HUGEPAGE | NOHUGEPAGE
-                | COLD | PAGEOUT | COLLAPSE => {}
+                // Hints about readahead, huge pages and reclaim have nothing to act on.
+                MERGEABLE | UNMERGEABLE => {
+                    return Err(EINVAL.because("pages are not merged"));
+                }
+                NORMAL | RANDOM | SEQUENTIAL | HUGEPAGE | NOHUGEPAGE | COLD | PAGEOUT
+                | COLLAPSE => {}
                 _ => return Err(EINVAL.because("unknown advice")),
             }
         }
@@ -125,8 +128,14 @@ impl Space {
         if !locked.vmas.covers(&range) {
             return Err(ENOMEM.because("a part of the range is not mapped"));
         }
-        let present =
-            |page: &u64| u8::from(locked.is_live(*page) || locked.saved.contains_key(page));
+        // A file's pages count where the file has them, mapped or not: its content is in memory.
+        let of_file = |page: u64| {
+            let vma = locked.vmas.find(page);
+            vma.is_some_and(|vma| matches!(vma.backing, Backing::File(_)))
+        };
+        let present = |page: &u64| {
+            u8::from(locked.is_live(*page) || locked.saved.contains_key(page) || of_file(*page))
+        };
         Ok(range
             .step_by(PAGE as usize)
             .map(|page| present(&page))

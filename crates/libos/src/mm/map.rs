@@ -61,7 +61,9 @@ impl Request {
 }
 
 /// Most mappings of a process (vm.max_map_count).
-pub const MAPS_MAX: usize = 65530;
+pub fn maps_max() -> usize {
+    crate::fs::procfs::max_map_count()
+}
 
 impl Space {
     /// Makes a mapping; its address.
@@ -117,7 +119,7 @@ impl Space {
         shown: Option<(&Arc<SharedObject>, u64)>,
     ) -> Result<(Locked<'_>, u64)> {
         let mut locked = self.lock();
-        if locked.dead || locked.vmas.len() >= MAPS_MAX {
+        if locked.dead || locked.vmas.len() >= maps_max() {
             return Err(ENOMEM.because("too many mappings"));
         }
         match placement {
@@ -179,7 +181,16 @@ impl Space {
         if range.is_empty() {
             return Err(EINVAL.because("nothing to unmap"));
         }
-        self.lock().unmap(&range);
+        let mut locked = self.lock();
+        // A hole in the middle of a mapping makes two of it.
+        let splits = locked
+            .vmas
+            .find(range.start)
+            .is_some_and(|vma| vma.start < range.start && range.end < vma.end);
+        if splits && locked.vmas.len() >= maps_max() {
+            return Err(ENOMEM.because("too many mappings"));
+        }
+        locked.unmap(&range);
         Ok(())
     }
 

@@ -5,7 +5,7 @@
 
 use core::ops::Range;
 
-use super::map::{MAPS_MAX, Placement};
+use super::map::{Placement, maps_max};
 use super::residency;
 use super::shared::View;
 use super::view::Wish;
@@ -163,7 +163,7 @@ impl Locked<'_> {
         if old.end != vma.end || vma.flags.contains(VmaFlags::VDSO) {
             return false;
         }
-        if grown.end - grown.start > accounting::limit() || self.vmas.len() >= MAPS_MAX {
+        if grown.end - grown.start > accounting::limit() || self.vmas.len() >= maps_max() {
             return false;
         }
         if let Backing::Shared(object, _) = &vma.backing {

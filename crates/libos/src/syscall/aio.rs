@@ -236,8 +236,8 @@ pub fn io_submit(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 
 /// Every request is done by the time that anybody could cancel it.
 pub fn io_cancel(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    find(context, arguments.u64(0))?;
     UserPtr::<ControlBlock>::new(arguments.u64(1)).read(&context.mm())?;
+    find(context, arguments.u64(0))?;
     Err(EINVAL.because("the request is done"))
 }
 

@@ -81,6 +81,9 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
                 .map_err(|_| EBADF)?,
         ),
     };
+    if len == 0 {
+        return Err(EINVAL.because("a mapping without length"));
+    }
     if flags & MAP_HUGETLB != 0 {
         return Err(crate::errno::ENOMEM.because("no huge pages are reserved"));
     }
@@ -158,6 +161,11 @@ fn file_source(
         FileType::Regular => {}
         // /dev/zero is anonymous memory.
         FileType::Character if inode.metadata().rdev == make_device(1, 5) => {
+            if shared && protection.contains(Protection::WRITE) && !file.is_writable() {
+                return Err(EACCES.because("the file was not opened for writing"));
+            }
+            flags.set(VmaFlags::SHARED, shared);
+            flags.set(VmaFlags::NO_WRITE, shared && !file.is_writable());
             return Ok(Source::Anonymous);
         }
         _ => return Err(ENODEV.because("this kind of file cannot be mapped")),
@@ -167,7 +175,12 @@ fn file_source(
         if protection.contains(Protection::WRITE) && !writable {
             return Err(EACCES.because("the file was not opened for writing"));
         }
-        flags.set(VmaFlags::NO_WRITE, !writable);
+        // F_SEAL_WRITE, F_SEAL_FUTURE_WRITE.
+        let sealed = inode.seals().is_ok_and(|seals| seals & (8 | 16) != 0);
+        if protection.contains(Protection::WRITE) && sealed {
+            return Err(EPERM.because("the file is sealed against writing"));
+        }
+        flags.set(VmaFlags::NO_WRITE, !writable || sealed);
         // What cannot change looks the same in a private view, and can be mapped anywhere.
         flags.set(VmaFlags::SHARED, writable || !inode.is_immutable());
     }

@@ -82,6 +82,11 @@ pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Res
     let mut wanted = vec![0u8; len];
     context.mm().read(arguments.u64(2), &mut wanted)?;
     let target = affinity_target(context, arguments.i32(0))?;
+    let own = context.thread.process.credentials.lock().clone();
+    let theirs = target.process.credentials.lock().clone();
+    if own.euid != theirs.euid && own.euid != theirs.ruid && !own.has(CAP_SYS_NICE) {
+        return Err(EPERM.because("another user's thread"));
+    }
     let chosen: vec::Vec<u8> = wanted
         .iter()
         .zip(&mask)
@@ -325,6 +330,11 @@ pub fn getcpu(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         0
     } else {
         slot % platform().cpus().max(1)
+    };
+    let chosen = context.thread.affinity.load(Ordering::Relaxed);
+    let cpu = match chosen != 0 && cpu < 64 && chosen >> cpu & 1 == 0 {
+        true => chosen.trailing_zeros(),
+        false => cpu,
     };
     for (pointer, value) in [(arguments.u64(0), cpu), (arguments.u64(1), 0)] {
         if let Some(to) = UserPtr::<u32>::new(pointer).option() {

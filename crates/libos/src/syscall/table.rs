@@ -88,9 +88,9 @@ table! {
     67 shmdt super::shm::shmdt, Full, "";
     68 msgget super::message::msgget, Full, "";
     69 msgsnd super::message::msgsnd, Full, "";
-    70 msgrcv super::message::msgrcv, Partial, "no MSG_COPY";
+    70 msgrcv super::message::msgrcv, Full, "";
     71 msgctl super::message::msgctl, Full, "";
-    72 fcntl super::descriptor::fcntl, Partial, "no leases, no dnotify";
+    72 fcntl super::descriptor::fcntl, Full, "";
     73 flock super::descriptor::flock, Full, "";
     74 fsync super::flush::fsync, Full, "";
     75 fdatasync super::flush::fsync, Full, "";
@@ -221,7 +221,7 @@ table! {
     200 tkill super::kill::tkill, Full, "";
     201 time super::time::time, Full, "";
     202 futex super::futex::futex, Partial, "priorities are not inherited";
-    203 sched_setaffinity super::sched::sched_setaffinity, Partial, "checked, without effect";
+    203 sched_setaffinity super::sched::sched_setaffinity, Partial, "kept, without effect on scheduling";
     204 sched_getaffinity super::sched::sched_getaffinity, Full, "";
     205 set_thread_area missing, Missing, "";
     206 io_setup super::aio::io_setup, Full, "";

@@ -86,6 +86,16 @@ pub struct ProcNode {
     kind: Kind,
 }
 
+/// /proc/sys/vm/max_map_count.
+pub fn max_map_count() -> usize {
+    tree::MAX_MAP_COUNT.value() as usize
+}
+
+/// /proc/sys/fs/lease-break-time, in seconds.
+pub fn lease_break_time() -> u64 {
+    tree::LEASE_BREAK_TIME.value()
+}
+
 /// The process whose directory /proc/<pid> an inode is.
 pub fn process_of(inode: &Arc<dyn Inode>) -> Option<Arc<Process>> {
     match &inode.as_any().downcast_ref::<ProcNode>()?.kind {

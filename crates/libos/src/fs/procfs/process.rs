@@ -487,7 +487,7 @@ fn status(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
         for (name, pages) in [
             ("VmPeak", sizes.total),
             ("VmSize", sizes.total),
-            ("VmLck", process.mm().locked_bytes() / 1024),
+            ("VmLck", process.mm().locked_bytes() / 4096),
             ("VmPin", 0),
             ("VmHWM", sizes.peak.max(sizes.resident)),
             ("VmRSS", sizes.resident),

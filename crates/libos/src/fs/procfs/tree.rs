@@ -1,9 +1,10 @@
 //! What in /proc belongs to no process.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 
@@ -13,7 +14,6 @@ use crate::fs::inode::FileType;
 use crate::mm::accounting;
 use crate::platform::platform;
 use crate::process::table;
-use crate::sync::SpinLock;
 use crate::{Result, kernel};
 
 /// A name and what it stands for.
@@ -43,25 +43,20 @@ impl Item {
 /// A number under /proc/sys that may be written and reads back what was written. Only settings
 /// that promise nothing else are here.
 pub struct Setting {
-    default: &'static str,
-    value: SpinLock<Option<String>>,
+    value: AtomicU64,
     max: u64,
 }
 
 impl Setting {
-    const fn new(default: &'static str, max: u64) -> Setting {
+    const fn new(default: u64, max: u64) -> Setting {
         Setting {
-            default,
-            value: SpinLock::new(None),
+            value: AtomicU64::new(default),
             max,
         }
     }
 
-    pub fn value(&self) -> String {
-        self.value
-            .lock()
-            .clone()
-            .unwrap_or_else(|| self.default.to_string())
+    pub fn value(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
     }
 
     pub fn set(&self, bytes: &[u8]) -> Result<()> {
@@ -70,7 +65,7 @@ impl Setting {
         if number > self.max {
             return Err(EINVAL);
         }
-        *self.value.lock() = Some(text.to_string());
+        self.value.store(number, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -132,7 +127,7 @@ static SYS: Children = &[
 
 static SYS_FS: Children = &[
     ("aio-max-nr", fixed!("65536")),
-    ("dir-notify-enable", fixed!("0")),
+    ("dir-notify-enable", fixed!("1")),
     ("file-max", fixed!("9223372036854775807")),
     ("file-nr", fixed!("1024\t0\t9223372036854775807")),
     (
@@ -235,13 +230,15 @@ static SYS_NET: Children = &[
 ];
 
 /// Seconds that a lease may stand in the way of an open.
-pub static LEASE_BREAK_TIME: Setting = Setting::new("45", 3600);
+pub static LEASE_BREAK_TIME: Setting = Setting::new(45, 3600);
 
-static OVERCOMMIT: Setting = Setting::new("1", 2);
-static SWAPPINESS: Setting = Setting::new("60", 200);
+static OVERCOMMIT: Setting = Setting::new(1, 2);
+/// Most mappings of a process.
+pub static MAX_MAP_COUNT: Setting = Setting::new(65_530, 1 << 20);
+static SWAPPINESS: Setting = Setting::new(60, 200);
 
 static SYS_VM: Children = &[
-    ("max_map_count", fixed!("65530")),
+    ("max_map_count", Item::Setting(&MAX_MAP_COUNT)),
     ("min_free_kbytes", fixed!("67584")),
     ("mmap_min_addr", fixed!("65536")),
     ("nr_hugepages", fixed!("0")),
