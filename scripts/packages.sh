@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages for a purpose, quietly and only what is missing.
-#   packages.sh PURPOSE..      purposes: build images demo test
+#   packages.sh PURPOSE..      purposes: build images conformance demo test
 set -euo pipefail
 
 declare -A packages=(
@@ -10,6 +10,9 @@ declare -A packages=(
     [images]="mmdebstrap debian-archive-keyring umoci skopeo busybox-static musl-tools golang-go
         gcc libc6-dev xz-utils"
     [demo]="redis-tools curl"
+    # Building the Linux Test Project: tests/conformance/build-ltp.sh.
+    [conformance]="git make autoconf automake m4 libtool pkg-config libacl1-dev libcap-dev libaio-dev
+        libnuma-dev libkeyutils-dev util-linux"
     # Clients that drive servers, and foreign tools that our formats are checked with.
     [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev"

@@ -41,3 +41,8 @@ fn aliases() {
 fn siblings() {
     check("siblings");
 }
+
+#[test]
+fn notices() {
+    check("notices");
+}

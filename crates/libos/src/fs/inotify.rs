@@ -223,7 +223,8 @@ impl Inotify {
 
 /// Tells the watches on `inode`.
 fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], cookie: u32) {
-    if !name.is_empty() {
+    // A directory's own events count too.
+    if !name.is_empty() || is_directory {
         super::dnotify::tell(inode, event);
     }
     let Some(state) = inode.state() else { return };

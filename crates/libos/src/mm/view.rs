@@ -21,7 +21,7 @@ use core::sync::atomic::Ordering;
 
 use super::allocator::Wanted;
 use super::fault::effective;
-use super::map::{MAPS_MAX, Placement, Request, Source};
+use super::map::{Placement, Request, Source, maps_max};
 use super::residency::{self, Residency};
 use super::shared::{self, Found, SharedObject, View};
 use super::vma::{Around, FileBacking};
@@ -162,7 +162,7 @@ impl Space {
         };
         if let Placement::Hint(_) = wish.placement {
             let mut locked = self.lock();
-            if locked.dead || locked.vmas.len() >= MAPS_MAX {
+            if locked.dead || locked.vmas.len() >= maps_max() {
                 return Err(ENOMEM.because("too many mappings"));
             }
             let room = match &file {

@@ -23,7 +23,6 @@ use crate::{Result, Thread};
 
 const SOL_SOCKET: i32 = 1;
 const SO_TYPE: i32 = 3;
-const SO_ERROR: i32 = 4;
 
 /// One TCP or UDP socket.
 pub struct InetSocket {
