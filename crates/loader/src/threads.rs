@@ -254,7 +254,7 @@ impl Engine {
                 outcome = match self.resume(slot, tcs, &mut registers) {
                     Some(outcome) => outcome,
                     None => {
-                        registers = exception_entry(0, 0, 0);
+                        registers = self.exception_entry(0, 0, 0);
                         counters.entries.add(1);
                         self.backend.enter(tcs, EnterLeaf::Eenter, &mut registers)
                     }
@@ -266,7 +266,7 @@ impl Engine {
                     if self.ending.load(Ordering::Relaxed) {
                         sleep_forever();
                     }
-                    match self.serve(slot, tcs, registers) {
+                    match self.serve(slot, registers) {
                         Some(next) => registers = next,
                         None => return,
                     }
@@ -291,7 +291,7 @@ impl Engine {
                     ..
                 } => {
                     counters.exceptions.add(1);
-                    registers = exception_entry(vector, error_code, address);
+                    registers = self.exception_entry(vector, error_code, address);
                 }
             }
         }
@@ -300,7 +300,7 @@ impl Engine {
     /// Serves the host call in `registers`: what to enter with, or nothing when the slot was given
     /// up.
     #[inline(always)]
-    fn serve(&'static self, slot: &Slot, tcs: u64, registers: Registers) -> Option<Registers> {
+    fn serve(&'static self, slot: &Slot, registers: Registers) -> Option<Registers> {
         if let Some(hostile) = &self.hostile {
             match hostile.tamper(self, slot, &registers) {
                 Tampered::Skip(lie) => return Some(lie),
@@ -308,13 +308,17 @@ impl Engine {
                     self.serve_truly(slot, &registers)?;
                     return Some(lie);
                 }
-                Tampered::Before(mut lie) => {
+                Tampered::Before(leaf, tcs, mut lie) => {
                     let truth = self.serve_truly(slot, &registers)?;
-                    self.backend.enter(tcs, EnterLeaf::Eenter, &mut lie);
+                    self.backend.enter(tcs, leaf, &mut lie);
                     return Some(truth);
                 }
+                Tampered::Other(other) => return self.serve_truly(slot, &other),
                 Tampered::Not => {}
             }
+            let truth = self.serve_truly(slot, &registers)?;
+            hostile.observe(slot, registers.rdi, truth.rsi);
+            return Some(truth);
         }
         self.serve_truly(slot, &registers)
     }
@@ -331,10 +335,29 @@ impl Engine {
         }
     }
 
+    /// Entry after an exception. The enclave believes SSA.EXITINFO only; the rest is for its messages.
+    fn exception_entry(&self, vector: u16, error_code: u16, address: u64) -> Registers {
+        let mut registers = Registers {
+            rdi: EnterReason::Exception as u64,
+            rsi: u64::from(vector),
+            rdx: address,
+            r8: u64::from(error_code),
+            r9: 0,
+        };
+        if let Some(hostile) = &self.hostile {
+            hostile.exception(&mut registers);
+        }
+        registers
+    }
+
     /// ERESUME, or nothing when the thread was kicked and has to EENTER to look.
     fn resume(&self, slot: &Slot, tcs: u64, registers: &mut Registers) -> Option<Outcome> {
         slot.resuming.store(true, Ordering::SeqCst);
-        let outcome = (slot.kicked.swap(0, Ordering::SeqCst) == 0).then(|| {
+        let invented = self
+            .hostile
+            .as_ref()
+            .is_some_and(Hostile::invents_exception);
+        let outcome = (slot.kicked.swap(0, Ordering::SeqCst) == 0 && !invented).then(|| {
             slot.counters.resumes.add(1);
             self.backend.enter(tcs, EnterLeaf::Eresume, registers)
         });
@@ -438,17 +461,6 @@ impl signal::Kicked for Engine {
             slot.again.store(true, Ordering::SeqCst);
             signal::nudge_supervisor();
         }
-    }
-}
-
-/// Entry after an exception. The enclave believes SSA.EXITINFO only; the rest is for its messages.
-fn exception_entry(vector: u16, error_code: u16, address: u64) -> Registers {
-    Registers {
-        rdi: EnterReason::Exception as u64,
-        rsi: u64::from(vector),
-        rdx: address,
-        r8: u64::from(error_code),
-        r9: 0,
     }
 }
 

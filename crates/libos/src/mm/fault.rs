@@ -11,6 +11,16 @@ use crate::errno::{EFAULT, EIO, ENOMEM};
 use crate::platform::{Protection, platform};
 use crate::{Errno, Result};
 
+/// How a fault was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Something had to be brought in.
+    Brought,
+    /// The page is there and allows the access: another thread was faster, or the host keeps it
+    /// from us.
+    Present,
+}
+
 /// An access that the address space does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -62,7 +72,7 @@ impl Space {
         &self,
         address: u64,
         access: Protection,
-    ) -> core::result::Result<(), Fault> {
+    ) -> core::result::Result<Resolved, Fault> {
         let page = page_down(address);
         let mut locked = if self.fills_beside_others(page) {
             // A page is accessible while the kernel fills it: no other thread may see it so.
@@ -83,16 +93,17 @@ impl Space {
             return Err(Fault::NotAllowed);
         }
         if locked.is_live(page) {
-            return Ok(());
+            return Ok(Resolved::Present);
         }
         if locked.saved.contains_key(&page) {
-            return match locked.resident {
-                true => super::swap::restore(&mut locked, &vma, page..page + PAGE)
-                    .map_err(|_| Fault::NoMemory),
-                false => Ok(()),
-            };
+            if locked.resident {
+                super::swap::restore(&mut locked, &vma, page..page + PAGE)
+                    .map_err(|_| Fault::NoMemory)?;
+            }
+            return Ok(Resolved::Brought);
         }
-        locked.bring_in(&vma, page)
+        locked.bring_in(&vma, page)?;
+        Ok(Resolved::Brought)
     }
 
     /// Whether bringing in a page means reading a file while other threads may run.
