@@ -13,7 +13,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
-names=(busybox mariadb micro postgresql programs python redis servers tools)
+# mariadb is built on request: no test needs it yet.
+names=(busybox micro postgresql programs python redis servers tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \

@@ -25,9 +25,16 @@ use crate::bytes::sha256;
 const REMEMBERED_MAX: usize = 4096;
 
 /// A refusal, as it appears in TLS errors.
-#[derive(Clone, Debug, ThisError)]
+#[derive(Clone, ThisError)]
 #[error("the peer is not trusted: {0}")]
 pub struct TlsError(pub String);
+
+/// rustls shows the errors of verifiers in this form, so it is made for people too.
+impl fmt::Debug for TlsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// An acceptance.
 #[derive(Clone, Copy, Debug)]
