@@ -11,7 +11,7 @@ declare -A packages=(
         gcc libc6-dev xz-utils"
     [demo]="redis-tools curl"
     # Clients that drive servers, and foreign tools that our formats are checked with.
-    [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
+    [test]="docker-registry softhsm2 opensc podman runc redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev"
 )
 
