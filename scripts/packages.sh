@@ -16,7 +16,7 @@ declare -A packages=(
     [conformance]="git make autoconf automake m4 libtool pkg-config libacl1-dev libcap-dev libaio-dev
         libnuma-dev libkeyutils-dev util-linux"
     # Clients that drive servers, and foreign tools that our formats are checked with.
-    [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
+    [test]="docker-registry softhsm2 opensc podman runc redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev"
 )
 
