@@ -1,17 +1,22 @@
 #!/bin/bash
 # Installs the Debian packages for a purpose, quietly and only what is missing.
-#   packages.sh PURPOSE..      purposes: build images demo test
+#   packages.sh PURPOSE..      purposes: bench build conformance demo images test
 set -euo pipefail
 
 declare -A packages=(
+    # What the benchmarks compare with.
+    [bench]="runsc"
     [build]="gcc libc6-dev"
     # Building test images: Debian's own tools, compilers for the test programs.
     # The keyring is for Ubuntu, which builds the same Debian images.
     [images]="mmdebstrap debian-archive-keyring umoci skopeo busybox-static musl-tools golang-go
         gcc libc6-dev xz-utils"
     [demo]="redis-tools curl"
+    # Building the Linux Test Project: tests/conformance/build-ltp.sh.
+    [conformance]="git make autoconf automake m4 libtool pkg-config libacl1-dev libcap-dev libaio-dev
+        libnuma-dev libkeyutils-dev util-linux"
     # Clients that drive servers, and foreign tools that our formats are checked with.
-    [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
+    [test]="docker-registry softhsm2 opensc podman runc redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev"
 )
 

@@ -212,6 +212,8 @@ host_calls! {
     Quote = 80,
     /// TARGETINFO of the quoting enclave in the buffer (512 bytes).
     QuoteTarget = 81,
+    /// What verifies this machine's quotes, as JSON in the buffer; result its length.
+    QuoteCollateral = 82,
 }
 
 /// Flag of [`HostCall::Recv`]: wait on the host until there is something to receive.

@@ -33,6 +33,34 @@ pub enum Command {
             bulla run [OPTIONS] --rootfs DIR PROGRAM [ARGS]..."
     )]
     Run(Box<RunArguments>),
+    /// Convert an image into a confidential image
+    Build(Box<crate::build::Arguments>),
+    /// Sign a confidential image again
+    Sign(Box<crate::sign::Arguments>),
+    /// Say why two confidential images have different measurements
+    Diff(crate::diff::Arguments),
+    /// Say what will work of an image, before it is converted
+    Check(crate::check::Arguments),
+    /// List containers
+    Ps(crate::containers::PsArguments),
+    /// Print the output of a container that was started with -d
+    Logs(crate::containers::LogsArguments),
+    /// Stop containers: the image's stop signal, then SIGKILL
+    Stop(crate::containers::StopArguments),
+    /// Send a signal to containers
+    Kill(crate::containers::KillArguments),
+    /// Remove containers that have ended
+    Rm(crate::containers::RmArguments),
+    /// Wait for the end of a container and print its exit code
+    Wait(crate::containers::WaitArguments),
+    /// Fetch an image from a registry
+    Pull(crate::registry::PullArguments),
+    /// Push an image of this machine to a registry
+    Push(crate::registry::PushArguments),
+    /// List the images of this machine
+    Images(crate::registry::ImagesArguments),
+    /// The entry point of confidential images, inside their containers
+    Start(Box<crate::start::Arguments>),
     /// Predict the identity (MRENCLAVE, MRSIGNER) of what `run` would start
     #[command(
         after_help = MEASURE_EXAMPLES,
@@ -45,16 +73,44 @@ pub enum Command {
     Manifest(crate::manifest::Arguments),
     /// Show what an image says about itself
     Inspect(InspectArguments),
+    /// Run the coordinator: one manifest, secrets and certificates for a cluster
+    #[command(after_help = crate::coordinator_args::COORDINATOR_EXAMPLES)]
+    Coordinator(Box<crate::coordinator_args::CoordinatorArguments>),
+    /// Show what a coordinator is ready for
+    Status(crate::coordinator_args::Contact),
+    /// Print a coordinator's certificates
+    Certificate {
+        kind: crate::coordinator_args::CertificateKind,
+        #[command(flatten)]
+        contact: crate::coordinator_args::Contact,
+    },
+    /// Read or set secrets of a coordinator
+    #[command(subcommand)]
+    Secret(crate::coordinator_args::SecretCommand),
+    /// Take trust back from marbles, packages or platforms
+    Revoke(crate::coordinator_args::RevokeArguments),
+    /// Keep and check a coordinator's audit log
+    #[command(subcommand)]
+    Audit(crate::coordinator_args::AuditCommand),
+    /// Give a coordinator a recovery secret
+    Recover(crate::coordinator_args::RecoverArguments),
     /// Say which platform this machine offers, and why
     Doctor(DoctorArguments),
+    /// Verify a quote, a certificate or a live endpoint against a policy
+    #[command(after_help = VERIFY_EXAMPLES)]
+    Verify(Box<VerifyArguments>),
+    /// Relay plain connections over attested TLS
+    #[command(after_help = PROXY_EXAMPLES)]
+    Proxy(Box<ProxyArguments>),
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  bulla completions bash > /etc/bash_completion.d/bulla")]
     Completions { shell: clap_complete::Shell },
 }
 
 const RUN_EXAMPLES: &str = "\
-IMAGE is a file written by `docker save`, `podman save` or `skopeo copy`, or an OCI layout
-directory; PATH:TAG chooses one of several images in it. Options after IMAGE belong to the program.
+IMAGE is a name (redis:7), looked for on this machine and then at its registry; a file written by
+`docker save`, `podman save` or `skopeo copy`, or an OCI layout directory, where PATH:TAG chooses one
+of several images; docker-daemon:NAME or containers-storage:NAME. Options after IMAGE belong to the program.
 
 The exit code is the program's; 125 when bulla itself failed, 126 when the entry point cannot be
 executed, 127 when it does not exist, 128+n after signal n.
@@ -88,6 +144,9 @@ pub struct Workload {
     /// Run a program from this directory instead of an image
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub registry: crate::registry::RegistryArguments,
 
     /// Manifest (bulla.toml) of the container; options then go where it lets them
     #[arg(long, value_name = "FILE")]
@@ -141,10 +200,6 @@ pub struct Workload {
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub add_host: Vec<String>,
 
-    /// Let the host start further programs in the container (`bulla exec`)
-    #[arg(long)]
-    pub insecure_exec: bool,
-
     /// Print every system call (insecure: shows what the program does)
     #[arg(long)]
     pub strace: bool,
@@ -171,9 +226,17 @@ pub struct RunArguments {
     #[arg(long, value_name = "NETWORK", default_value = "host", value_parser = ["host"])]
     pub network: String,
 
-    /// Accepted for familiarity: nothing of a container is kept anyway
+    /// Keep nothing of a container that was started with -d or --name after its end
     #[arg(long)]
     pub rm: bool,
+
+    /// Run in the background and print the container's id
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// For `-d`: be the container of this id
+    #[arg(long, hide = true, value_name = "ID")]
+    pub container_id: Option<String>,
 
     #[command(flatten)]
     pub platform: PlatformArguments,
@@ -232,6 +295,9 @@ pub struct InspectArguments {
     /// The image
     pub image: OsString,
 
+    #[command(flatten)]
+    pub registry: crate::registry::RegistryArguments,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -242,6 +308,127 @@ pub struct DoctorArguments {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+SUBJECT is a file (a quote, or a certificate in PEM or DER), an address (https://HOST:PORT or
+HOST:PORT), or a coordinator (coordinator://HOST:PORT).
+
+The exit code is 0 for trusted, 1 for not trusted, 2 when the peer or the collateral cannot be
+reached, 3 for bad input.
+
+Examples:
+  bulla verify https://db.example:6380 --policy policy.toml
+  bulla verify quote.bin --collateral saved/ --policy policy.toml --json
+  bulla verify cert.pem --policy policy.toml --bundle evidence/
+  bulla verify --replay evidence/";
+
+/// Where collateral comes from.
+#[derive(Debug, Args)]
+pub struct CollateralArguments {
+    /// Saved collateral: a file, or a directory of them; nothing is fetched
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["pccs", "azure", "offline"])]
+    pub collateral: Option<PathBuf>,
+
+    /// Fetch from this PCCS instead of Intel's service
+    #[arg(long, value_name = "URL", conflicts_with = "azure")]
+    pub pccs: Option<String>,
+
+    /// Fetch from Azure's cache (THIM)
+    #[arg(long)]
+    pub azure: bool,
+
+    /// Fetch nothing: use what is cached, what the peer brings, or this machine's emulated platform
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Accept any TLS certificate of the PCCS (collateral is signed by itself)
+    #[arg(long)]
+    pub insecure_pccs_tls: bool,
+
+    /// Seconds after which a peer or service is given up
+    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
+    /// What to verify
+    #[arg(required_unless_present = "replay")]
+    pub subject: Option<String>,
+
+    /// Whom to trust; without one nobody is
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub collateral: CollateralArguments,
+
+    /// Judge as of this time (2027-01-31T00:00:00Z)
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<String>,
+
+    /// Write quote, collateral, policy and verdict into a directory
+    #[arg(long, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+
+    /// Judge a bundle again, offline, as of the time when it was written
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["subject", "policy", "bundle", "at"])]
+    pub replay: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+const PROXY_EXAMPLES: &str = "\
+A client proxy listens for plain connections and forwards each over TLS to a peer that the policy
+trusts. A server proxy listens for TLS, shows a certificate with this enclave's quote, and forwards
+plain connections; it runs inside an enclave (it needs /dev/attestation). With --policy a server
+wants an attested client, and with --attest a client shows its own quote.
+
+Examples:
+  bulla proxy client 127.0.0.1:6379 db.example:6380 --policy policy.toml
+  bulla proxy server 0.0.0.0:6380 127.0.0.1:6379";
+
+#[derive(Debug, Args)]
+pub struct ProxyArguments {
+    /// Which side of TLS this is
+    #[arg(value_enum)]
+    pub side: ProxySide,
+
+    /// Address to listen at
+    pub listen: String,
+
+    /// Address to forward to
+    pub forward: String,
+
+    /// Whom to trust at the other end of TLS
+    #[arg(long, value_name = "FILE", required_if_eq("side", "client"))]
+    pub policy: Option<PathBuf>,
+
+    /// Show a certificate with this enclave's quote, as a client
+    #[arg(long)]
+    pub attest: bool,
+
+    /// Also put the quote where Gramine's RA-TLS looks for it
+    #[arg(long)]
+    pub gramine: bool,
+
+    /// DNS name or address for the certificate
+    #[arg(long, value_name = "NAME")]
+    pub name: Vec<String>,
+
+    #[command(flatten)]
+    pub collateral: CollateralArguments,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ProxySide {
+    /// Plain in, TLS out
+    Client,
+    /// TLS in, plain out
+    Server,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -14,7 +14,7 @@ const RANGE: u64 = 1 << 40;
 /// How a finding bears on a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Level {
+pub enum Level {
     Ok,
     /// Worth knowing; works without.
     Note,
@@ -23,16 +23,16 @@ enum Level {
 }
 
 #[derive(Debug, Serialize)]
-struct Finding {
-    name: &'static str,
-    level: Level,
-    what: String,
+pub struct Finding {
+    pub name: &'static str,
+    pub level: Level,
+    pub what: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     remedy: Option<String>,
 }
 
 impl Finding {
-    fn ok(name: &'static str, what: impl Into<String>) -> Finding {
+    pub fn ok(name: &'static str, what: impl Into<String>) -> Finding {
         Finding {
             name,
             level: Level::Ok,
@@ -41,7 +41,7 @@ impl Finding {
         }
     }
 
-    fn with(
+    pub fn with(
         name: &'static str,
         level: Level,
         what: impl Into<String>,
@@ -66,11 +66,14 @@ struct Report {
     hardware: Vec<Finding>,
     emulated: Vec<Finding>,
     machine: Vec<Finding>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    attestation: Vec<Finding>,
 }
 
 /// Runs the command: exit code 0 when containers can run here, else 1.
 pub fn run(arguments: &DoctorArguments) -> Result<u8, Failure> {
-    let report = examine(&Machine::this());
+    let mut report = examine(&Machine::this());
+    report.attestation = crate::doctor_attestation::examine(report.platform == "hardware");
     if arguments.json {
         crate::print_json(&report)?;
     } else {
@@ -219,6 +222,7 @@ fn examine(machine: &Machine) -> Report {
         hardware,
         emulated,
         machine: common(machine),
+        attestation: Vec::new(),
     }
 }
 
@@ -481,7 +485,11 @@ impl std::fmt::Display for Report {
             ("Hardware (SGX)", &self.hardware),
             ("Emulation", &self.emulated),
             ("Machine", &self.machine),
+            ("Attestation", &self.attestation),
         ] {
+            if findings.is_empty() {
+                continue;
+            }
             writeln!(f, "\n{title}")?;
             for finding in findings {
                 let mark = match finding.level {

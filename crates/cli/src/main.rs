@@ -5,18 +5,34 @@
 //! in a few milliseconds.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod args;
 mod banner;
+mod build;
+mod check;
+mod cluster;
+mod containers;
+mod coordinator;
+mod coordinator_args;
+mod diff;
 mod doctor;
+mod doctor_attestation;
 mod enclave;
 mod failure;
 mod inspect;
+mod keys;
 mod manifest;
 mod measure;
 mod platform;
+mod proxy;
+mod quoter;
+mod registry;
 mod run;
 mod settle;
+mod sign;
+mod start;
 mod state;
+mod verify;
 mod workload;
 
 use args::{Arguments, Command};
@@ -41,8 +57,33 @@ fn main() -> ExitCode {
         Command::Run(arguments) => (run::run(arguments), arguments.json),
         Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
+        Command::Build(arguments) => (build::run(arguments).map(|()| 0), false),
+        Command::Sign(arguments) => (sign::run(arguments).map(|()| 0), false),
+        Command::Diff(arguments) => (diff::run(arguments), false),
+        Command::Pull(arguments) => (registry::pull(arguments).map(|()| 0), false),
+        Command::Push(arguments) => (registry::push(arguments).map(|()| 0), false),
+        Command::Images(arguments) => (registry::images(arguments).map(|()| 0), false),
+        Command::Check(arguments) => (check::run(arguments), false),
+        Command::Ps(arguments) => (containers::ps(arguments).map(|()| 0), false),
+        Command::Logs(arguments) => (containers::logs(arguments).map(|()| 0), false),
+        Command::Stop(arguments) => (containers::stop(arguments).map(|()| 0), false),
+        Command::Kill(arguments) => (containers::kill(arguments).map(|()| 0), false),
+        Command::Rm(arguments) => (containers::rm(arguments).map(|()| 0), false),
+        Command::Wait(arguments) => (containers::wait(arguments).map(|()| 0), false),
+        Command::Start(arguments) => (start::run(arguments), false),
         Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
+        Command::Coordinator(arguments) => (coordinator::run(arguments), false),
+        Command::Status(contact) => (cluster::status(contact).map(|()| 0), false),
+        Command::Certificate { kind, contact } => {
+            (cluster::certificate(*kind, contact).map(|()| 0), false)
+        }
+        Command::Secret(command) => (cluster::secret(command).map(|()| 0), false),
+        Command::Audit(command) => (cluster::audit(command).map(|()| 0), false),
+        Command::Revoke(arguments) => (cluster::revoke(arguments).map(|()| 0), false),
+        Command::Recover(arguments) => (cluster::recover(arguments).map(|()| 0), false),
         Command::Doctor(arguments) => (doctor::run(arguments), false),
+        Command::Verify(arguments) => (verify::run(arguments), false),
+        Command::Proxy(arguments) => (proxy::run(arguments).map(|()| 0), false),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Arguments::command(), "bulla", &mut script);

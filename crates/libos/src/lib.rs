@@ -22,6 +22,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod attestation;
 pub mod elf;
 pub mod errno;
 pub mod fs;

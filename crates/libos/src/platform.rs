@@ -89,6 +89,13 @@ pub trait Platform: Send + Sync {
     }
     /// Give pages back. Pages that are not committed are skipped.
     fn decommit(&self, address: u64, len: u64);
+    /// The same for pages of a process that has ended, at addresses that are nobody's now: until
+    /// they are taken again the pages may keep their protection, which saves telling the host.
+    fn abandon(&self, address: u64, len: u64, _protection: Protection) {
+        self.decommit(address, len);
+    }
+    /// Addresses have been taken: pages that are not committed must fault.
+    fn close(&self, _address: u64, _len: u64) {}
     /// Change the protection of committed pages (uncommitted ones are skipped).
     fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()>;
     /// Whether the page at `address` is committed.
@@ -185,6 +192,12 @@ pub trait Platform: Send + Sync {
     /// A line for the host's log. Never secrets.
     fn log(&self, level: u8, message: &str);
 
+    // ---- attestation --------------------------------------------------------------------------
+    /// EREPORT for a TARGETINFO whose reserved bits are zero.
+    fn report(&self, target: &[u8; 512], data: &[u8; 64]) -> Result<[u8; 432]>;
+    /// EGETKEY for a well-formed KEYREQUEST. EACCES where the CPU refuses.
+    fn key(&self, request: &[u8; 512]) -> Result<[u8; 16]>;
+
     // ---- services -----------------------------------------------------------------------------
     /// Monotonic time in ns; never goes back within this enclave.
     fn monotonic(&self) -> u64;
@@ -195,6 +208,11 @@ pub trait Platform: Send + Sync {
     fn cpus(&self) -> u32;
     /// Address user code jumps to for a system call from a trampoline (`jmp gs:[offset]`).
     fn gate_offset(&self) -> u32;
+    /// Address of a [`ClockPage`](crate::elf::vdso::ClockPage) that user code may read; `None`
+    /// where it may not read the TSC.
+    fn clock_page(&self) -> Option<u64> {
+        None
+    }
     /// Bytes of kernel heap in use and available.
     fn heap_usage(&self) -> (u64, u64);
 }

@@ -164,6 +164,7 @@ fn native(rootfs: &Path) -> Command {
         mkdir -p \"$work/root/proc\" \"$work/root/dev\" \"$work/root/tmp\"
         mount -t proc proc \"$work/root/proc\"
         mount --rbind /dev \"$work/root/dev\"
+        [ -e \"$work/root/etc/hosts\" ] || cp /etc/hosts \"$work/root/etc/hosts\"
         cd \"$work/root\"
         exec env -i \"$@\"";
     let mut command = Command::new("unshare");

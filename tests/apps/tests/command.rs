@@ -239,7 +239,6 @@ fn measurements_follow_every_input() {
         &["--threads", "100", archive],
         &["--dns", "192.0.2.1", archive],
         &["--strace", archive],
-        &["-t", archive],
         &["--entrypoint", "/bin/ls", archive],
         &[archive, "ls"],
     ] {

@@ -31,3 +31,18 @@ fn ipc() {
 fn storm() {
     check("storm");
 }
+
+#[test]
+fn aliases() {
+    check("aliases");
+}
+
+#[test]
+fn siblings() {
+    check("siblings");
+}
+
+#[test]
+fn notices() {
+    check("notices");
+}

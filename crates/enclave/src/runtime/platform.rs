@@ -6,13 +6,13 @@ use core::sync::atomic::Ordering;
 
 use bulla_abi::hostcall::{HostCall, RecvHeader};
 use bulla_enclave::sha256::Sha256;
-use bulla_libos::errno::EIO;
+use bulla_libos::errno::{EACCES, EIO};
 use bulla_libos::platform::{Atomic, FPU_STATE_MAX, Protection, UserFault};
 use bulla_libos::{Platform, Result, Thread};
 
 use crate::area::{self, XSAVE_SIZE};
 use crate::boot::HOST;
-use crate::{clock, heap, hostcall, memory, threads, untrusted, usercopy};
+use crate::{clock, heap, hostcall, kept, memory, sgx, threads, untrusted, usercopy};
 
 /// The platform that the kernel sees.
 pub static ENCLAVE: Enclave = Enclave;
@@ -134,6 +134,14 @@ impl Platform for Enclave {
 
     fn decommit(&self, address: u64, len: u64) {
         memory::decommit(address, len);
+    }
+
+    fn abandon(&self, address: u64, len: u64, protection: Protection) {
+        memory::abandon(address, len, protection);
+    }
+
+    fn close(&self, address: u64, len: u64) {
+        kept::close(address, len);
     }
 
     fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
@@ -327,6 +335,14 @@ impl Platform for Enclave {
         }
     }
 
+    fn report(&self, target: &[u8; 512], data: &[u8; 64]) -> Result<[u8; 432]> {
+        Ok(sgx::ereport(target, data))
+    }
+
+    fn key(&self, request: &[u8; 512]) -> Result<[u8; 16]> {
+        sgx::egetkey(request).map_err(|_| EACCES.because("EGETKEY refuses"))
+    }
+
     fn exit(&self, status: u32) -> ! {
         loop {
             hostcall::call(HostCall::Exit, [u64::from(status), 0, 0, 0]);
@@ -369,6 +385,10 @@ impl Platform for Enclave {
 
     fn gate_offset(&self) -> u32 {
         area::GATE as u32
+    }
+
+    fn clock_page(&self) -> Option<u64> {
+        clock::page()
     }
 
     fn heap_usage(&self) -> (u64, u64) {

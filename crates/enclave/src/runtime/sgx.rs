@@ -77,3 +77,38 @@ pub unsafe fn emodpe(info: &SecInfo, page: u64) {
     // SAFETY: as above.
     unsafe { enclu(6, info as *const SecInfo as u64, page, 0) };
 }
+
+#[repr(C, align(512))]
+struct Aligned512<const N: usize>([u8; N]);
+#[repr(C, align(128))]
+struct Aligned128<const N: usize>([u8; N]);
+#[repr(C, align(16))]
+struct Aligned16<const N: usize>([u8; N]);
+
+/// EREPORT. The target's reserved bits are zero, else the instruction faults, which is fatal.
+pub fn ereport(target: &[u8; 512], data: &[u8; 64]) -> [u8; 432] {
+    let target = Aligned512(*target);
+    let data = Aligned128(*data);
+    let mut report = Aligned512([0; 432]);
+    // SAFETY: all three are aligned as the leaf demands and live on this stack, inside the enclave;
+    // it writes 432 bytes at rdx and nothing else.
+    unsafe {
+        enclu(
+            0,
+            &raw const target as u64,
+            &raw const data as u64,
+            &raw mut report as u64,
+        )
+    };
+    report.0
+}
+
+/// EGETKEY. The request's reserved bits are zero, else the instruction faults, which is fatal.
+/// `Err` is the SDM's error code.
+pub fn egetkey(request: &[u8; 512]) -> Result<[u8; 16], u32> {
+    let request = Aligned512(*request);
+    let mut key = Aligned16([0; 16]);
+    // SAFETY: both are aligned and inside the enclave; the leaf writes 16 bytes at rcx.
+    let code = unsafe { enclu(1, &raw const request as u64, &raw mut key as u64, 0) };
+    if code == 0 { Ok(key.0) } else { Err(code) }
+}

@@ -98,8 +98,9 @@ impl Wake for ItemWaker {
         if !events.is_empty() && !events.intersects(interest) {
             return false;
         }
-        item.enqueue();
-        true
+        // An exclusive wake-up is spent only where someone waits for it.
+        let reached = item.enqueue();
+        reached || !item.interest().contains(Events::EXCLUSIVE)
     }
 }
 
@@ -108,14 +109,15 @@ impl Item {
         Events::from_bits_retain(self.events.load(Ordering::Relaxed))
     }
 
-    fn enqueue(&self) {
+    /// Puts it on the ready list; whether someone waits for the instance.
+    fn enqueue(&self) -> bool {
         let Some(shared) = self.shared.upgrade() else {
-            return;
+            return false;
         };
         if !self.queued.swap(true, Ordering::SeqCst) {
             shared.ready.lock().push_back(self.this.clone());
         }
-        shared.queue.wake_some(1, Events::IN);
+        shared.queue.wake_some(1, Events::IN) > 0
     }
 }
 

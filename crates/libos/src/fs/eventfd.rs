@@ -45,10 +45,11 @@ impl EventFd {
         Some(())
     }
 
-    /// Adds to the counter from within the kernel (AIO completions); saturates.
+    /// Adds to the counter from within the kernel (AIO completions). Beyond the most that a write
+    /// can make it, it stands at u64::MAX, and polling tells of an error.
     pub fn signal(&self, value: u64) {
         if self.add(value).is_none() {
-            *self.counter.lock() = u64::MAX - 1;
+            *self.counter.lock() = u64::MAX;
         }
         self.queue.wake(Events::IN);
     }
@@ -103,6 +104,9 @@ impl FileOps for EventFd {
         let mut events = Events::empty();
         if counter > 0 {
             events |= Events::IN | Events::RDNORM;
+        }
+        if counter == u64::MAX {
+            events |= Events::ERR;
         }
         if counter < u64::MAX - 1 {
             events |= Events::OUT | Events::WRNORM;

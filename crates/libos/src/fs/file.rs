@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicI32, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::inode::{Inode, Metadata, Time};
 use super::mount::flags::NOATIME;
@@ -60,9 +60,10 @@ pub struct OpenFile {
     pub position: SleepLock<u64>,
     /// Locks and leases the file may have left: cleaned up when it goes.
     pub(super) lock_owner: AtomicU32,
-    /// F_SETOWN: process (positive) or group (negative); F_SETSIG.
-    pub owner: AtomicI32,
-    pub signal: AtomicI32,
+    /// F_SETOWN, F_SETSIG, O_ASYNC.
+    pub owner: super::async_io::Owner,
+    /// Whether the open made the file (F_CREATED_QUERY).
+    pub created: AtomicBool,
     /// Where it was opened, for /proc/self/fd, *at calls and directories; `None` for sockets …
     pub path: Option<PathRef>,
 }
@@ -73,13 +74,18 @@ impl OpenFile {
     }
 
     pub fn with_path(ops: Arc<dyn FileOps>, flags: u32, path: Option<PathRef>) -> Arc<OpenFile> {
+        let counts = flags & flags::PATH == 0;
+        let state = path.as_ref().filter(|_| counts);
+        if let Some(state) = state.and_then(|path| path.inode().state()) {
+            state.begin_open();
+        }
         Arc::new(OpenFile {
             ops,
             flags: AtomicU32::new(flags),
             position: SleepLock::new(0),
             lock_owner: AtomicU32::new(0),
-            owner: AtomicI32::new(0),
-            signal: AtomicI32::new(0),
+            owner: super::async_io::Owner::default(),
+            created: AtomicBool::new(false),
             path,
         })
     }
@@ -138,6 +144,13 @@ impl OpenFile {
 impl Drop for OpenFile {
     fn drop(&mut self) {
         super::lock::release_file(self);
+        super::lease::release(self);
+        super::dnotify::release(self);
+        if !self.is_path()
+            && let Some(state) = self.inode().and_then(|inode| inode.state())
+        {
+            state.end_open();
+        }
         self.ops.release(self.flags());
         super::inotify::closed(self);
     }
@@ -217,6 +230,11 @@ pub trait FileOps: Any + Send + Sync {
         _argument: u64,
     ) -> Result<usize> {
         Err(ENOTTY)
+    }
+
+    /// Whether O_ASYNC works: its wait queues are woken by I/O only, never by signals.
+    fn is_async(&self) -> bool {
+        false
     }
 
     /// Whether lseek, pread and pwrite make sense.

@@ -260,7 +260,16 @@ fn mount_devices(context: &FsContext) -> Result<()> {
         make(context, path, NewNode::Link(target), 0o777)?;
     }
     tmpfs(context, b"/dev/shm", 0o1777, TMPFS_MAGIC, "tmpfs")?;
-    tmpfs(context, b"/dev/pts", 0o755, DEVPTS_MAGIC, "devpts")
+    tmpfs(context, b"/dev/pts", 0o755, DEVPTS_MAGIC, "devpts")?;
+    let attestation = Dentry::root(crate::attestation::file::root());
+    let flags = NOSUID_NODEV_NOEXEC;
+    attach(
+        context,
+        b"/dev/attestation",
+        attestation,
+        "attestation",
+        flags,
+    )
 }
 
 fn mount_system(context: &FsContext) -> Result<()> {

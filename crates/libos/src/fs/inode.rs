@@ -9,13 +9,15 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use super::dnotify::Notes;
 use super::file::FileOps;
 use super::inotify::Watches;
+use super::lease::Leases;
 use super::lock::Locks;
 use super::path::PathRef;
 use super::permission::Caller;
 use crate::Result;
-use crate::errno::{EACCES, EINVAL, EIO, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM};
+use crate::errno::{EACCES, EINVAL, EIO, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, ETXTBSY};
 
 /// Longest name in a directory (NAME_MAX).
 pub const NAME_MAX: usize = 255;
@@ -202,12 +204,29 @@ pub struct InodeState {
     pub locks: Locks,
     /// Open files that may write (positive) or running programs that forbid it (negative).
     writers: AtomicU32,
+    /// Open files.
+    opens: AtomicU32,
+    pub leases: Leases,
+    pub notes: Notes,
 }
 
 /// Bias that tells "executing" from "writing" in [`InodeState::writers`].
 const EXECUTING: u32 = 1 << 31;
 
 impl InodeState {
+    pub fn begin_open(&self) {
+        self.opens.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn end_open(&self) {
+        self.opens.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// How often it is open.
+    pub fn opens(&self) -> u32 {
+        self.opens.load(Ordering::Acquire)
+    }
+
     /// A file is opened for writing; ETXTBSY is the caller's when this is false.
     pub fn begin_write(&self) -> bool {
         self.writers
@@ -242,6 +261,27 @@ impl InodeState {
     pub fn has_writers(&self) -> bool {
         let count = self.writers.load(Ordering::Acquire);
         count != 0 && count < EXECUTING
+    }
+}
+
+/// A running program's file: nobody may open it for writing meanwhile.
+pub struct Execution(Arc<dyn Inode>);
+
+impl Execution {
+    /// ETXTBSY while someone has it open for writing.
+    pub fn begin(inode: &Arc<dyn Inode>) -> Result<Arc<Execution>> {
+        match inode.state() {
+            Some(state) if !state.begin_execute() => Err(ETXTBSY),
+            _ => Ok(Arc::new(Execution(inode.clone()))),
+        }
+    }
+}
+
+impl Drop for Execution {
+    fn drop(&mut self) {
+        if let Some(state) = self.0.state() {
+            state.end_execute();
+        }
     }
 }
 

@@ -223,6 +223,10 @@ impl Inotify {
 
 /// Tells the watches on `inode`.
 fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], cookie: u32) {
+    // A directory's own events count too.
+    if !name.is_empty() || is_directory {
+        super::dnotify::tell(inode, event);
+    }
     let Some(state) = inode.state() else { return };
     let interested: Vec<Watch> = {
         let list = state.watches.list.lock();
@@ -231,7 +235,9 @@ fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], coo
             .cloned()
             .collect()
     };
-    let shown = if is_directory {
+    // As Linux: an object's own end or move does not say what it was.
+    let own = mask::DELETE_SELF | mask::MOVE_SELF;
+    let shown = if is_directory && event & own == 0 {
         event | mask::ISDIR
     } else {
         event
@@ -251,6 +257,11 @@ fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], coo
             let _ = instance.unwatch(descriptor);
         }
     }
+}
+
+/// Requests that [`super::dnotify`] keeps count here too: without any, nobody need be told.
+pub(super) fn count_watches(before: usize, after: usize) {
+    COUNT.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
 }
 
 fn is_idle() -> bool {

@@ -99,7 +99,8 @@ impl Locks {
             .lock()
             .records
             .iter()
-            .find(|record| record.conflicts(wanted))
+            .filter(|record| record.conflicts(wanted))
+            .min_by_key(|record| record.start)
             .copied()
     }
 

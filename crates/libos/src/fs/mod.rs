@@ -12,9 +12,11 @@
 //! user memory is touched.
 
 pub mod anonymous;
+pub mod async_io;
 pub mod context;
 pub mod dentry;
 pub mod device;
+pub mod dnotify;
 pub mod epoll;
 pub mod eventfd;
 pub mod file;
@@ -24,6 +26,7 @@ mod init;
 pub mod inode;
 pub mod inotify;
 pub mod ioctl;
+pub mod lease;
 pub mod lock;
 pub mod lower;
 pub mod memfs;

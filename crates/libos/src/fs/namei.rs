@@ -9,6 +9,7 @@ use super::dentry::{Dentry, namespace};
 use super::file::{OpenFile, PathOnly, flags};
 use super::inode::{FileType, Inode, LinkTarget, NewNode, Owner, SetAttributes};
 use super::inotify::{self, mask};
+use super::lease;
 use super::mount::{self, Mount};
 use super::path::{Follow, Last, Parent, PathRef, Walk, check_name, lookup_locked};
 use super::permission::{Caller, EXECUTE, READ, WRITE};
@@ -78,6 +79,10 @@ pub fn open_path(caller: &Caller<'_>, path: PathRef, flags: u32) -> Result<Arc<O
     if flags & flags::NOATIME != 0 {
         caller.check_owner(&*inode)?;
     }
+    if kind == FileType::Regular {
+        let nonblocking = flags & flags::NONBLOCK != 0;
+        lease::break_for(caller.thread, &inode, writes, nonblocking)?;
+    }
     let file = open_granted(caller, path, inode.clone(), flags)?;
     if truncates && kind == FileType::Regular {
         inode.truncate(0)?;
@@ -140,7 +145,10 @@ fn open_create(walk: &mut Walk<'_>, path: &[u8], how: OpenHow) -> Result<Arc<Ope
                     Ok(path) => {
                         // The mode of a new file does not restrict the open that created it.
                         let inode = path.inode().clone();
-                        return open_granted(&caller, path, inode, how.flags);
+                        let file = open_granted(&caller, path, inode, how.flags)?;
+                        file.created
+                            .store(true, core::sync::atomic::Ordering::Relaxed);
+                        return Ok(file);
                     }
                 }
             }

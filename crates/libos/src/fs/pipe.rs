@@ -204,6 +204,11 @@ pub fn pipe(flags: u32) -> [Arc<OpenFile>; 2] {
     [end(true, flags::RDONLY), end(false, flags::WRONLY)]
 }
 
+/// Whether an open file is an end of a pipe.
+pub fn is_pipe(file: &OpenFile) -> bool {
+    file.ops.as_any().is::<PipeEnd>()
+}
+
 /// open(2) of a pipe without a name, through /proc/self/fd: never waits (fs/pipe.c, `is_pipe`).
 pub fn reopen(pipe: &Arc<Pipe>, flags: u32) -> Arc<dyn FileOps> {
     let access = flags & flags::ACCESS_MODE;
@@ -399,6 +404,10 @@ impl PipeEnd {
 }
 
 impl FileOps for PipeEnd {
+    fn is_async(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

@@ -57,6 +57,21 @@ struct Termios {
 
 const _: () = assert!(size_of::<Termios>() == 36);
 
+impl Termios {
+    /// `struct termio` of System V: the low halves of the flags, the line discipline, eight
+    /// characters.
+    fn to_old(self) -> [u8; 18] {
+        let mut old = [0; 18];
+        let flags = [self.input, self.output, self.control, self.local];
+        for (at, flag) in flags.iter().enumerate() {
+            old[2 * at..2 * at + 2].copy_from_slice(&(*flag as u16).to_le_bytes());
+        }
+        old[8] = self.line;
+        old[9..17].copy_from_slice(&self.characters[..8]);
+        old
+    }
+}
+
 /// c_iflag.
 const INLCR: u32 = 0o100;
 const IGNCR: u32 = 0o200;
@@ -398,6 +413,10 @@ impl Pty {
                 let termios = self.state.lock().termios;
                 UserPtr::<Termios>::new(argument).write(&mm, &termios)?;
             }
+            ioctl::TCGETA => {
+                let old = self.state.lock().termios.to_old();
+                mm.write(argument, &old)?;
+            }
             ioctl::TCSETS | ioctl::TCSETSW | ioctl::TCSETSF => {
                 let termios = UserPtr::<Termios>::new(argument).read(&mm)?;
                 if !is_master {
@@ -474,6 +493,10 @@ struct Slave {
 }
 
 impl FileOps for Master {
+    fn is_async(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -602,6 +625,10 @@ impl FileOps for Master {
 }
 
 impl FileOps for Slave {
+    fn is_async(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

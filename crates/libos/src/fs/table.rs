@@ -51,6 +51,13 @@ impl Entries {
     }
 }
 
+/// The last user of a table ends: its files are closed, and record locks given up.
+impl Drop for FdTable {
+    fn drop(&mut self) {
+        drop(self.take_all());
+    }
+}
+
 impl FdTable {
     /// The open file behind `fd`; EBADF.
     pub fn get(&self, fd: i32) -> Result<Arc<OpenFile>> {

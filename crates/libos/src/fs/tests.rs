@@ -547,17 +547,7 @@ fn changes_are_told() {
         masks.push(word(4));
         at += 16 + word(12) as usize;
     }
-    let wanted = [
-        0x100,
-        0x20,
-        0x2,
-        0x8,
-        0x40,
-        0x80,
-        0x200,
-        0x4000_0400,
-        0x8000,
-    ];
+    let wanted = [0x100, 0x20, 0x2, 0x8, 0x40, 0x80, 0x200, 0x400, 0x8000];
     assert_eq!(masks, wanted);
 }
 

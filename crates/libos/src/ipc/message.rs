@@ -5,9 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::{ALTER, IPC_NOWAIT, Object, Permission, READ, Registry, seconds};
-use crate::errno::{
-    E2BIG, EAGAIN, EIDRM, EINVAL, ENOMSG, ENOSYS, EPERM, ERESTARTNOHAND, ERESTARTSYS,
-};
+use crate::errno::{E2BIG, EAGAIN, EIDRM, EINVAL, ENOMSG, EPERM, ERESTARTNOHAND, ERESTARTSYS};
 use crate::process::credentials::Credentials;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, WaitQueue, block_on};
@@ -163,10 +161,13 @@ impl Queue {
         kind: i64,
         flags: u32,
     ) -> Result<Message> {
-        if flags & MSG_COPY != 0 {
-            return Err(ENOSYS.because("MSG_COPY is for checkpoints"));
+        if flags & MSG_COPY != 0 && (flags & MSG_EXCEPT != 0 || flags & IPC_NOWAIT == 0) {
+            return Err(EINVAL.because("MSG_COPY needs IPC_NOWAIT and excludes MSG_EXCEPT"));
         }
         self.check(thread, READ)?;
+        if flags & MSG_COPY != 0 {
+            return self.copy(size, kind, flags);
+        }
         let result = block_on(thread, &self.readers, Events::empty(), None, || {
             let mut state = self.state.lock();
             if state.removed {
@@ -188,6 +189,23 @@ impl Queue {
         message.data.truncate(size);
         self.writers.wake(Events::empty());
         Ok(message)
+    }
+
+    /// MSG_COPY: the message at a position, which stays. ENOMSG where there is none.
+    fn copy(&self, size: usize, position: i64, flags: u32) -> Result<Message> {
+        let state = self.state.lock();
+        if state.removed {
+            return Err(EIDRM);
+        }
+        let at = usize::try_from(position).map_err(|_| ENOMSG)?;
+        let message = state.messages.get(at).ok_or(ENOMSG)?;
+        if message.data.len() > size && flags & MSG_NOERROR == 0 {
+            return Err(E2BIG);
+        }
+        let mut data = message.data.clone();
+        data.truncate(size);
+        let kind = message.kind;
+        Ok(Message { kind, data })
     }
 
     /// IPC_SET: owner, mode and size, as the bytes of a `struct msqid64_ds` say.

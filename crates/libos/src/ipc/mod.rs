@@ -1,11 +1,12 @@
-//! System V semaphores and message queues. (Shared memory is part of `mm`.)
+//! System V semaphores and message queues, POSIX message queues. (Shared memory is part of `mm`.)
 //!
 //! - [`Registry`]: objects by key and id. [`Permission`]: `struct ipc64_perm` and its checks.
-//! - [`semaphore`], [`message`]: the two kinds.
+//! - [`semaphore`], [`message`]: the two kinds. [`mqueue`]: POSIX's.
 //!
 //! Lock order: registry → object → wait queue. User memory is touched under neither.
 
 pub mod message;
+pub mod mqueue;
 pub mod semaphore;
 
 use alloc::sync::Arc;
@@ -32,7 +33,7 @@ pub const READ: u32 = 4;
 pub const ALTER: u32 = 2;
 
 /// Most objects of a kind: bounds kernel memory.
-const OBJECTS_MAX: usize = 4096;
+const OBJECTS_MAX: usize = 32_000;
 /// Bits of an id that are the slot's index; the rest counts reuses.
 const INDEX_BITS: u32 = 15;
 
@@ -225,6 +226,14 @@ impl<T: Object> Registry<T> {
         };
         object.removed();
         Ok(())
+    }
+
+    /// All objects with their ids, for /proc/sysvipc.
+    pub fn list(&self) -> Vec<(usize, Arc<T>)> {
+        let slots = self.slots.lock();
+        let used = slots.iter().enumerate();
+        used.filter_map(|(index, slot)| Some((id(index, slot.sequence), slot.object.clone()?)))
+            .collect()
     }
 
     /// All objects, and the highest index in use.

@@ -56,7 +56,9 @@ impl Space {
                     if locked_pages && advice != DONTNEED_LOCKED {
                         return Err(EINVAL.because("the pages are locked"));
                     }
-                    if advice == FREE && !matches!(piece.backing, Backing::Anonymous) {
+                    if advice == FREE
+                        && (!matches!(piece.backing, Backing::Anonymous) || piece.is_shared())
+                    {
                         return Err(EINVAL.because("MADV_FREE of a file"));
                     }
                     // The pages of shared objects stay: others may use them.
@@ -64,9 +66,14 @@ impl Space {
                         locked.drop_pages(piece);
                     }
                 }
+                REMOVE if piece.flags.contains(VmaFlags::LOCKED) => {
+                    return Err(EINVAL.because("the pages are locked"));
+                }
                 REMOVE => match &piece.backing {
                     Backing::Shared(object, _) if !object.is_file() => {
-                        object.discard(piece.range());
+                        if let Some(view) = piece.view() {
+                            object.discard(view.offsets());
+                        }
                     }
                     _ => return Err(EINVAL.because("MADV_REMOVE of private memory")),
                 },
@@ -99,9 +106,12 @@ impl Space {
                         let _ = locked.populate(&(piece.start..end));
                     }
                 }
-                // Hints about readahead, huge pages, merging and reclaim have nothing to act on.
-                NORMAL | RANDOM | SEQUENTIAL | MERGEABLE | UNMERGEABLE | HUGEPAGE | NOHUGEPAGE
-                | COLD | PAGEOUT | COLLAPSE => {}
+                // Hints about readahead, huge pages and reclaim have nothing to act on.
+                MERGEABLE | UNMERGEABLE => {
+                    return Err(EINVAL.because("pages are not merged"));
+                }
+                NORMAL | RANDOM | SEQUENTIAL | HUGEPAGE | NOHUGEPAGE | COLD | PAGEOUT
+                | COLLAPSE => {}
                 _ => return Err(EINVAL.because("unknown advice")),
             }
         }
@@ -118,8 +128,14 @@ impl Space {
         if !locked.vmas.covers(&range) {
             return Err(ENOMEM.because("a part of the range is not mapped"));
         }
-        let present =
-            |page: &u64| u8::from(locked.is_live(*page) || locked.saved.contains_key(page));
+        // A file's pages count where the file has them, mapped or not: its content is in memory.
+        let of_file = |page: u64| {
+            let vma = locked.vmas.find(page);
+            vma.is_some_and(|vma| matches!(vma.backing, Backing::File(_)))
+        };
+        let present = |page: &u64| {
+            u8::from(locked.is_live(*page) || locked.saved.contains_key(page) || of_file(*page))
+        };
         Ok(range
             .step_by(PAGE as usize)
             .map(|page| present(&page))
@@ -162,22 +178,38 @@ impl Space {
         Ok(())
     }
 
+    /// Whether a part of a range is locked (mlock).
+    pub fn has_locked(&self, address: u64, len: u64) -> bool {
+        let range = address..address.saturating_add(len);
+        let locked = self.lock();
+        let mut found = locked.vmas.overlapping(&range);
+        found.any(|vma| vma.flags.contains(VmaFlags::LOCKED))
+    }
+
+    /// Bytes in locked mappings (VmLck).
+    pub fn locked_bytes(&self) -> u64 {
+        let locked = self.lock();
+        let all = crate::platform::platform().user_range();
+        let found = locked.vmas.overlapping(&all);
+        found
+            .filter(|vma| vma.flags.contains(VmaFlags::LOCKED))
+            .map(Vma::len)
+            .sum()
+    }
+
     /// msync(2): writes shared file pages back.
     pub fn sync(&self, address: u64, len: u64) -> Result<()> {
         let range = checked_range(address, len)?;
         let locked = self.lock();
-        let objects: Vec<_> = locked
+        let views: Vec<_> = locked
             .vmas
             .overlapping(&range)
-            .filter_map(|vma| match &vma.backing {
-                Backing::Shared(object, _) => Some((object.clone(), vma.clipped(&range).range())),
-                _ => None,
-            })
+            .filter_map(|vma| vma.clipped(&range).view())
             .collect();
         let covered = locked.vmas.covers(&range);
         drop(locked);
-        for (object, part) in objects {
-            object.write_back(part)?;
+        for view in views {
+            view.object.write_back(view.offsets())?;
         }
         match covered {
             true => Ok(()),

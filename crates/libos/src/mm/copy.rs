@@ -223,9 +223,10 @@ impl Space {
             (copier.saved)(saved, part.clone());
             return Ok(part.len());
         }
-        if !locked.is_live(page_down(at)) {
+        let Some(page) = locked.location(page_down(at)) else {
             return Ok(0);
-        }
+        };
+        let at = page + at % PAGE;
         match (copier.live)(at, part.clone()) {
             Ok(()) => Ok(part.len()),
             Err(fault) => Ok(part.len() - fault.remaining.min(part.len())),
@@ -277,16 +278,16 @@ impl Drop for Pass<'_> {
 impl super::State {
     /// Whether the page at an address is committed with this space's (or its object's) content.
     pub(super) fn is_live(&self, page: u64) -> bool {
+        self.location(page) == Some(page)
+    }
+
+    /// Where the page is: there, or for one of shared memory elsewhere.
+    pub(super) fn location(&self, page: u64) -> Option<u64> {
         if self.live.contains(page) {
-            return true;
+            return Some(page);
         }
-        match self.vmas.find(page) {
-            Some(super::Vma {
-                backing: super::Backing::Shared(object, _),
-                ..
-            }) => object.is_live(page),
-            _ => false,
-        }
+        let view = self.vmas.find(page)?.view()?;
+        view.object.location(view.offset_of(page))
     }
 }
 

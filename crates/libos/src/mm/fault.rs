@@ -5,6 +5,9 @@
 
 use core::ops::Range;
 
+use alloc::sync::Arc;
+
+use super::shared::SharedObject;
 use super::vma::{Around, FileBacking, page_protection};
 use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_down};
 use crate::errno::{EFAULT, EIO, ENOMEM};
@@ -66,6 +69,15 @@ pub(super) const EAGER_MAX: u64 = 256 << 10;
 
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
+/// See [`Space::beside`].
+enum Beside {
+    Nobody,
+    /// Other threads of the process.
+    OwnThreads,
+    /// All who see an object with aliases.
+    Users(Arc<SharedObject>),
+}
+
 impl Space {
     /// Makes the page at `address` accessible, or says why it cannot be.
     pub fn handle_fault(
@@ -74,13 +86,19 @@ impl Space {
         access: Protection,
     ) -> core::result::Result<Resolved, Fault> {
         let page = page_down(address);
-        let mut locked = if self.fills_beside_others(page) {
+        let mut locked = match self.beside(page) {
+            Beside::Nobody => self.lock(),
             // A page is accessible while the kernel fills it: no other thread may see it so.
-            let guard = super::residency::lock();
-            self.stop_threads(None);
-            self.lock_with(guard)
-        } else {
-            self.lock()
+            Beside::OwnThreads => {
+                let guard = super::residency::lock();
+                self.stop_threads(None);
+                self.lock_with(guard)
+            }
+            Beside::Users(object) => {
+                let guard = super::residency::lock();
+                guard.stop_users(&object, None);
+                self.lock_with(guard)
+            }
         };
         if locked.dead {
             return Err(Fault::NotMapped);
@@ -93,6 +111,14 @@ impl Space {
             return Err(Fault::NotAllowed);
         }
         if locked.is_live(page) {
+            if let Some(view) = vma.view().filter(|view| view.object.is_aliased()) {
+                let allowed = view
+                    .object
+                    .allow(view.offset_of(page), vma.page_protection());
+                return allowed
+                    .map(|()| Resolved::Brought)
+                    .map_err(|_| Fault::NoMemory);
+            }
             return Ok(Resolved::Present);
         }
         if locked.saved.contains_key(&page) {
@@ -102,21 +128,31 @@ impl Space {
             }
             return Ok(Resolved::Brought);
         }
-        locked.bring_in(&vma, page)?;
+        locked.adopt(&(page..page + PAGE));
+        if !locked.is_live(page) {
+            locked.bring_in(&vma, page)?;
+        }
         Ok(Resolved::Brought)
     }
 
-    /// Whether bringing in a page means reading a file while other threads may run.
-    fn fills_beside_others(&self, page: u64) -> bool {
+    /// Who must not run while a page is brought in: it means reading a file, or moving the page from
+    /// another view.
+    fn beside(&self, page: u64) -> Beside {
         let from_file = {
             let locked = self.lock();
             match locked.vmas.find(page).map(|vma| &vma.backing) {
                 Some(Backing::File(_)) => !locked.is_live(page),
+                Some(Backing::Shared(object, _)) if object.is_aliased() => {
+                    return Beside::Users(object.clone());
+                }
                 Some(Backing::Shared(object, _)) => object.is_file() && !locked.is_live(page),
                 _ => false,
             }
         };
-        from_file && self.threads().len() > 1
+        match from_file && self.threads().len() > 1 {
+            true => Beside::OwnThreads,
+            false => Beside::Nobody,
+        }
     }
 
     /// Brings in what is missing of a range, as far as that is possible.
@@ -148,10 +184,12 @@ impl Locked<'_> {
         if !allocator::allocate_at(start..above.start) {
             return None;
         }
+        let above_start = above.start;
         self.vmas.remove(&above.range());
         self.total += above.start - start;
         let grown = Vma { start, ..above };
         self.vmas.insert(grown.clone());
+        self.close(&(start..above_start));
         Some(grown)
     }
 
@@ -165,7 +203,10 @@ impl Locked<'_> {
             };
             let window = window(vma, page, vma.range(), max);
             self.remember(page, &window);
-            return object.bring_in(window, page, vma.page_protection());
+            let Some(view) = vma.view() else {
+                return Err(Fault::NotMapped);
+            };
+            return self.bring_in_view(&view, window, page, vma.page_protection());
         }
         if !self.resident {
             return self.make_saved(vma, page);
@@ -258,13 +299,19 @@ impl Locked<'_> {
             if vma.protection.is_empty() {
                 continue;
             }
-            if let Backing::Shared(object, _) = &vma.backing {
-                object.bring_in(vma.range(), vma.start, vma.page_protection())?;
+            if let Some(view) = vma.view() {
+                // What another view has stays there until this one is used.
+                if view.is_home() || self.resident {
+                    let protection = vma.page_protection();
+                    view.object
+                        .bring_in(&view, &vma.range(), vma.start, protection)?;
+                }
                 continue;
             }
             if !self.resident {
                 continue;
             }
+            self.adopt(&vma.range());
             let holes: alloc::vec::Vec<_> = self.live.holes(vma.range()).collect();
             for hole in holes {
                 let mut at = hole.start;
@@ -323,11 +370,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<bool> {
     let len = range.end - range.start;
     let protection = vma.page_protection();
     let Backing::File(file) = &vma.backing else {
-        return platform()
-            .commit(range.start, len, protection)
-            .map(|()| false);
+        return super::commit(&range, protection).map(|()| false);
     };
-    platform().commit(range.start, len, READ_WRITE)?;
+    super::commit(&range, READ_WRITE)?;
     let offset = file.offset + (range.start - vma.start);
     let result = platform()
         .fill(range.start, len, &mut |bytes| {

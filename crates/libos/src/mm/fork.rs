@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
+use core::sync::atomic::Ordering;
 
 use super::map::without;
 use super::residency::{self, Member};
@@ -35,17 +36,12 @@ impl AddressSpace {
         parent.stop_threads(Some(thread));
         let result = parent.copy_into(&child.space);
         if let Err(errno) = result {
-            if parent.member.lock().neighbours.is_empty() {
-                parent
-                    .conflicted
-                    .store(false, core::sync::atomic::Ordering::SeqCst);
-            }
+            parent.settle(&parent.member.lock());
             return Err(errno);
         }
-        child
-            .space
-            .conflicted
-            .store(true, core::sync::atomic::Ordering::SeqCst);
+        child.space.conflicted.store(true, Ordering::SeqCst);
+        let aliased = parent.aliased.load(Ordering::SeqCst);
+        child.space.aliased.store(aliased, Ordering::SeqCst);
         let mut neighbours = parent.member.lock().neighbours.clone();
         neighbours.push(parent.clone());
         for other in &neighbours {
@@ -88,7 +84,7 @@ impl Space {
         accounting::charge(copied)?;
         for vma in &inherited {
             child.total += vma.len();
-            if !matches!(vma.backing, Backing::Shared(..)) {
+            if vma.owns_addresses() {
                 for part in without(&parent.reserved, &vma.range()) {
                     allocator::share(part);
                 }
@@ -114,7 +110,11 @@ impl Space {
         }
         child.reserved = parent.reserved.clone();
         child.brk = parent.brk.clone();
+        // It has its parent's layout: another one is for a process that executes something.
+        child.layout().leave();
         child.mmap_base = parent.mmap_base;
+        child.brk_gap = parent.brk_gap;
+        child.images = parent.images.clone();
         child.program = parent.program.clone();
         child.peak_pages = child.live.count();
         let mut vmas = VmaMap::default();

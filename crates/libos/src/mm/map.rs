@@ -6,7 +6,7 @@ use core::ops::Range;
 
 use super::allocator::Wanted;
 use super::fault::{EAGER_MAX, effective};
-use super::shared::{self, SharedObject};
+use super::shared::{self, SharedObject, View};
 use super::vma::{Around, FileBacking};
 use super::{
     Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up, residency,
@@ -14,7 +14,6 @@ use super::{
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EINVAL, ENOMEM};
 use crate::platform::{Protection, platform};
-use crate::sync::SpinLock;
 
 /// Where a mapping should go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +61,9 @@ impl Request {
 }
 
 /// Most mappings of a process (vm.max_map_count).
-pub const MAPS_MAX: usize = 65530;
+pub fn maps_max() -> usize {
+    crate::fs::procfs::max_map_count()
+}
 
 impl Space {
     /// Makes a mapping; its address.
@@ -88,11 +89,27 @@ impl Space {
         if request.flags.contains(VmaFlags::SHARED) {
             return self.map_shared(request, len);
         }
-        let (mut locked, start) = self.take_addresses(request.placement, len)?;
+        let mut placement = request.placement;
+        let mut image = None;
         let backing = match request.source {
             Source::Anonymous => Backing::Anonymous,
-            Source::File(file) => Backing::File(file),
+            Source::File(file) => {
+                // As ld.so starts with a library: what is missing of it is mapped over it then.
+                if placement == Placement::Hint(0) && file.offset == 0 {
+                    let warm = super::warm::claim(&*file.inode, len);
+                    placement = warm.map_or(placement, Placement::Hint);
+                    image = Some(file.inode.clone());
+                }
+                Backing::File(file)
+            }
         };
+        let (mut locked, start) = self.take_addresses(placement, len, None)?;
+        // Of a whole image the beginning; more when its parts get their protections.
+        let mut ready = start..start + len;
+        if let Some(inode) = image {
+            locked.note_image(ready.clone(), &*inode);
+            ready.end = start + PAGE;
+        }
         locked.add(Vma {
             start,
             end: start + len,
@@ -100,8 +117,8 @@ impl Space {
             flags: request.flags,
             backing,
             around: Around::default(),
-            views: 0,
         });
+        locked.adopt(&ready);
         let result = locked.bring_in_new(start..start + len, request.populate);
         if let Err(errno) = result {
             locked.unmap(&(start..start + len));
@@ -110,14 +127,16 @@ impl Space {
         Ok(start)
     }
 
-    /// Finds addresses for a private mapping and takes them; what was there is gone.
+    /// Finds addresses for a private mapping, or an alias that shows `shown` from an offset on, and
+    /// takes them; what was there is gone.
     pub(super) fn take_addresses(
         &self,
         placement: Placement,
         len: u64,
+        shown: Option<(&Arc<SharedObject>, u64)>,
     ) -> Result<(Locked<'_>, u64)> {
         let mut locked = self.lock();
-        if locked.dead || locked.vmas.len() >= MAPS_MAX {
+        if locked.dead || locked.vmas.len() >= maps_max() {
             return Err(ENOMEM.because("too many mappings"));
         }
         match placement {
@@ -127,6 +146,7 @@ impl Space {
             }
             Placement::Free(at) | Placement::Fixed(at) => {
                 let range = at..at + len;
+                super::warm::leave(&range);
                 if placement == Placement::Free(at)
                     && locked.vmas.overlapping(&range).next().is_some()
                 {
@@ -137,107 +157,32 @@ impl Space {
                     return Ok((locked, at));
                 }
                 drop(locked);
-                Ok((self.take_from_others(range)?, at))
+                Ok((self.take_from_others(range, shown)?, at))
             }
         }
     }
 
     /// Takes addresses where another process is: the two take turns from now on.
-    pub(super) fn take_from_others(&self, range: Range<u64>) -> Result<Locked<'_>> {
+    pub(super) fn take_from_others(
+        &self,
+        range: Range<u64>,
+        shown: Option<(&Arc<SharedObject>, u64)>,
+    ) -> Result<Locked<'_>> {
         let mut guard = residency::lock();
-        let others = residency::join_range(&mut guard, self, &range)?;
+        for object in shared::homes_in(&range) {
+            guard.rehome(&object, object.capacity())?;
+        }
+        let view = shown.map(|(object, offset)| View {
+            object: object.clone(),
+            offset,
+            range: range.clone(),
+        });
+        residency::join_range(&mut guard, self, &range, view.as_ref())?;
         let mut locked = self.lock_with(guard);
         let parts = locked.unmapped(&range);
-        if others == 0 && !parts.iter().all(allocator::is_free) {
-            return Err(ENOMEM.because("these addresses belong to shared memory"));
-        }
         parts.into_iter().for_each(allocator::share);
         locked.take_out(&range);
         Ok(locked)
-    }
-
-    /// MAP_SHARED.
-    fn map_shared(&self, request: Request, len: u64) -> Result<u64> {
-        /// Two processes that map a file at once must find one object.
-        static MAKING: SpinLock<()> = SpinLock::new(());
-        let Request {
-            placement,
-            protection,
-            flags,
-            source,
-            populate,
-            ..
-        } = request;
-        let file = match source {
-            Source::Anonymous => None,
-            Source::File(file) => Some(file),
-        };
-        let making = MAKING.lock();
-        let offset = file.as_ref().map_or(0, |file| file.offset);
-        let found = match &file {
-            Some(file) => shared::find(file.inode.id(), offset, len)?,
-            None => None,
-        };
-        let (mut locked, start, object) = match found {
-            Some((object, home)) => {
-                let wanted = match placement {
-                    Placement::Fixed(at) | Placement::Free(at) => at,
-                    Placement::Hint(_) | Placement::Low => home,
-                };
-                if wanted != home {
-                    platform().log(1, "a second view of shared memory is not possible yet");
-                    return Err(ENOMEM.because("a second view of shared memory"));
-                }
-                let mut locked = self.lock();
-                if placement == Placement::Fixed(home) {
-                    locked.unmap(&(home..home + len));
-                }
-                (locked, home, object)
-            }
-            None => self.make_shared(placement, file, len)?,
-        };
-        drop(making);
-        locked.add_view(&object, start..start + len, protection, flags)?;
-        if populate || locked.lock_future {
-            let _ = locked.populate(&(start..start + len));
-        }
-        Ok(start)
-    }
-
-    /// A new shared object, and the address of the part of it that is to be mapped.
-    fn make_shared(
-        &self,
-        placement: Placement,
-        file: Option<FileBacking>,
-        len: u64,
-    ) -> Result<(Locked<'_>, u64, Arc<SharedObject>)> {
-        /// Files get room for what is mapped of them later, and for growing: addresses cost
-        /// nothing.
-        const ROOM_MIN: u64 = 1 << 20;
-        const ROOM_MAX: u64 = 16 << 30;
-        let anywhere = matches!(placement, Placement::Hint(_));
-        if let Some(file) = file.clone().filter(|_| anywhere) {
-            let offset = file.offset;
-            let end = file.inode.size().max(offset.saturating_add(len));
-            let room = end.saturating_mul(2).clamp(ROOM_MIN, ROOM_MAX).max(end);
-            let room = page_up(room).ok_or(ENOMEM)?;
-            let mut locked = self.lock();
-            if !locked.dead
-                && let Ok(start) = locked.find_addresses(Placement::Hint(0), room)
-            {
-                let file = FileBacking { offset: 0, ..file };
-                let object = SharedObject::new(start..start + room, Some(file));
-                return Ok((locked, start + offset, object));
-            }
-        }
-        let (locked, start) = self.take_addresses(placement, len)?;
-        let range = start..start + len;
-        let free = locked.without_reserved(&range);
-        if free != [range.clone()] || !allocator::at_most_one_user(&range) {
-            free.into_iter().for_each(allocator::release);
-            return Err(ENOMEM.because("shared memory at another process's addresses"));
-        }
-        Ok((locked, start, SharedObject::new(range, file)))
     }
 
     /// The start of the MAP_GROWSDOWN mapping at an address.
@@ -254,7 +199,16 @@ impl Space {
         if range.is_empty() {
             return Err(EINVAL.because("nothing to unmap"));
         }
-        self.lock().unmap_views(&range);
+        let mut locked = self.lock();
+        // A hole in the middle of a mapping makes two of it.
+        let splits = locked
+            .vmas
+            .find(range.start)
+            .is_some_and(|vma| vma.start < range.start && range.end < vma.end);
+        if splits && locked.vmas.len() >= maps_max() {
+            return Err(ENOMEM.because("too many mappings"));
+        }
+        locked.unmap(&range);
         Ok(())
     }
 
@@ -288,15 +242,17 @@ impl Space {
 }
 
 impl Locked<'_> {
-    fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
+    pub(super) fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
         let user = platform().user_range();
         if let Placement::Hint(hint) = placement
             && let Some(hint) = page_up(hint).filter(|&hint| hint != 0)
             && hint >= user.start
             && hint.checked_add(len).is_some_and(|end| end <= user.end)
-            && allocator::allocate_at(hint..hint + len)
         {
-            return Ok(hint);
+            super::warm::leave(&(hint..hint + len));
+            if allocator::allocate_at(hint..hint + len) {
+                return Ok(hint);
+            }
         }
         let low = placement == Placement::Low;
         let within = if low {
@@ -325,8 +281,24 @@ impl Locked<'_> {
         self.vmas.insert(vma);
     }
 
-    /// Brings in a new mapping where that is cheaper than waiting for its faults.
+    /// Brings in a new mapping where that is cheaper than waiting for its faults, and sees to it
+    /// that the rest of it faults.
     pub(super) fn bring_in_new(&mut self, range: Range<u64>, populate: bool) -> Result<()> {
+        let result = self.bring_in_eagerly(range.clone(), populate);
+        self.close(&range);
+        result
+    }
+
+    /// Nothing may be accessible in a new mapping but its own pages.
+    pub(super) fn close(&self, range: &Range<u64>) {
+        let vma = self.vmas.find(range.start);
+        if !vma.is_some_and(Vma::is_clean) {
+            super::warm::make_room(range);
+        }
+        platform().close(range.start, range.end - range.start);
+    }
+
+    fn bring_in_eagerly(&mut self, range: Range<u64>, populate: bool) -> Result<()> {
         if !self.resident {
             return Ok(());
         }
@@ -336,12 +308,15 @@ impl Locked<'_> {
         if platform().must_commit_at_once() && !vma.protection.is_empty() {
             return self.populate_all(&range);
         }
+        /// Most bytes of a library's data that are brought in when it is mapped.
+        const DATA: u64 = 64 << 10;
         let small = range.end - range.start <= EAGER_MAX && !accounting::is_scarce();
         let writable = vma.protection.contains(Protection::WRITE);
         let text = vma.protection.contains(Protection::EXECUTE);
         match vma.backing {
             Backing::Anonymous if small && writable => self.populate(&range),
-            Backing::File(_) if small && text => {
+            // What a program writes to at once: relocations and initialised data.
+            Backing::File(_) if small && (text || writable && range.end - range.start <= DATA) => {
                 // What cannot be read now faults later, if it is needed at all.
                 let _ = self.populate(&range);
                 Ok(())
@@ -369,6 +344,7 @@ impl Locked<'_> {
             .overlapping(range)
             .any(|vma| vma.flags.contains(VmaFlags::SITES));
         for part in self.take_out(range) {
+            super::warm::make_room(&part);
             for part in self.without_reserved(&part) {
                 allocator::release(part);
             }
@@ -378,81 +354,26 @@ impl Locked<'_> {
         }
     }
 
-    /// Maps a range of a shared object. Where it is mapped already, that mapping counts once more.
-    pub(super) fn add_view(
-        &mut self,
-        object: &Arc<SharedObject>,
-        range: Range<u64>,
-        protection: Protection,
-        flags: VmaFlags,
-    ) -> Result<()> {
-        let same = |vma: &Vma| matches!(&vma.backing, Backing::Shared(other, _) if Arc::ptr_eq(other, object));
-        if !self.vmas.overlapping(&range).all(same) {
-            return Err(ENOMEM.because("shared memory has one address, and that is in use"));
-        }
-        let writable = protection.contains(Protection::WRITE);
-        if writable {
-            object.set_dirty();
-        }
-        object.protect(&range, effective(protection), false)?;
-        let present: Vec<Range<u64>> = self
-            .vmas
-            .overlapping(&range)
-            .map(|vma| vma.clipped(&range).range())
-            .collect();
-        self.vmas.update(&range, |vma| {
-            vma.views += 1;
-            vma.protection |= protection;
-            if !flags.contains(VmaFlags::NO_WRITE) {
-                vma.flags -= VmaFlags::NO_WRITE;
-            }
-            vma.flags.set(
-                VmaFlags::DIRTY,
-                writable || vma.flags.contains(VmaFlags::DIRTY),
-            );
-        });
-        let base = object.file().map_or(0, |file| file.offset);
-        for part in without(&present, &range) {
-            self.add(Vma {
-                start: part.start,
-                end: part.end,
-                protection,
-                flags: flags | VmaFlags::SHARED,
-                backing: Backing::Shared(object.clone(), base + (part.start - object.home.start)),
-                around: Around::default(),
-                views: 0,
-            });
-        }
-        Ok(())
-    }
-
-    /// munmap: what is mapped several times loses one of its views.
-    pub(super) fn unmap_views(&mut self, range: &Range<u64>) {
-        let several = |vma: &&Vma| vma.views > 0;
-        let kept: Vec<Range<u64>> = self
-            .vmas
-            .overlapping(range)
-            .filter(several)
-            .map(|vma| vma.clipped(range).range())
-            .collect();
-        for part in &kept {
-            self.vmas.update(part, |vma| vma.views -= 1);
-        }
-        for part in without(&kept, range) {
-            self.unmap(&part);
-        }
-    }
-
     /// Removes all mappings in a range but keeps their addresses, which it returns (those of
     /// shared memory stay the object's).
-    fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+    pub(super) fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut parts = Vec::new();
         for vma in self.vmas.remove(range) {
             self.total -= vma.len();
             self.drop_pages(&vma);
             match &vma.backing {
                 Backing::Shared(object, _) => {
-                    let _ = object.write_back(vma.range());
+                    // With the last mapping the object goes, and writes back and frees it all.
+                    let is_last = Arc::strong_count(object) == 1;
+                    if !is_last && let Some(view) = vma.view() {
+                        let _ = object.write_back(view.offsets());
+                        if !view.is_home() {
+                            self.leave_alias(&view);
+                        }
+                    }
+                    if vma.is_alias() {
+                        parts.push(vma.range());
+                    }
                 }
                 _ => parts.push(vma.range()),
             }
@@ -464,8 +385,8 @@ impl Locked<'_> {
     fn unmapped(&self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut at = range.start;
         let mut parts = Vec::new();
-        let private = |vma: &&Vma| !matches!(vma.backing, Backing::Shared(..));
-        for vma in self.vmas.overlapping(range).filter(private) {
+        let owned = |vma: &&Vma| vma.owns_addresses();
+        for vma in self.vmas.overlapping(range).filter(owned) {
             if at < vma.start {
                 parts.extend(self.without_reserved(&(at..vma.start)));
             }
@@ -478,7 +399,7 @@ impl Locked<'_> {
     }
 
     /// Takes the parts of a range that are not this space's yet, if they are free. Views of shared
-    /// memory in the range are removed first.
+    /// memory at home in the range are removed first.
     fn take_where_unmapped(&mut self, range: &Range<u64>) -> bool {
         // Another process may have its heap where this one only keeps room for it.
         if self.is_conflicted() && self.without_reserved(range) != [range.clone()] {
@@ -487,7 +408,7 @@ impl Locked<'_> {
         let shared: Vec<Range<u64>> = self
             .vmas
             .overlapping(range)
-            .filter(|vma| matches!(vma.backing, Backing::Shared(..)))
+            .filter(|vma| !vma.owns_addresses())
             .map(|vma| vma.clipped(range).range())
             .collect();
         for part in shared {
@@ -508,7 +429,12 @@ impl Locked<'_> {
         let range = vma.range();
         let runs: Vec<_> = self.live.runs(range.clone()).collect();
         for run in runs {
-            platform().decommit(run.start, run.end - run.start);
+            // Where nobody waits for a fault.
+            if self.alone_at_end {
+                platform().abandon(run.start, run.end - run.start, vma.page_protection());
+            } else {
+                platform().decommit(run.start, run.end - run.start);
+            }
         }
         let mut freed = self.live.remove(range.clone());
         if !self.saved.is_empty() {
@@ -536,6 +462,7 @@ impl Locked<'_> {
             return Ok(());
         }
         let range = piece.range();
+        super::warm::make_room(&range);
         let was_reserved = piece.protection.is_empty();
         let pages = effective(protection);
         match &piece.backing {
@@ -544,7 +471,10 @@ impl Locked<'_> {
                     object.set_dirty();
                 }
                 // One reference is this piece's copy, one the mapping's.
-                object.protect(&range, pages, Arc::strong_count(object) <= 2)?;
+                let alone = Arc::strong_count(object) <= 2;
+                if let Some(view) = piece.view() {
+                    object.protect(&view, pages, alone)?;
+                }
             }
             _ => {
                 if writable && piece.flags.contains(VmaFlags::SITES) {
@@ -809,13 +739,6 @@ mod tests {
         let (one, two) = (space(), space());
         let at = one.map(shared(0, 0x3000)).unwrap();
         assert_eq!(two.map(shared(0x1000, 0x1000)), Ok(at + 0x1000));
-        // Mapped again, it is at the same place, and stays until it is unmapped as often.
-        assert_eq!(one.map(shared(0, 0x3000)), Ok(at));
-        one.unmap(at, 0x3000).unwrap();
-        assert_eq!(
-            one.map(request(Placement::Fixed(at + 0x10000), 0x1000, RW)),
-            Err(ENOMEM)
-        );
         one.write(at + 0x1004, b"hello").unwrap();
         let mut bytes = [0; 5];
         two.read(at + 0x1004, &mut bytes).unwrap();

@@ -24,6 +24,8 @@ pub struct MapLine {
     pub name: &'static str,
     /// Bytes that are in memory.
     pub resident: u64,
+    /// Bytes that mlock keeps in memory.
+    pub locked: u64,
 }
 
 /// Sizes in pages, as /proc/self/statm has them.
@@ -71,10 +73,16 @@ impl Space {
                     protection: vma.protection,
                     shared: vma.is_shared(),
                     offset,
-                    file: inode.map(|inode| inode.id()),
+                    file: inode
+                        .map(|inode| inode.id())
+                        .filter(|_| !vma.flags.contains(VmaFlags::VDSO)),
                     path,
                     name,
                     resident: locked.resident_pages(vma) * PAGE,
+                    locked: match vma.flags.contains(VmaFlags::LOCKED) {
+                        true => locked.resident_pages(vma) * PAGE,
+                        false => 0,
+                    },
                 }
             })
             .collect()
@@ -108,7 +116,9 @@ impl Space {
 impl super::Locked<'_> {
     fn resident_pages(&self, vma: &super::Vma) -> u64 {
         match &vma.backing {
-            Backing::Shared(object, _) => object.count(&vma.range()),
+            Backing::Shared(object, _) => {
+                vma.view().map_or(0, |view| object.count(&view.offsets()))
+            }
             _ => {
                 let live: u64 = self
                     .live
@@ -123,13 +133,14 @@ impl super::Locked<'_> {
 
 impl Space {
     /// What a futex word in shared memory is known by in every process: object and offset. `None`
-    /// in private memory. A shared object has one home address, which therefore names it.
+    /// in private memory.
     pub fn shared_location(&self, address: u64) -> Option<(u64, u64)> {
-        let is_shared = self
-            .lock()
-            .vmas
-            .find(address)
-            .is_some_and(super::Vma::is_shared);
-        is_shared.then_some((1, address))
+        let locked = self.lock();
+        let vma = locked.vmas.find(address)?;
+        match vma.view() {
+            Some(view) => Some((view.object.id(), view.offset_of(address))),
+            // A private mapping is never marked so.
+            None => vma.is_shared().then_some((0, address)),
+        }
     }
 }

@@ -9,16 +9,18 @@
 //! - [`map`], [`brk`], [`remap`], [`advise`]: the system calls' work. [`fault`]: bringing pages in.
 //! - [`residency`]: spaces that hold the same addresses (after fork, or two fixed-address programs)
 //!   take turns; the pages of those that wait are *saved* in kernel memory.
-//! - [`shared`]: shared memory, each object at one home address.
+//! - [`shared`]: shared memory, each object at one home address. [`view`]: its mappings, there and
+//!   elsewhere.
 //! - [`sysv`]: System V segments.
+//! - [`warm`]: file pages that wait for the next process.
 //! - [`sites`]: system-call sites in program text, rewritten before they can trap.
 //!
 //! # Invariants
-//! A committed user page is live in exactly one address space or belongs to one shared object. A
-//! resident space has no saved pages.
+//! A committed user page is live in exactly one address space, belongs to one shared object or is kept
+//! by [`warm`]. A resident space has no saved pages.
 //!
 //! # Lock order
-//! residency → a space's state → shared object → allocator → site lists.
+//! making a shared object → residency → a space's state → shared object → allocator → site lists.
 
 pub mod accounting;
 pub mod advise;
@@ -32,11 +34,14 @@ pub mod maps;
 pub mod pages;
 pub mod remap;
 pub mod residency;
+pub mod seal;
 pub mod shared;
 pub mod sites;
 pub(crate) mod swap;
 pub mod sysv;
+pub(crate) mod view;
 pub mod vma;
+pub mod warm;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -44,10 +49,11 @@ use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::Thread;
+use crate::fs::inode::Execution;
 use crate::fs::path::PathRef;
-use crate::platform::platform;
+use crate::platform::{Protection, platform};
 use crate::sync::{SpinGuard, SpinLock};
+use crate::{Result, Thread};
 
 pub use allocator::PAGE;
 pub use fault::{Fault, Resolved};
@@ -91,6 +97,9 @@ impl Drop for AddressSpace {
 pub struct Space {
     /// Another space holds some of the same addresses. Changes under residency and state lock.
     conflicted: AtomicBool,
+    /// Sees shared memory that has views at several addresses: copies must know where a page is.
+    /// Once set it stays.
+    aliased: AtomicBool,
     /// Threads that copy to or from user memory without a lock right now.
     copying: AtomicU32,
     state: SpinLock<State>,
@@ -112,6 +121,10 @@ pub(crate) struct State {
     brk: brk::Brk,
     /// New mappings are searched for downward from here.
     mmap_base: u64,
+    /// Bytes between a relocatable program and its heap.
+    brk_gap: u64,
+    /// ELF images that were mapped whole.
+    images: Vec<warm::Image>,
     /// mlockall(MCL_FUTURE).
     lock_future: bool,
     /// Bytes mapped.
@@ -120,12 +133,16 @@ pub(crate) struct State {
     program: ProgramInfo,
     /// Torn down: every access faults.
     dead: bool,
+    /// And nobody else had the same addresses then.
+    alone_at_end: bool,
 }
 
 /// What exec leaves for /proc and prctl.
 #[derive(Clone, Default)]
 pub struct ProgramInfo {
     pub path: Option<PathRef>,
+    /// Keeps the program's file from being written to.
+    pub execution: Option<Arc<Execution>>,
     pub code: Range<u64>,
     pub data: Range<u64>,
     pub stack_start: u64,
@@ -137,6 +154,7 @@ pub struct ProgramInfo {
 
 /// A space's state under its lock, with switching excluded.
 pub(crate) struct Locked<'a> {
+    space: &'a Space,
     state: SpinGuard<'a, State>,
     /// Whether pages can be brought in live. If not, they are made in the saved set.
     resident: bool,
@@ -168,6 +186,7 @@ impl Space {
     fn new(member: Member) -> Arc<Space> {
         let space = Arc::new(Space {
             conflicted: AtomicBool::new(false),
+            aliased: AtomicBool::new(false),
             copying: AtomicU32::new(0),
             state: SpinLock::new(State::new()),
             threads: SpinLock::new(Vec::new()),
@@ -187,6 +206,7 @@ impl Space {
             let state = self.state.lock();
             if !self.conflicted.load(Ordering::SeqCst) {
                 return Locked {
+                    space: self,
                     state,
                     resident: true,
                     residency: None,
@@ -199,6 +219,7 @@ impl Space {
     pub(crate) fn lock_with(&self, guard: residency::Guard) -> Locked<'_> {
         let resident = self.member.lock().resident;
         Locked {
+            space: self,
             state: self.state.lock(),
             resident,
             residency: Some(guard),
@@ -241,6 +262,11 @@ impl Space {
             .collect()
     }
 
+    /// Bytes to leave between a relocatable program and its heap.
+    pub fn brk_gap(&self) -> u64 {
+        self.lock().brk_gap
+    }
+
     /// What exec recorded about the program.
     pub fn program(&self) -> ProgramInfo {
         self.lock().program.clone()
@@ -253,21 +279,70 @@ impl Space {
 }
 
 impl State {
+    fn layout(&self) -> Layout {
+        Layout {
+            mmap_base: self.mmap_base,
+            brk_gap: self.brk_gap,
+        }
+    }
+
     fn new() -> State {
+        let layout = Layout::new();
         State {
             vmas: VmaMap::default(),
             live: PageSet::new(),
             saved: BTreeMap::new(),
             reserved: Vec::new(),
             brk: brk::Brk::default(),
-            mmap_base: random_mmap_base(),
+            mmap_base: layout.mmap_base,
+            brk_gap: layout.brk_gap,
+            images: Vec::new(),
             lock_future: false,
             total: 0,
             peak_pages: 0,
             program: ProgramInfo::default(),
             dead: false,
+            alone_at_end: false,
         }
     }
+}
+
+/// What is random about the addresses of a process, but for its images.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    mmap_base: u64,
+    brk_gap: u64,
+}
+
+/// Layouts of processes that have ended. The next ones take them over: the pages that are still
+/// there serve again (docs/design/warm-images.md).
+static LEFT: SpinLock<Vec<Layout>> = SpinLock::new(Vec::new());
+
+impl Layout {
+    /// As many as processes may end at about the same time.
+    const LEFT_MAX: usize = 16;
+
+    fn new() -> Layout {
+        let left = LEFT.lock().pop();
+        left.unwrap_or_else(|| Layout {
+            mmap_base: random_mmap_base(),
+            brk_gap: random_below(4096) * PAGE,
+        })
+    }
+
+    /// For the next process.
+    fn leave(self) {
+        let mut left = LEFT.lock();
+        if left.len() < Layout::LEFT_MAX {
+            left.push(self);
+        }
+    }
+}
+
+/// Commits pages at addresses that are the caller's.
+pub(crate) fn commit(range: &Range<u64>, protection: Protection) -> Result<()> {
+    warm::make_room(range);
+    platform().commit(range.start, range.end - range.start, protection)
 }
 
 /// A random number below `limit`.

@@ -154,7 +154,8 @@ impl PageSet {
         Holes { set: self, range }
     }
 
-    fn run_end(&self, start: u64, end: u64) -> u64 {
+    /// Where the run of pages of the set that starts at `start` ends, at `end` at the latest.
+    pub fn run_end(&self, start: u64, end: u64) -> u64 {
         let mut at = start;
         while at < end {
             let page = at / PAGE;

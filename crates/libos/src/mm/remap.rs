@@ -1,11 +1,14 @@
 //! mremap.
 //!
 //! A page cannot move to another address in an enclave: its content is copied and the old page
-//! given back.
+//! given back. Views of shared memory move by mapping the same part elsewhere.
 
 use core::ops::Range;
 
-use super::map::{MAPS_MAX, Placement};
+use super::map::{Placement, maps_max};
+use super::residency;
+use super::shared::View;
+use super::view::Wish;
 use super::vma::Around;
 use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_up};
 use crate::Result;
@@ -39,9 +42,6 @@ impl Space {
         }
         let old_len = page_up(old_len).ok_or(EINVAL)?;
         let new_len = page_up(new_len).filter(|&len| len > 0).ok_or(EINVAL)?;
-        if old_len == 0 {
-            return Err(EINVAL.because("a second view of shared memory is not possible"));
-        }
         let old = address..address.checked_add(old_len).ok_or(EINVAL)?;
         if let Move::To(to) = how {
             let new = to..to.checked_add(new_len).ok_or(EINVAL)?;
@@ -56,6 +56,17 @@ impl Space {
         let Some(vma) = locked.vmas.find(address).cloned() else {
             return Err(EFAULT);
         };
+        if old_len == 0 {
+            // A second view, as long as it is wanted.
+            let view = vma.clipped(&(address..vma.end)).view();
+            let view = view.ok_or(EINVAL.because("a second view of private memory"))?;
+            if how == Move::Never {
+                return Err(ENOMEM.because("a second view has another address"));
+            }
+            let wish = wish(&vma, how, new_len);
+            drop(locked);
+            return self.map_view(&view.object, view.offset, &wish);
+        }
         if how == Move::Never || how == Move::May && keep == Keep::No {
             if new_len <= old_len {
                 if new_len < old_len {
@@ -76,13 +87,22 @@ impl Space {
         if old.end > vma.end {
             return Err(EFAULT.because("the old range is not one mapping"));
         }
-        if matches!(vma.backing, Backing::Shared(..)) {
-            return Err(ENOMEM.because("shared memory has one address"));
-        }
         if keep == Keep::Yes && new_len != old_len {
             return Err(EINVAL);
         }
+        let view = vma.clipped(&old).view();
         drop(locked);
+        if let Some(view) = view {
+            if view.object.is_file() {
+                residency::lock().make_room(&view.object, view.offset + new_len)?;
+            }
+            let wish = wish(&vma, how, new_len);
+            let start = self.map_view(&view.object, view.offset, &wish)?;
+            if keep == Keep::No {
+                self.lock().unmap(&old);
+            }
+            return Ok(start);
+        }
         self.move_mapping(old, new_len, how, keep)
     }
 
@@ -91,7 +111,7 @@ impl Space {
             Move::To(to) => Placement::Fixed(to),
             _ => Placement::Hint(0),
         };
-        let (mut locked, start) = self.take_addresses(placement, new_len)?;
+        let (mut locked, start) = self.take_addresses(placement, new_len, None)?;
         let new = start..start + new_len;
         let found = locked
             .vmas
@@ -117,6 +137,19 @@ impl Space {
     }
 }
 
+/// The view of shared memory that a mapping becomes.
+fn wish(vma: &Vma, how: Move, len: u64) -> Wish {
+    Wish {
+        placement: match how {
+            Move::To(to) => Placement::Fixed(to),
+            _ => Placement::Hint(0),
+        },
+        len,
+        protection: vma.protection,
+        flags: vma.flags,
+    }
+}
+
 /// Whether the old mapping stays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Keep {
@@ -130,16 +163,22 @@ impl Locked<'_> {
         if old.end != vma.end || vma.flags.contains(VmaFlags::VDSO) {
             return false;
         }
-        if grown.end - grown.start > accounting::limit() || self.vmas.len() >= MAPS_MAX {
+        if grown.end - grown.start > accounting::limit() || self.vmas.len() >= maps_max() {
             return false;
         }
         if let Backing::Shared(object, _) = &vma.backing {
             let free = self.vmas.overlapping(&grown).next().is_none();
-            return free
-                && grown.end <= object.home.end
-                && self
-                    .add_view(&object.clone(), grown, vma.protection, vma.flags)
-                    .is_ok();
+            if vma.is_alias() || !free || grown.end > object.home().end {
+                return false;
+            }
+            let Some(view) = vma.view() else { return false };
+            let more = View {
+                offset: view.offset_of(grown.start),
+                range: grown.clone(),
+                ..view
+            };
+            let wish = wish(vma, Move::Never, grown.end - grown.start);
+            return self.add_view(more, &wish).is_ok();
         }
         if !allocator::allocate_at(grown.clone()) {
             return false;
@@ -197,6 +236,7 @@ impl Locked<'_> {
         self.saved.extend(saved);
         self.total += moved.len();
         self.vmas.insert(moved);
+        self.close(to);
         Ok(())
     }
 }
@@ -208,7 +248,7 @@ fn copy_run(run: &Range<u64>, target: u64, from: Protection, to: Protection) -> 
     if !from.contains(Protection::READ) {
         platform().protect(run.start, len, Protection::READ)?;
     }
-    platform().commit(target, len, READ_WRITE)?;
+    super::commit(&(target..target + len), READ_WRITE)?;
     let result = platform()
         .fill(target, len, &mut |bytes| {
             platform()

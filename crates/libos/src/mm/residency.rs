@@ -19,8 +19,8 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use super::shared::SharedObject;
-use super::swap::{evict, exchange, restore_all};
+use super::shared::{SharedObject, View};
+use super::swap::{evict, exchange, restore_all, return_aliases};
 use super::{Backing, PAGE, Space, State, Vma, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
@@ -100,6 +100,10 @@ pub fn note_sleep(thread: &Thread) {
 }
 
 impl Residency {
+    pub(super) fn spaces(&self) -> &[Arc<Space>] {
+        &self.spaces
+    }
+
     /// Wakes the first in the queue who may have a turn now.
     fn pass_on(&self) {
         let first = self.waiting.iter().find(|waiter| waiter.space.may_enter());
@@ -290,16 +294,18 @@ impl Space {
         }
         let mut state = self.state.lock();
         for other in &neighbours {
-            exchange(&mut other.state.lock(), &mut state);
+            let mut leaver = other.state.lock();
+            if other.aliased.load(Ordering::SeqCst) {
+                return_aliases(&leaver, &state);
+            }
+            exchange(&mut leaver, &mut state);
         }
         restore_all(&mut state);
         let now = platform().monotonic();
         let mut member = self.member.lock();
         member.resident = true;
         member.until = now + SLICE.max(SLICE_PER_COST * now.saturating_sub(start));
-        if member.neighbours.is_empty() {
-            self.conflicted.store(false, Ordering::SeqCst);
-        }
+        self.settle(&member);
     }
 
     /// Makes all threads (but the caller's) look at their residency before user code runs.
@@ -309,6 +315,13 @@ impl Space {
             if !but.is_some_and(|but| Arc::ptr_eq(but, &thread)) {
                 platform().stop(&thread);
             }
+        }
+    }
+
+    /// Nobody else holds its addresses (any more): copies need no residency lock.
+    pub(super) fn settle(&self, member: &Member) {
+        if member.neighbours.is_empty() && !self.aliased.load(Ordering::SeqCst) {
+            self.conflicted.store(false, Ordering::SeqCst);
         }
     }
 
@@ -339,6 +352,7 @@ impl Space {
             }
             accounting::uncharge(state.saved.len() as u64 * PAGE);
             state.saved.clear();
+            state.program.execution = None;
         }
         // Whoever waits gets the pages as they are: no need to free and commit them again.
         let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;
@@ -353,14 +367,20 @@ impl Space {
             member
                 .neighbours
                 .retain(|space| !core::ptr::eq(&**space, self));
-            if member.resident && member.neighbours.is_empty() {
+            if member.resident {
                 let _state = other.state.lock();
-                other.conflicted.store(false, Ordering::SeqCst);
+                other.settle(&member);
             }
         }
         let all = platform().user_range();
         let reserved = {
             let mut locked = self.lock_with(guard);
+            if neighbours.is_empty() && was_resident {
+                locked.alone_at_end = true;
+                locked.resident = true;
+                locked.keep_images();
+                locked.layout().leave();
+            }
             locked.unmap(&all);
             core::mem::take(&mut locked.reserved)
         };
@@ -370,8 +390,13 @@ impl Space {
 }
 
 /// Makes neighbours of `space` and everyone who has a mapping in `range`, and frees the range for
-/// it if it is resident; how many they are. ENOMEM when somebody has shared memory there.
-pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -> Result<usize> {
+/// it if it is resident. Who has the same view of shared memory there is not in the way.
+pub(super) fn join_range(
+    guard: &mut Guard,
+    space: &Space,
+    range: &Range<u64>,
+    view: Option<&View>,
+) -> Result<()> {
     let mut others = Vec::new();
     let Some(this) = guard
         .spaces
@@ -388,38 +413,36 @@ pub(super) fn join_range(guard: &mut Guard, space: &Space, range: &Range<u64>) -
         let state = other.state.lock();
         let mut overlaps = reserves(&state, range);
         for vma in state.vmas.overlapping(range) {
-            if matches!(vma.backing, Backing::Shared(..)) {
-                return Err(ENOMEM.because("another process has shared memory there"));
-            }
-            overlaps = true;
+            let same = |other: View| view.is_some_and(|view| view.agrees_with(&other));
+            overlaps |= vma.owns_addresses() && !vma.view().is_some_and(same);
         }
         if overlaps {
             others.push(other.clone());
         }
     }
-    let count = others.len();
-    if count > 0 {
+    if !others.is_empty() {
         this.set_conflicted();
     }
-    for other in others {
+    for other in &others {
         other.set_conflicted();
-        link(&this, &other);
+        link(&this, other);
         let resident = this.member.lock().resident;
         let other_resident = other.member.lock().resident;
         if resident && other_resident && this.threads().is_empty() {
             // A program that is still being loaded has time.
             this.member.lock().resident = false;
-            continue;
-        }
-        if resident && other_resident {
+        } else if resident && other_resident {
             other.member.lock().resident = false;
             other.stop_threads(None);
         }
-        if resident {
+    }
+    // All who could write there are stopped.
+    if this.member.lock().resident {
+        for other in &others {
             evict(&mut other.state.lock(), range);
         }
     }
-    Ok(count)
+    Ok(())
 }
 
 fn reserves(state: &State, range: &Range<u64>) -> bool {

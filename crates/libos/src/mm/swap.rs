@@ -4,12 +4,12 @@
 //! two processes of some megabytes costs a comparison of what both have, and a copy of what
 //! differs.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::{Backing, PAGE, State, Vma, accounting, page_down};
+use super::shared::View;
+use super::{PAGE, State, Vma, accounting, page_down};
 use crate::Result;
 use crate::platform::{Protection, platform};
 
@@ -73,6 +73,11 @@ fn part_at(state: &State, page: u64) -> Option<Part> {
 
 /// Saves the leaver's live pages of a range and gives the memory back.
 pub(super) fn evict(leaver: &mut State, range: &Range<u64>) {
+    for alias in leaver.vmas.overlapping(range).filter(|vma| vma.is_alias()) {
+        if let Some(view) = alias.clipped(range).view() {
+            view.object.return_home(&view);
+        }
+    }
     let runs: Vec<_> = leaver.live.runs(range.clone()).collect();
     for run in runs {
         let mut at = run.start;
@@ -95,18 +100,38 @@ pub(super) fn evict(leaver: &mut State, range: &Range<u64>) {
     }
 }
 
+/// What the leaver's aliases hold where the comer has something else returns to its home.
+pub(super) fn return_aliases(leaver: &State, comer: &State) {
+    for alias in leaver.vmas.iter().filter(|vma| vma.is_alias()) {
+        let Some(view) = alias.view() else { continue };
+        let same = |other: View| view.agrees_with(&other);
+        for vma in comer.vmas.overlapping(&alias.range()) {
+            if vma.owns_addresses()
+                && !vma.view().is_some_and(same)
+                && let Some(view) = alias.clipped(&vma.range()).view()
+            {
+                view.object.return_home(&view);
+            }
+        }
+    }
+}
+
 /// Gives the addresses that both hold from the leaver to the comer.
 pub(super) fn exchange(leaver: &mut State, comer: &mut State) {
     swap_saved(leaver, comer);
     // What else the leaver has where the comer has mappings: clean text of the same file is handed
     // over, the rest is saved.
+    // A leaver that has waited itself has few pages left: its runs are the shorter list.
     let mut overlaps: Vec<(Range<u64>, Vma)> = Vec::new();
-    for vma in comer
-        .vmas
-        .iter()
-        .filter(|vma| !matches!(vma.backing, Backing::Shared(..)))
-    {
-        overlaps.extend(leaver.live.runs(vma.range()).map(|run| (run, vma.clone())));
+    for run in leaver.live.runs(platform().user_range()) {
+        let owners = comer
+            .vmas
+            .overlapping(&run)
+            .filter(|vma| vma.owns_addresses());
+        overlaps.extend(owners.map(|vma| {
+            let part = run.start.max(vma.start)..run.end.min(vma.end);
+            (part, vma.clone())
+        }));
     }
     for (run, to) in overlaps {
         let mut at = run.start;
@@ -147,41 +172,54 @@ fn hand_over(
     }
 }
 
-/// Exchanges the pages that the comer has saved and the leaver has live.
+/// Exchanges the pages that the comer has saved and the leaver has live. Usually those are all that
+/// the comer has saved, and the leaver has none: then the whole map changes hands, and only the
+/// content of pages that differ is touched.
 fn swap_saved(leaver: &mut State, comer: &mut State) {
-    let mut rest = BTreeMap::new();
-    let mut kept: Vec<(u64, SavedPage)> = Vec::new();
-    let mut wanted = core::mem::take(&mut comer.saved).into_iter().peekable();
-    while let Some((start, first)) = wanted.next() {
+    let all = platform().user_range();
+    let mut runs = leaver.live.runs(all);
+    if !runs.any(|run| comer.saved.range(run).next().is_some()) {
+        return;
+    }
+    let mut saved = core::mem::take(&mut comer.saved);
+    let mut apart: Vec<u64> = Vec::new();
+    let mut disposable: Vec<u64> = Vec::new();
+    let mut pages = saved.iter_mut().peekable();
+    while let Some((&start, first)) = pages.next() {
         let parts = part_at(leaver, start).zip(part_at(comer, start));
-        let Some((from, to)) = parts.filter(|_| leaver.live.contains(start)) else {
-            rest.insert(start, first);
+        let live_end = |to: &Part, from: &Part| leaver.live.run_end(start, from.end.min(to.end));
+        let found = parts.map(|(from, to)| (live_end(&to, &from), from, to));
+        let Some((limit, from, to)) = found.filter(|(limit, ..)| *limit > start) else {
+            apart.push(start);
             continue;
         };
-        let mut pages = alloc::vec![first];
+        let mut run_pages = alloc::vec![first];
         let mut end = start + PAGE;
-        while end < from.end.min(to.end)
-            && leaver.live.contains(end)
-            && let Some((_, page)) = wanted.next_if(|(next, _)| *next == end)
+        while end < limit
+            && let Some((_, page)) = pages.next_if(|(next, _)| **next == end)
         {
-            pages.push(page);
+            run_pages.push(page);
             end += PAGE;
         }
         let run = start..end;
-        swap_run(&run, from.protection, &mut pages);
+        swap_run(&run, from.protection, &mut run_pages);
         if from.disposable {
             accounting::uncharge(end - start);
-        } else {
-            kept.extend(run.clone().step_by(PAGE_LEN).zip(pages));
+            disposable.extend(run.clone().step_by(PAGE_LEN));
         }
         hand_over(leaver, comer, &run, from.protection, to.protection);
     }
-    comer.saved = rest;
-    leaver.saved.extend(kept);
+    for page in apart {
+        comer.saved.extend(saved.remove_entry(&page));
+    }
+    for page in disposable {
+        saved.remove(&page);
+    }
+    leaver.saved.append(&mut saved);
 }
 
 /// Exchanges the content of live pages with saved ones.
-fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [SavedPage]) {
+fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPage]) {
     let len = run.end - run.start;
     if !protection.contains(READ_WRITE) {
         let _ = platform().protect(run.start, len, READ_WRITE);
@@ -196,7 +234,7 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [SavedPage]) {
                 None => {
                     let old = live.to_vec();
                     live.copy_from_slice(saved);
-                    *saved = Arc::new(old);
+                    **saved = Arc::new(old);
                 }
             }
         }
@@ -247,7 +285,7 @@ pub(super) fn restore_all(state: &mut State) {
 /// Brings a run of saved pages of one mapping back.
 pub(super) fn restore(state: &mut State, vma: &Vma, range: Range<u64>) -> Result<()> {
     let len = range.end - range.start;
-    platform().commit(range.start, len, READ_WRITE)?;
+    super::commit(&range, READ_WRITE)?;
     let saved = &state.saved;
     platform().fill(range.start, len, &mut |bytes| {
         let pages = saved.range(range.clone()).map(|(_, page)| page);

@@ -10,6 +10,7 @@ use super::allocator::{self, Wanted};
 use super::map::Placement;
 use super::residency;
 use super::shared::SharedObject;
+use super::view::Wish;
 use super::{Backing, PAGE, Space, Vma, VmaFlags, accounting, page_up, random_mmap_base};
 use crate::Result;
 use crate::errno::{EEXIST, EIDRM, EINVAL, ENOENT, ENOMEM, ENOSPC};
@@ -186,7 +187,8 @@ pub fn all() -> (alloc::vec::Vec<i32>, u64) {
 }
 
 impl Space {
-    /// Attaches a segment at its home address, which a wanted address must be.
+    /// Attaches a segment: at its home address, or as an alias where another one is wanted or that
+    /// one is in use.
     pub fn attach_segment(
         &self,
         id: i32,
@@ -197,15 +199,13 @@ impl Space {
             let mut segments = SEGMENTS.lock();
             segments.find(id)?.object.upgrade().ok_or(EIDRM)?
         };
-        let home = object.home.clone();
-        if let Placement::Fixed(at) | Placement::Free(at) = placement
-            && at != home.start
-        {
-            return Err(ENOMEM.because("shared memory has one address"));
-        }
-        let mut locked = self.lock();
-        locked.add_view(&object, home.clone(), protection, VmaFlags::SHARED)?;
-        Ok(home.start)
+        let wish = Wish {
+            placement,
+            len: object.capacity(),
+            protection,
+            flags: VmaFlags::SHARED,
+        };
+        self.map_view(&object, 0, &wish)
     }
 
     /// Detaches the segment attached at an address; its id if it still has one. EINVAL.
@@ -213,12 +213,10 @@ impl Space {
         let mut locked = self.lock();
         let object = match locked.vmas.find(address) {
             Some(Vma {
-                backing: Backing::Shared(object, _),
+                backing: Backing::Shared(object, 0),
                 start,
                 ..
-            }) if *start == address && object.home.start == address && !object.is_file() => {
-                object.clone()
-            }
+            }) if *start == address && !object.is_file() => object.clone(),
             _ => return Err(EINVAL.because("no segment is attached there")),
         };
         let id = {
@@ -229,7 +227,7 @@ impl Space {
                 .map(|(&id, _)| id)
                 .ok_or(EINVAL.because("no segment is attached there"))?
         };
-        locked.unmap_views(&object.home);
+        locked.unmap(&(address..address + object.capacity()));
         drop(locked);
         Ok(Some(id))
     }

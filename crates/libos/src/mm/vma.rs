@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::allocator::PAGE;
-use super::shared::SharedObject;
+use super::shared::{SharedObject, View};
 use crate::fs::inode::Inode;
 use crate::fs::path::PathRef;
 use crate::platform::Protection;
@@ -41,6 +41,8 @@ bitflags::bitflags! {
         const VDSO = 2048;
         /// Patched system-call sites may be in these pages.
         const SITES = 4096;
+        /// mseal: stays as it is.
+        const SEALED = 8192;
     }
 }
 
@@ -61,7 +63,7 @@ pub enum Backing {
     Anonymous,
     /// A private view of a file.
     File(FileBacking),
-    /// A view of a shared object at its home address; the offset is the mapping's first byte's.
+    /// A view of a shared object; the file offset is the mapping's first byte's.
     Shared(Arc<SharedObject>, u64),
 }
 
@@ -76,9 +78,6 @@ pub struct Vma {
     /// Fault-around: where the next fault of a sequential walk would be (upwards and downwards),
     /// and how many bytes came in last time.
     pub around: Around,
-    /// Further mappings of the same shared memory, which is at the same addresses: so often may it
-    /// be unmapped before it goes.
-    pub views: u32,
 }
 
 /// The memory of fault-around.
@@ -117,6 +116,33 @@ impl Vma {
         self.page_protection().contains(access)
     }
 
+    /// What it shows of a shared object.
+    pub fn view(&self) -> Option<View> {
+        match &self.backing {
+            Backing::Shared(object, offset) => Some(View {
+                object: object.clone(),
+                offset: offset - object.base(),
+                range: self.range(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a view of shared memory at another address than its home.
+    pub fn is_alias(&self) -> bool {
+        match &self.backing {
+            Backing::Shared(object, offset) => {
+                object.home().start + (offset - object.base()) != self.start
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the process owns the addresses: those of an object's home are the object's.
+    pub fn owns_addresses(&self) -> bool {
+        !matches!(self.backing, Backing::Shared(..)) || self.is_alias()
+    }
+
     fn advance_backing(&mut self, by: u64) {
         match &mut self.backing {
             Backing::Anonymous => {}
@@ -150,7 +176,6 @@ impl Vma {
         if self.end != next.start
             || self.protection != next.protection
             || self.flags != next.flags
-            || self.views != next.views
             || self.flags.intersects(unmergeable)
         {
             return false;
@@ -323,7 +348,6 @@ mod tests {
             flags: VmaFlags::empty(),
             backing: Backing::Anonymous,
             around: Around::default(),
-            views: 0,
         }
     }
 

@@ -65,6 +65,10 @@ impl SocketFile {
 }
 
 impl FileOps for SocketFile {
+    fn is_async(&self) -> bool {
+        true
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

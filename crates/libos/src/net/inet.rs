@@ -23,7 +23,6 @@ use crate::{Result, Thread};
 
 const SOL_SOCKET: i32 = 1;
 const SO_TYPE: i32 = 3;
-const SO_ERROR: i32 = 4;
 
 /// One TCP or UDP socket.
 pub struct InetSocket {
@@ -72,19 +71,6 @@ impl InetSocket {
             if host::poll(&mut entry, deadline, thread, seen)? > 0 {
                 return Ok(());
             }
-        }
-    }
-
-    /// SO_ERROR: reads and clears the pending error.
-    fn take_error(&self) -> Result<()> {
-        let value = host::get_option(&self.fd, SOL_SOCKET, SO_ERROR, 4)?;
-        match value[..] {
-            [0, 0, 0, 0] => Ok(()),
-            [a, b, c, d] => {
-                let code = i32::from_le_bytes([a, b, c, d]);
-                Err(crate::Errno::from_host(-i64::from(code)))
-            }
-            _ => Err(crate::errno::EIO),
         }
     }
 }
@@ -148,7 +134,9 @@ impl Socket for InetSocket {
                 wait_error(error, deadline)
             }
         })?;
-        match self.take_error() {
+        // Asking again tells the host that the answer was seen: SO_ERROR would leave its socket
+        // between connecting and connected.
+        match host::connect(&self.fd, address) {
             Err(error) if error == EISCONN => Ok(()),
             other => other,
         }
@@ -160,9 +148,7 @@ impl Socket for InetSocket {
         message: Outgoing<'_, '_>,
         nonblocking: bool,
     ) -> Result<usize> {
-        if !message.ancillary.files.is_empty() {
-            return Err(EOPNOTSUPP.because("descriptors travel on UNIX sockets only"));
-        }
+        // Descriptors travel on UNIX sockets only: here they are dropped, as on Linux.
         let deadline = self.timeouts.send_deadline();
         let is_stream = self.kind == kind::STREAM;
         let flags = message.flags & !(msg::DONTWAIT | msg::ZEROCOPY);
@@ -262,6 +248,10 @@ impl Socket for InetSocket {
             if let Some(value) = self.timeouts.get(name) {
                 return Ok(value);
             }
+        }
+        const LEVELS: [i32; 5] = [SOL_SOCKET, 0, 6, 17, 41];
+        if self.family == family::INET && !LEVELS.contains(&level) {
+            return Err(EOPNOTSUPP.because("unknown level"));
         }
         host::get_option(&self.fd, level, name, max)
     }

@@ -51,6 +51,16 @@ impl NetlinkSocket {
         }))
     }
 
+    /// A message from the kernel itself.
+    pub fn deliver(&self, message: Vec<u8>) {
+        let mut answers = self.answers.lock();
+        if answers.len() < QUEUE_MAX {
+            answers.push_back(message);
+        }
+        drop(answers);
+        self.queue.wake(Events::IN);
+    }
+
     fn answer(&self, request: &[u8]) {
         let Some(header) = request.get(..HEADER) else {
             return;
@@ -88,12 +98,7 @@ impl NetlinkSocket {
                 message(&mut out, NLMSG_ERROR, 0, sequence, port, &body);
             }
         }
-        let mut answers = self.answers.lock();
-        if answers.len() < QUEUE_MAX {
-            answers.push_back(out);
-        }
-        drop(answers);
-        self.queue.wake(Events::IN);
+        self.deliver(out);
     }
 }
 

@@ -43,6 +43,7 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     let group = read_file(&context, b"/etc/group");
     let user = users::resolve(&config.user, &passwd, &group).map_err(ours)?;
     let credentials = Credentials::new(user.uid, user.gid, user.groups.clone());
+    crate::attestation::file::set_owner(user.uid, user.gid);
     let environment = environment(config, user.home.as_deref());
 
     let name = config

@@ -73,6 +73,9 @@ pub struct CloneArguments {
 
 fn check(thread: &Arc<Thread>, flags: CloneFlags) -> Result<()> {
     use CloneFlags as F;
+    if flags.contains(F::FS) && flags.intersects(F::NEWNS.union(F::NEWUSER)) {
+        return Err(EINVAL.because("a new mount or user namespace shares no root"));
+    }
     if flags.intersects(F::NAMESPACES) {
         return Err(EPERM.because("namespaces cannot be created in a container"));
     }
@@ -182,6 +185,9 @@ fn build(
         fork_process(thread, arguments, tid)?
     };
     let child = Arc::new(Thread::new(tid, process, files, fs, start));
+    let slack = thread.timer_slack.load(Ordering::Relaxed);
+    child.timer_slack.store(slack, Ordering::Relaxed);
+    child.timer_slack_default.store(slack, Ordering::Relaxed);
     child.signals.set_blocked_raw(thread.signals.blocked());
     if !flags.contains(CloneFlags::VM) || flags.contains(CloneFlags::VFORK) {
         let stack = *thread.signals.alternate_stack.lock();
@@ -189,6 +195,8 @@ fn build(
     }
     let name = thread.name.lock().clone();
     *child.name.lock() = name;
+    let affinity = thread.affinity.load(Ordering::Relaxed);
+    child.affinity.store(affinity, Ordering::Relaxed);
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
         child
             .exit
@@ -239,10 +247,13 @@ fn fork_process(
     copy(&parent.oom_score_adj, &process.oom_score_adj);
     copy(&parent.priority, &process.priority);
     copy(&parent.personality, &process.personality);
+    copy(&parent.io_priority, &process.io_priority);
+    copy(&parent.barriers, &process.barriers);
     let no_new_privileges = parent.no_new_privileges.load(Ordering::Relaxed);
     process
         .no_new_privileges
         .store(no_new_privileges, Ordering::Relaxed);
+    process.timers.watch_cpu_limit(&process);
     if flags.contains(CloneFlags::VFORK) {
         *process.vfork_parent.lock() = Some(Arc::downgrade(thread));
     }

@@ -114,6 +114,18 @@ impl Credentials {
         }
     }
 
+    /// After a change of fsuid alone: the capabilities over files come and go with user 0.
+    pub fn adjust_file_capabilities(&mut self, old: u32) {
+        // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD, MAC_OVERRIDE.
+        const OVER_FILES: u64 = 0b1_1111 | 1 << 9 | 1 << 27 | 1 << 32;
+        if old == 0 && self.fsuid != 0 {
+            self.effective &= !OVER_FILES;
+        }
+        if old != 0 && self.fsuid == 0 {
+            self.effective |= self.permitted & OVER_FILES;
+        }
+    }
+
     /// execve: a set-user-ID or set-group-ID program (`None`: not one), capabilities anew.
     pub fn exec(&mut self, set_uid: Option<u32>, set_gid: Option<u32>) {
         if let Some(uid) = set_uid {

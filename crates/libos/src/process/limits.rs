@@ -55,9 +55,12 @@ impl Default for Limits {
     fn default() -> Limits {
         let mut limits = [both(RLIM_INFINITY); RESOURCES];
         limits[Resource::Stack as usize].soft = 8 << 20;
-        limits[Resource::Core as usize] = both(0);
+        // No core files are written, but a program may ask for them, as under Docker.
+        limits[Resource::Core as usize].soft = 0;
+        // Tables that programs make for every possible descriptor, and loops that close them all,
+        // stay short; servers raise it.
         limits[Resource::Files as usize] = Limit {
-            soft: 1 << 20,
+            soft: 1 << 16,
             hard: 1 << 20,
         };
         limits[Resource::LockedMemory as usize] = both(8 << 20);

@@ -56,6 +56,10 @@ pub struct Process {
     group_exit: AtomicU64,
     /// execve has run since fork (setpgid by the parent is then refused).
     pub has_executed: AtomicBool,
+    /// ioprio_set: class and level.
+    pub io_priority: AtomicU32,
+    /// membarrier's registrations, as its commands' bits.
+    pub barriers: AtomicU32,
     /// The thread whose vfork waits for this process.
     vfork_parent: SpinLock<Option<Weak<Thread>>>,
     /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
@@ -68,6 +72,8 @@ pub struct Process {
     /// setpriority: 20 − nice, so that getpriority can return it as it is.
     pub priority: AtomicU32,
     pub personality: AtomicU32,
+    /// What was written to /dev/attestation for the next report or quote.
+    pub attestation: SpinLock<Option<alloc::boxed::Box<crate::attestation::Inputs>>>,
 }
 
 impl Process {
@@ -89,6 +95,8 @@ impl Process {
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             group_exit: AtomicU64::new(0),
             has_executed: AtomicBool::new(false),
+            io_priority: AtomicU32::new(4),
+            barriers: AtomicU32::new(0),
             vfork_parent: SpinLock::new(None),
             subreaper: AtomicBool::new(false),
             dumpable: AtomicU32::new(1),
@@ -97,6 +105,7 @@ impl Process {
             oom_score_adj: AtomicU32::new(0),
             priority: AtomicU32::new(20),
             personality: AtomicU32::new(0),
+            attestation: SpinLock::new(None),
         })
     }
 

@@ -40,6 +40,9 @@ pub struct StartState {
     pub fpu: Option<Box<[u8]>>,
 }
 
+/// Linux's timer slack for ordinary threads.
+const TIMER_SLACK_NS: u64 = 50_000;
+
 /// One thread of a process.
 pub struct Thread {
     /// Changes once at most: execve by another thread than the first gives it the process's id.
@@ -66,6 +69,10 @@ pub struct Thread {
     pub stuck: Stuck,
     /// prctl(PR_SET_TIMERSLACK), ns; kept, not used.
     pub timer_slack: AtomicU64,
+    /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
+    pub affinity: AtomicU64,
+    /// What it goes back to: its creator's.
+    pub timer_slack_default: AtomicU64,
 }
 
 impl Thread {
@@ -92,7 +99,9 @@ impl Thread {
             name: SpinLock::new(Vec::new()),
             futex: Default::default(),
             clock: super::times::ThreadClock::start(),
-            timer_slack: AtomicU64::new(50_000),
+            affinity: AtomicU64::new(0),
+            timer_slack: AtomicU64::new(TIMER_SLACK_NS),
+            timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
         }
     }
 

@@ -156,6 +156,11 @@ impl ThreadSignals {
         self.pending_mask.load(Ordering::SeqCst)
     }
 
+    /// Whether a signal of POSIX timer `id` waits to be taken.
+    pub fn has_timer(&self, id: u32) -> bool {
+        self.pending.lock().has_timer(id)
+    }
+
     fn with_pending<T>(&self, change: impl FnOnce(&mut Pending) -> T) -> T {
         let mut pending = self.pending.lock();
         let result = change(&mut pending);
@@ -205,6 +210,11 @@ impl Default for ProcessSignals {
 impl ProcessSignals {
     pub fn pending_mask(&self) -> u64 {
         self.pending_mask.load(Ordering::SeqCst)
+    }
+
+    /// Whether a signal of POSIX timer `id` waits to be taken.
+    pub fn has_timer(&self, id: u32) -> bool {
+        self.pending.lock().has_timer(id)
     }
 
     fn with_pending<T>(&self, change: impl FnOnce(&mut Pending) -> T) -> T {

@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 
+use super::info::{SI_TIMER, SI_USER};
 use super::{SIGRTMIN, SYNCHRONOUS, SigInfo, bit};
 use crate::Result;
 use crate::errno::EAGAIN;
@@ -23,15 +24,15 @@ impl Pending {
     }
 
     /// Adds a signal. A standard signal that is pending already is merged with it; real-time
-    /// signals queue up. EAGAIN when the queue is full.
-    pub fn add(&mut self, info: SigInfo) -> Result<()> {
+    /// signals queue up. EAGAIN when the queue holds `limit` (RLIMIT_SIGPENDING) already.
+    pub fn add(&mut self, info: SigInfo, limit: usize) -> Result<()> {
         let signal = info.number();
         if signal < SIGRTMIN && self.mask & bit(signal) != 0 {
             return Ok(());
         }
-        if self.queue.len() >= QUEUE_MAX {
-            if signal < SIGRTMIN {
-                // A standard signal is never lost, only its information.
+        if self.queue.len() >= limit.min(QUEUE_MAX) {
+            if signal < SIGRTMIN || info.code == SI_USER {
+                // A signal of kill is never lost, only its information.
                 self.mask |= bit(signal);
                 return Ok(());
             }
@@ -74,9 +75,10 @@ impl Pending {
         }
     }
 
-    /// Changes the first queued entry that `matches` (timer overruns); whether there was one.
-    pub fn update(&mut self, change: impl FnMut(&mut SigInfo) -> bool) -> bool {
-        self.queue.iter_mut().any(change)
+    /// Whether a signal of POSIX timer `id` is queued.
+    pub fn has_timer(&self, id: u32) -> bool {
+        let mut queued = self.queue.iter();
+        queued.any(|info| info.code == SI_TIMER && info.pid() == id)
     }
 }
 
@@ -95,11 +97,11 @@ mod tests {
     #[test]
     fn standard_signals_merge_and_real_time_signals_queue() {
         let mut pending = Pending::default();
-        pending.add(queued(SIGUSR1, 1)).unwrap();
-        pending.add(queued(SIGUSR1, 2)).unwrap();
-        pending.add(queued(40, 3)).unwrap();
-        pending.add(queued(40, 4)).unwrap();
-        pending.add(queued(35, 5)).unwrap();
+        pending.add(queued(SIGUSR1, 1), QUEUE_MAX).unwrap();
+        pending.add(queued(SIGUSR1, 2), QUEUE_MAX).unwrap();
+        pending.add(queued(40, 3), QUEUE_MAX).unwrap();
+        pending.add(queued(40, 4), QUEUE_MAX).unwrap();
+        pending.add(queued(35, 5), QUEUE_MAX).unwrap();
         let order: alloc::vec::Vec<_> = core::iter::from_fn(|| pending.take(!0))
             .map(|i| (i.number(), i.fields[1]))
             .collect();
@@ -111,7 +113,7 @@ mod tests {
     fn faults_come_first_and_the_mask_selects() {
         let mut pending = Pending::default();
         for signal in [SIGHUP, SIGSEGV, SIGTERM] {
-            pending.add(SigInfo::kernel(signal)).unwrap();
+            pending.add(SigInfo::kernel(signal), QUEUE_MAX).unwrap();
         }
         assert_eq!(pending.take(!bit(SIGHUP)).unwrap().number(), SIGSEGV);
         assert_eq!(pending.take(!bit(SIGHUP)).unwrap().number(), SIGTERM);

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::errno::{EPERM, ESRCH};
 use crate::process::Process;
+use crate::process::limits::Resource;
 use crate::process::table;
 use crate::process::thread::Work;
 use crate::sync::wait::Events;
@@ -22,6 +23,14 @@ pub enum Origin {
     Inside,
     /// From the host: SIGKILL and SIGSTOP reach process 1 too, as from a parent PID namespace.
     Host,
+}
+
+/// Signals that may be queued (RLIMIT_SIGPENDING); it matters for real-time signals only.
+fn queue_limit(process: &Process, signal: u32) -> usize {
+    match signal < super::SIGRTMIN {
+        true => usize::MAX,
+        false => process.limits.get(Resource::PendingSignals).soft as usize,
+    }
 }
 
 /// Sends to a process as a whole.
@@ -39,7 +48,10 @@ pub fn to_process(process: &Arc<Process>, info: SigInfo, origin: Origin) -> Resu
         crate::process::exit::group_exit(process, SIGKILL);
         return Ok(());
     }
-    process.signals.with_pending(|pending| pending.add(info))?;
+    let limit = queue_limit(process, signal);
+    process
+        .signals
+        .with_pending(|pending| pending.add(info, limit))?;
     if let Some(target) = threads
         .iter()
         .find(|t| t.signals.blocked() & bit(signal) == 0)
@@ -63,7 +75,10 @@ pub fn to_thread(thread: &Arc<Thread>, info: SigInfo, origin: Origin) -> Result<
         crate::process::exit::group_exit(process, SIGKILL);
         return Ok(());
     }
-    thread.signals.with_pending(|pending| pending.add(info))?;
+    let limit = queue_limit(process, signal);
+    thread
+        .signals
+        .with_pending(|pending| pending.add(info, limit))?;
     if thread.signals.blocked() & bit(signal) == 0 {
         thread.add_work(Work::SIGNAL);
     }
@@ -124,7 +139,9 @@ pub fn force(thread: &Arc<Thread>, info: SigInfo) {
     }
     thread.signals.set_blocked_raw(blocked & !bit(signal));
     // A standard signal is always accepted.
-    let _ = thread.signals.with_pending(|pending| pending.add(info));
+    let _ = thread
+        .signals
+        .with_pending(|pending| pending.add(info, usize::MAX));
     thread.add_own_work(Work::SIGNAL);
 }
 

@@ -264,6 +264,10 @@ pub fn requeue(
     expected: Option<u32>,
 ) -> Result<(usize, usize)> {
     let (from_key, to_key) = (key(mm, from, private)?, key(mm, to, private)?);
+    // Both words must be there, even if the second is not looked at.
+    if requeue > 0 {
+        mm.atomic(to, Atomic::Load)?;
+    }
     // Only those that queue before the word is looked at count as waiting.
     let horizon = SEQUENCE.load(Ordering::SeqCst);
     if let Some(expected) = expected

@@ -108,7 +108,8 @@ impl WaitQueue {
         self.count.load(Ordering::SeqCst) == 0
     }
 
-    /// Wakes everyone interested in one of `events` (errors and hang-ups interest everyone).
+    /// Wakes everyone interested in one of `events` (errors and hang-ups interest everyone); of
+    /// those that registered with EPOLLEXCLUSIVE only the first that consumes it.
     pub fn wake(&self, events: Events) {
         self.wake_some(usize::MAX, events);
     }
@@ -121,13 +122,16 @@ impl WaitQueue {
         }
         let always = Events::ERR | Events::HUP;
         let mut woken = 0;
+        let mut exclusive_woken = false;
         for waiter in self.waiters.lock().iter() {
             if woken >= limit {
                 break;
             }
             let relevant = events.is_empty() || events.intersects(waiter.interest | always);
-            if relevant && waiter.wake.wake(events) {
+            let exclusive = waiter.interest.contains(Events::EXCLUSIVE);
+            if relevant && !(exclusive && exclusive_woken) && waiter.wake.wake(events) {
                 woken += 1;
+                exclusive_woken |= exclusive;
             }
         }
         woken

@@ -100,6 +100,9 @@ pub fn io_setup(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         contexts.retain(|_, context| context.space.strong_count() > 0);
         contexts.values().map(|context| context.most).sum()
     };
+    if most > 0x1000_0000 / 32 {
+        return Err(EINVAL.because("far too many requests"));
+    }
     if most > REQUESTS_MAX - used.min(REQUESTS_MAX) {
         return Err(EAGAIN.because("more requests than aio-max-nr"));
     }
@@ -233,8 +236,8 @@ pub fn io_submit(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 
 /// Every request is done by the time that anybody could cancel it.
 pub fn io_cancel(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    find(context, arguments.u64(0))?;
     UserPtr::<ControlBlock>::new(arguments.u64(1)).read(&context.mm())?;
+    find(context, arguments.u64(0))?;
     Err(EINVAL.because("the request is done"))
 }
 

@@ -332,6 +332,7 @@ pub fn truncate(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         context.caller().check(&**inode, WRITE)?;
     }
     let size = new_size(context, arguments.i64(1), inode.size())?;
+    crate::fs::lease::break_for(Some(context.thread), inode, true, false)?;
     namei::truncate(&found, size)?;
     namei::drop_privilege_bits(&context.caller(), &**inode)?;
     Ok(0)

@@ -247,6 +247,11 @@ pub fn vmsplice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     let mut data = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
     if file.is_writable() {
         check_ready(end, false, arguments.u32(3))?;
+        // Waits for some room only: a vector that does not fit goes in part.
+        if !data.is_empty() {
+            end.wait_for_room(context.thread, &file)?;
+            data.truncate(end.pipe().room().max(1));
+        }
         write_file(context, &file, &mut data)
     } else {
         check_ready(end, true, arguments.u32(3))?;

@@ -1,6 +1,7 @@
 //! dup, dup2, dup3, fcntl, flock, ioctl, pipe, pipe2.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -8,10 +9,13 @@ use super::at::check_flags;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EBADF, EINVAL, ENOTTY, EOVERFLOW, EPERM};
+use crate::fs::async_io::{self, Target};
+use crate::fs::dnotify;
 use crate::fs::file::{OpenFile, flags};
 use crate::fs::hooks;
 use crate::fs::inode::FileType;
 use crate::fs::ioctl;
+use crate::fs::lease;
 use crate::fs::lock::{Owner, Record};
 use crate::fs::pipe;
 use crate::process::credentials::CAP_SYS_RESOURCE;
@@ -70,6 +74,7 @@ mod command {
     pub const SETLEASE: u32 = 1024;
     pub const GETLEASE: u32 = 1025;
     pub const NOTIFY: u32 = 1026;
+    pub const CREATED_QUERY: u32 = 1028;
     pub const DUPFD_CLOEXEC: u32 = 1030;
     pub const SETPIPE_SZ: u32 = 1031;
     pub const GETPIPE_SZ: u32 = 1032;
@@ -120,7 +125,10 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
                 context.caller().check_owner(&**inode)?;
             }
             file.ops.check_flags(value)?;
-            file.set_flags(SETTABLE, value);
+            if (value ^ file.flags()) & flags::ASYNC != 0 {
+                async_io::set(&file, fd, value & flags::ASYNC != 0);
+            }
+            file.set_flags(SETTABLE & !flags::ASYNC, value);
             Ok(0)
         }
         command::GETLK | command::SETLK | command::SETLKW => {
@@ -130,47 +138,39 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             let posix = command - command::OFD_GETLK + command::GETLK;
             record_lock(context, &file, Owner::file(&file), posix, argument)
         }
-        command::SETOWN => {
-            file.owner
-                .store(argument as i32, core::sync::atomic::Ordering::Relaxed);
-            Ok(0)
-        }
-        command::GETOWN => Ok(file.owner.load(core::sync::atomic::Ordering::Relaxed) as usize),
-        command::SETSIG => {
-            if argument > 64 {
-                return Err(EINVAL);
-            }
-            file.signal
-                .store(argument as i32, core::sync::atomic::Ordering::Relaxed);
-            Ok(0)
-        }
-        command::GETSIG => Ok(file.signal.load(core::sync::atomic::Ordering::Relaxed) as usize),
-        command::SETOWN_EX => {
-            let [kind, id] = UserPtr::<[i32; 2]>::new(argument).read(&context.mm())?;
-            let owner = match kind {
-                0 | 1 => id,
-                2 => id.checked_neg().ok_or(EINVAL)?,
-                _ => return Err(EINVAL),
+        command::SETOWN | command::SETOWN_EX => {
+            let target = match command {
+                command::SETOWN => Target::from_owner(argument as i32)?,
+                _ => Target::from_pair(UserPtr::<[i32; 2]>::new(argument).read(&context.mm())?)?,
             };
-            file.owner
-                .store(owner, core::sync::atomic::Ordering::Relaxed);
+            target.check()?;
+            file.owner.set_target(target, &thread.process);
             Ok(0)
         }
+        command::GETOWN => Ok(file.owner.target().owner() as usize),
         command::GETOWN_EX => {
-            let owner = file.owner.load(core::sync::atomic::Ordering::Relaxed);
-            let answer = if owner < 0 {
-                [2, owner.wrapping_neg()]
-            } else {
-                [1, owner]
-            };
+            let answer = file.owner.target().pair();
             UserPtr::<[i32; 2]>::new(argument).write(&context.mm(), &answer)?;
             Ok(0)
         }
-        // Leases need a break notification before another process may open: refused.
-        command::SETLEASE if argument as i32 == 2 => Ok(0),
-        command::SETLEASE => Err(EINVAL.because("no leases")),
-        command::GETLEASE => Ok(2),
-        command::NOTIFY => Err(EINVAL.because("no dnotify: use inotify")),
+        command::SETSIG => {
+            let signal = async_io::check_signal(argument)?;
+            file.owner.signal.store(signal, Ordering::Relaxed);
+            Ok(0)
+        }
+        command::GETSIG => Ok(file.owner.signal.load(Ordering::Relaxed) as usize),
+        command::SETLEASE => {
+            lease::set(
+                thread,
+                &file,
+                fd,
+                lease::Kind::from_number(argument as i32)?,
+            )?;
+            Ok(0)
+        }
+        command::GETLEASE => Ok(lease::get(&file).number()),
+        command::CREATED_QUERY => Ok(usize::from(file.created.load(Ordering::Relaxed))),
+        command::NOTIFY => dnotify::set(thread, &file, fd, argument as u32).map(|()| 0),
         command::SETPIPE_SZ => {
             let size = usize::try_from(argument as i32).map_err(|_| EINVAL)?;
             pipe::set_capacity(&file, size, context.caller().has(CAP_SYS_RESOURCE))
@@ -217,6 +217,9 @@ fn record_lock(
     let mm = context.mm();
     let user = UserPtr::<Flock>::new(argument);
     let mut request = user.read(&mm)?;
+    if !(0..=2).contains(&request.whence) || !(0..=2).contains(&request.kind) {
+        return Err(EINVAL.because("bad l_whence or l_type"));
+    }
     let inode = file.inode().ok_or(EBADF)?;
     let base = match request.whence {
         0 => 0,
@@ -327,12 +330,13 @@ pub fn ioctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         ioctl::FIONCLEX => files.set_close_on_exec(fd, false).map(|()| 0),
         ioctl::FIONBIO | ioctl::FIOASYNC => {
             let on = UserPtr::<i32>::new(argument).read(&context.mm())? != 0;
-            let bit = if request == ioctl::FIONBIO {
-                flags::NONBLOCK
+            if request == ioctl::FIONBIO {
+                file.set_flags(flags::NONBLOCK, if on { flags::NONBLOCK } else { 0 });
+            } else if file.ops.is_async() {
+                async_io::set(&file, fd, on);
             } else {
-                flags::ASYNC
-            };
-            file.set_flags(bit, if on { bit } else { 0 });
+                return Err(ENOTTY);
+            }
             Ok(0)
         }
         _ => {

@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::poll::{SignalMask, Timeout};
 use super::{Arguments, Context};
-use crate::errno::{EINTR, EINVAL, EPERM, ERESTARTNOHAND};
+use crate::errno::{EBADF, EINTR, EINVAL, ERESTARTNOHAND};
 use crate::fs::epoll::{Epoll, Interest};
 use crate::fs::eventfd::EventFd;
 use crate::fs::file::{OpenFile, flags};
@@ -66,13 +66,13 @@ pub fn epoll_ctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     let files = context.thread.files();
     let epoll = files.get(arguments.i32(0))?;
     let target = files.get(fd)?;
+    if epoll.is_path() || target.is_path() {
+        return Err(EBADF);
+    }
     if Arc::ptr_eq(&epoll, &target) {
         return Err(EINVAL.because("an epoll instance cannot watch itself"));
     }
     let instance = instance(&epoll)?;
-    if target.flags() & flags::PATH != 0 {
-        return Err(EPERM);
-    }
     match operation {
         CONTROL_ADD => instance.add(fd, &target, interest)?,
         CONTROL_MODIFY => instance.modify(fd, &target, interest)?,

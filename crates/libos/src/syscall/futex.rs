@@ -196,6 +196,9 @@ pub fn futex_waitv(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     if count == 0 || count > WAIT_WORDS_MAX || arguments.u32(2) != 0 {
         return Err(EINVAL.because("bad futex_waitv count or flags"));
     }
+    if arguments.u64(0) == 0 {
+        return Err(EINVAL.because("no waiters"));
+    }
     let deadline = match arguments.u64(3) {
         0 => None,
         address => {

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EFAULT, EINVAL, EPERM, ESRCH};
-use crate::process::credentials::{CAP_SETGID, CAP_SETUID, Credentials};
+use crate::process::credentials::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, Credentials};
 use crate::process::table;
 
 pub fn getpid(context: &mut Context<'_>, _: Arguments) -> Result<usize> {
@@ -202,6 +202,7 @@ pub fn setfsuid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     let known = [c.ruid, c.euid, c.suid, c.fsuid];
     if id != u32::MAX && (c.has(CAP_SETUID) || known.contains(&id)) {
         c.fsuid = id;
+        c.adjust_file_capabilities(old);
     }
     Ok(old as usize)
 }
@@ -326,7 +327,8 @@ pub fn capset(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     let mut c = context.thread.process.credentials.lock();
     if permitted & !c.permitted != 0
         || effective & !permitted != 0
-        || inheritable & !(c.inheritable | c.permitted | c.bounding) != 0
+        || inheritable & !(c.inheritable | c.bounding) != 0
+        || inheritable & !(c.inheritable | c.permitted) != 0 && !c.has(CAP_SETPCAP)
     {
         return Err(EPERM.because("capabilities that the process does not have"));
     }

@@ -126,6 +126,19 @@ pub fn write_file_at(
     after_write(context, file, written)
 }
 
+/// ESPIPE for a pipe or a socket, before it matters how it is open.
+fn check_positioned(context: &Context<'_>, fd: i32) -> Result<()> {
+    let file = context.thread.file(fd)?;
+    let is_stream = match file.inode() {
+        Some(inode) => inode.kind() == FileType::Fifo,
+        None => crate::fs::pipe::is_pipe(&file) || crate::net::file::SocketFile::of(&file).is_ok(),
+    };
+    match is_stream {
+        true => Err(ESPIPE),
+        false => Ok(()),
+    }
+}
+
 fn check_not_directory(file: &OpenFile) -> Result<()> {
     if file.inode().is_some_and(|inode| inode.is_directory()) {
         return Err(EISDIR);
@@ -153,6 +166,7 @@ fn offset(argument: i64) -> Result<u64> {
 
 pub fn pread64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let offset = offset(arguments.i64(3))?;
+    check_positioned(context, arguments.i32(0))?;
     let file = readable(context, arguments.i32(0))?;
     check_not_directory(&file)?;
     let mm = context.mm();
@@ -162,6 +176,7 @@ pub fn pread64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 
 pub fn pwrite64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let offset = offset(arguments.i64(3))?;
+    check_positioned(context, arguments.i32(0))?;
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
     let mut from = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
@@ -184,6 +199,7 @@ pub fn writev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 pub fn preadv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let offset = offset(arguments.i64(3))?;
+    check_positioned(context, arguments.i32(0))?;
     let file = readable(context, arguments.i32(0))?;
     check_not_directory(&file)?;
     let mm = context.mm();
@@ -193,6 +209,7 @@ pub fn preadv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 pub fn pwritev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let offset = offset(arguments.i64(3))?;
+    check_positioned(context, arguments.i32(0))?;
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
     let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;

@@ -1,5 +1,6 @@
 //! getrlimit, setrlimit, prlimit64, getrusage, times, sysinfo.
 
+use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
@@ -26,7 +27,7 @@ pub fn getrlimit(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 
 fn set(
     context: &Context<'_>,
-    process: &crate::process::Process,
+    process: &Arc<crate::process::Process>,
     number: u32,
     new: Limit,
 ) -> Result<()> {
@@ -39,7 +40,11 @@ fn set(
     if number == Resource::Files as u32 && new.hard > 1 << 20 {
         return Err(EPERM.because("more open files than the kernel allows (fs.nr_open)"));
     }
-    process.limits.set_by_number(number, new, may_raise)
+    process.limits.set_by_number(number, new, may_raise)?;
+    if number == Resource::Cpu as u32 {
+        process.timers.watch_cpu_limit(process);
+    }
+    Ok(())
 }
 
 pub fn setrlimit(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -56,10 +61,9 @@ pub fn prlimit64(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
         pid => table::thread(pid).map(|t| t.process.clone()).ok_or(ESRCH)?,
     };
     if process.pid != own.pid {
-        let (mine, theirs) = (
-            own.credentials.lock().clone(),
-            process.credentials.lock().clone(),
-        );
+        // One after the other: two processes may do this to each other.
+        let mine = own.credentials.lock().clone();
+        let theirs = process.credentials.lock().clone();
         let same = [theirs.ruid, theirs.euid, theirs.suid]
             .iter()
             .all(|&id| id == mine.ruid);

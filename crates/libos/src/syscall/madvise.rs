@@ -1,16 +1,23 @@
 //! madvise, mincore, mlock and its relatives, msync, membarrier.
 
+use core::sync::atomic::{Ordering, fence};
+
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EINVAL, ENOMEM};
+use crate::errno::{EBUSY, EINVAL, ENOMEM, EPERM};
 use crate::mm::PAGE;
 use crate::mm::advise::Lock;
 
 /// madvise(2).
 pub fn madvise(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context
-        .mm()
-        .advise(arguments.u64(0), arguments.u64(1), arguments.u32(2))?;
+    /// What discards content: MADV_DONTNEED, FREE, REMOVE, DONTFORK, WIPEONFORK, DONTNEED_LOCKED.
+    const DISCARDING: [u32; 6] = [4, 8, 9, 10, 18, 24];
+    let (address, len, advice) = (arguments.u64(0), arguments.u64(1), arguments.u32(2));
+    let mm = context.mm();
+    if DISCARDING.contains(&advice) {
+        mm.check_discard(address, len)?;
+    }
+    mm.advise(address, len, advice)?;
     Ok(0)
 }
 
@@ -99,7 +106,12 @@ pub fn msync(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     if flags & !(ASYNC | INVALIDATE | SYNC) != 0 || flags & ASYNC != 0 && flags & SYNC != 0 {
         return Err(EINVAL.because("bad flags"));
     }
-    context.mm().sync(arguments.u64(0), arguments.u64(1))?;
+    let (address, len) = (arguments.u64(0), arguments.u64(1));
+    let mm = context.mm();
+    if flags & INVALIDATE != 0 && mm.has_locked(address, len) {
+        return Err(EBUSY.because("MS_INVALIDATE of locked pages"));
+    }
+    mm.sync(address, len)?;
     Ok(0)
 }
 
@@ -123,13 +135,24 @@ pub fn membarrier(context: &mut Context<'_>, arguments: Arguments) -> Result<usi
     if arguments.u32(1) != 0 {
         return Err(EINVAL.because("unknown flags"));
     }
-    match arguments.i32(0) {
+    let command = arguments.i32(0);
+    let registered = &context.thread.process.barriers;
+    match command {
         QUERY => Ok(ALL as usize),
         REGISTER_GLOBAL_EXPEDITED
         | REGISTER_PRIVATE_EXPEDITED
-        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE => Ok(0),
+        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE => {
+            registered.fetch_or(command as u32, Ordering::Relaxed);
+            Ok(0)
+        }
+        // The registration's bit is the one above the command's.
+        PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE
+            if registered.load(Ordering::Relaxed) & (command << 1) as u32 == 0 =>
+        {
+            Err(EPERM.because("the process has not registered for this barrier"))
+        }
         GLOBAL | GLOBAL_EXPEDITED | PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE => {
-            core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+            fence(Ordering::SeqCst);
             for thread in context.mm().threads() {
                 if !alloc::sync::Arc::ptr_eq(&thread, context.thread) {
                     // Out of user code and back: on x86 that is a full barrier, and serialising.

@@ -81,6 +81,9 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
                 .map_err(|_| EBADF)?,
         ),
     };
+    if len == 0 {
+        return Err(EINVAL.because("a mapping without length"));
+    }
     if flags & MAP_HUGETLB != 0 {
         return Err(crate::errno::ENOMEM.because("no huge pages are reserved"));
     }
@@ -104,6 +107,7 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let placement = if flags & MAP_FIXED_NOREPLACE != 0 {
         Placement::Free(address)
     } else if flags & MAP_FIXED != 0 {
+        context.mm().check_sealed(address, len)?;
         Placement::Fixed(address)
     } else if flags & MAP_32BIT != 0 {
         Placement::Low
@@ -157,6 +161,11 @@ fn file_source(
         FileType::Regular => {}
         // /dev/zero is anonymous memory.
         FileType::Character if inode.metadata().rdev == make_device(1, 5) => {
+            if shared && protection.contains(Protection::WRITE) && !file.is_writable() {
+                return Err(EACCES.because("the file was not opened for writing"));
+            }
+            flags.set(VmaFlags::SHARED, shared);
+            flags.set(VmaFlags::NO_WRITE, shared && !file.is_writable());
             return Ok(Source::Anonymous);
         }
         _ => return Err(ENODEV.because("this kind of file cannot be mapped")),
@@ -166,7 +175,12 @@ fn file_source(
         if protection.contains(Protection::WRITE) && !writable {
             return Err(EACCES.because("the file was not opened for writing"));
         }
-        flags.set(VmaFlags::NO_WRITE, !writable);
+        // F_SEAL_WRITE, F_SEAL_FUTURE_WRITE.
+        let sealed = inode.seals().is_ok_and(|seals| seals & (8 | 16) != 0);
+        if protection.contains(Protection::WRITE) && sealed {
+            return Err(EPERM.because("the file is sealed against writing"));
+        }
+        flags.set(VmaFlags::NO_WRITE, !writable || sealed);
         // What cannot change looks the same in a private view, and can be mapped anywhere.
         flags.set(VmaFlags::SHARED, writable || !inode.is_immutable());
     }
@@ -179,7 +193,9 @@ fn file_source(
 
 /// munmap(2).
 pub fn munmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.mm().unmap(arguments.u64(0), arguments.u64(1))?;
+    let mm = context.mm();
+    mm.check_sealed(arguments.u64(0), arguments.u64(1))?;
+    mm.unmap(arguments.u64(0), arguments.u64(1))?;
     Ok(0)
 }
 
@@ -200,6 +216,7 @@ pub fn mprotect(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         len = len.saturating_add(address - start);
         address = start;
     }
+    mm.check_sealed(address, len)?;
     mm.protect(address, len, protection(prot))?;
     Ok(0)
 }
@@ -225,15 +242,27 @@ pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         Keep::No
     };
     let (address, old, new) = (arguments.u64(0), arguments.u64(1), arguments.u64(2));
-    context
-        .mm()
-        .remap(address, old, new, how, keep)
+    let mm = context.mm();
+    mm.check_sealed(address, old)?;
+    if let Move::To(to) = how {
+        mm.check_sealed(to, new)?;
+    }
+    mm.remap(address, old, new, how, keep)
         .map(|address| address as usize)
 }
 
 /// remap_file_pages(2): long deprecated, and it needs aliases.
 pub fn remap_file_pages(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
     Err(ENOSYS)
+}
+
+/// mseal(2).
+pub fn mseal(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(2) != 0 {
+        return Err(EINVAL.because("no flags are known"));
+    }
+    context.mm().seal(arguments.u64(0), arguments.u64(1))?;
+    Ok(0)
 }
 
 /// pkey_alloc(2): as on a CPU without protection keys.

@@ -22,6 +22,7 @@ pub mod memfd;
 pub mod message;
 pub mod mmap;
 pub mod mount;
+pub mod mqueue;
 pub mod names;
 pub mod open;
 pub mod poll;

@@ -429,10 +429,16 @@ fn select_common(
     Ok(total)
 }
 
+/// personality(2): whether the time that is left stays untold.
+fn has_sticky_timeouts(context: &Context<'_>) -> bool {
+    let personality = &context.thread.process.personality;
+    personality.load(core::sync::atomic::Ordering::Relaxed) & super::system::STICKY_TIMEOUTS != 0
+}
+
 pub fn select(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let timeout = Timeout::from_timeval(context, arguments.u64(4))?;
     let result = select_common(context, arguments, timeout, None);
-    if arguments.u64(4) != 0 {
+    if arguments.u64(4) != 0 && !has_sticky_timeouts(context) {
         let left = timeout.left();
         write_pair(
             context,
@@ -451,7 +457,7 @@ pub fn pselect6(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         Some((address, size)) => SignalMask::read(context, address as u64, size as usize)?,
     };
     let result = select_common(context, arguments, timeout, mask);
-    if arguments.u64(4) != 0 {
+    if arguments.u64(4) != 0 && !has_sticky_timeouts(context) {
         let left = timeout.left();
         write_pair(
             context,

@@ -118,7 +118,7 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         }
         PR_SET_TIMERSLACK => {
             let slack = if value == 0 || value as i64 <= 0 {
-                50_000
+                thread.timer_slack_default.load(Ordering::Relaxed)
             } else {
                 value
             };

@@ -53,25 +53,55 @@ pub fn sched_getaffinity(context: &mut Context<'_>, arguments: Arguments) -> Res
     if room < mask.len() || !room.is_multiple_of(8) {
         return Err(EINVAL.because("no room for all CPUs"));
     }
-    target(context, arguments.i32(0))?;
+    let mut mask = mask;
+    let chosen = affinity_target(context, arguments.i32(0))?
+        .affinity
+        .load(Ordering::Relaxed);
+    if chosen != 0 {
+        for (byte, chosen) in mask.iter_mut().zip(chosen.to_le_bytes()) {
+            *byte &= chosen;
+        }
+        mask.iter_mut().skip(8).for_each(|byte| *byte = 0);
+    }
     context.mm().write(arguments.u64(2), &mask)?;
     Ok(mask.len())
 }
 
-/// Accepted when at least one CPU exists; threads run wherever the host puts them.
+/// ESRCH for a negative id, unlike the other calls.
+fn affinity_target(context: &Context<'_>, id: i32) -> Result<Arc<crate::Thread>> {
+    match id {
+        ..0 => Err(ESRCH),
+        _ => target(context, id),
+    }
+}
+
+/// Accepted when at least one CPU exists, and remembered; threads run wherever the host puts them.
 pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let mask = cpu_mask();
     let len = arguments.usize(1).min(mask.len());
     let mut wanted = vec![0u8; len];
     context.mm().read(arguments.u64(2), &mut wanted)?;
-    target(context, arguments.i32(0))?;
-    if !wanted
+    let target = affinity_target(context, arguments.i32(0))?;
+    let own = context.thread.process.credentials.lock().clone();
+    let theirs = target.process.credentials.lock().clone();
+    if own.euid != theirs.euid && own.euid != theirs.ruid && !own.has(CAP_SYS_NICE) {
+        return Err(EPERM.because("another user's thread"));
+    }
+    let chosen: vec::Vec<u8> = wanted
         .iter()
         .zip(&mask)
-        .any(|(wanted, have)| wanted & have != 0)
-    {
+        .map(|(wanted, have)| wanted & have)
+        .collect();
+    if chosen.iter().all(|&byte| byte == 0) {
         return Err(EINVAL.because("no such CPU"));
     }
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(&chosen) {
+        *to = *from;
+    }
+    target
+        .affinity
+        .store(u64::from_le_bytes(word), Ordering::Relaxed);
     Ok(0)
 }
 
@@ -93,18 +123,29 @@ fn check_policy(policy: i32, priority: i32) -> Result<()> {
 }
 
 pub fn sched_setscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let priority = arguments.pointer::<i32>(2).read(&context.mm())?;
+    let from = arguments.pointer::<i32>(2);
+    if from.is_null() || arguments.i32(0) < 0 || arguments.i32(1) < 0 {
+        return Err(EINVAL);
+    }
+    let priority = from.read(&context.mm())?;
     target(context, arguments.i32(0))?;
     check_policy(arguments.i32(1), priority).map(|()| 0)
 }
 
 pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let priority = arguments.pointer::<i32>(1).read(&context.mm())?;
+    let from = arguments.pointer::<i32>(1);
+    if from.is_null() || arguments.i32(0) < 0 {
+        return Err(EINVAL);
+    }
+    let priority = from.read(&context.mm())?;
     target(context, arguments.i32(0))?;
     check_policy(SCHED_OTHER, priority).map(|()| 0)
 }
 
 pub fn sched_getparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    if arguments.u64(1) == 0 {
+        return Err(EINVAL);
+    }
     target(context, arguments.i32(0))?;
     arguments.pointer::<i32>(1).write(&context.mm(), &0)?;
     Ok(0)
@@ -141,7 +182,7 @@ const ATTRIBUTES_SIZE: usize = 48;
 
 pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (size, flags) = (arguments.usize(2) & 0xffff_ffff, arguments.u32(3));
-    if !(ATTRIBUTES_SIZE..=4096).contains(&size) || flags != 0 {
+    if !(ATTRIBUTES_SIZE..=4096).contains(&size) || flags != 0 || arguments.u64(1) == 0 {
         return Err(EINVAL.because("bad sched_getattr size or flags"));
     }
     let target = target(context, arguments.i32(0))?;
@@ -176,10 +217,9 @@ pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
 fn set_nice(thread: &Arc<Thread>, process: &Arc<Process>, nice: i32) -> Result<()> {
     let nice = nice.clamp(-20, 19);
     let old = 20 - process.priority.load(Ordering::Relaxed) as i32;
-    let (mine, theirs) = (
-        thread.process.credentials.lock().clone(),
-        process.credentials.lock().clone(),
-    );
+    // One lock at a time: both may be the same.
+    let mine = thread.process.credentials.lock().clone();
+    let theirs = process.credentials.lock().clone();
     let may = mine.has(CAP_SYS_NICE);
     if !may && mine.euid != theirs.ruid && mine.euid != theirs.euid {
         return Err(EPERM.because("another user's process"));
@@ -241,21 +281,45 @@ pub fn setpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     Ok(0)
 }
 
-/// The default of I/O scheduling: class none, level 4.
+/// What was set; class none, level 4 where nothing was. The host does the I/O.
 pub fn ioprio_get(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
-    select(context, which, arguments.u32(1))?;
-    Ok(4)
+    let found = select(context, which, arguments.u32(1))?;
+    let priorities = found
+        .iter()
+        .map(|process| process.io_priority.load(Ordering::Relaxed));
+    // The most urgent: class none counts as best effort.
+    let urgency = |value: &u32| {
+        if value >> 13 == 0 {
+            2 << 13 | 4
+        } else {
+            *value
+        }
+    };
+    Ok(priorities.min_by_key(urgency).unwrap_or(4) as usize)
 }
 
 pub fn ioprio_set(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let which = arguments.i32(0).checked_sub(1).ok_or(EINVAL)?;
-    select(context, which, arguments.u32(1))?;
-    match arguments.u32(2) >> 13 {
-        0 | 2 | 3 => Ok(0),
-        1 => Err(EPERM.because("real-time I/O needs privileges")),
-        _ => Err(EINVAL.because("unknown I/O class")),
+    let value = arguments.u32(2);
+    // The level within a class is in the low three bits; the rest are hints.
+    match (value >> 13, value & 0x1fff) {
+        (0, 0) | (3, _) => {}
+        (0, _) => return Err(EINVAL.because("class none has no levels")),
+        (1 | 2, 8..) => return Err(EINVAL.because("levels are 0 to 7")),
+        (1, _) => return Err(EPERM.because("real-time I/O needs privileges")),
+        (2, _) => {}
+        _ => return Err(EINVAL.because("unknown I/O class")),
     }
+    let own = context.thread.process.credentials.lock().clone();
+    for process in select(context, which, arguments.u32(1))? {
+        let owner = process.credentials.lock().ruid;
+        if owner != own.euid && owner != own.ruid && !own.has(CAP_SYS_NICE) {
+            return Err(EPERM.because("another user's process"));
+        }
+        process.io_priority.store(value, Ordering::Relaxed);
+    }
+    Ok(0)
 }
 
 /// The host schedules: the answer is a valid CPU, steady for a thread.
@@ -266,6 +330,11 @@ pub fn getcpu(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         0
     } else {
         slot % platform().cpus().max(1)
+    };
+    let chosen = context.thread.affinity.load(Ordering::Relaxed);
+    let cpu = match chosen != 0 && cpu < 64 && chosen >> cpu & 1 == 0 {
+        true => chosen.trailing_zeros(),
+        false => cpu,
     };
     for (pointer, value) in [(arguments.u64(0), cpu), (arguments.u64(1), 0)] {
         if let Some(to) = UserPtr::<u32>::new(pointer).option() {

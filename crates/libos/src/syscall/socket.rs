@@ -7,7 +7,7 @@ use alloc::vec::Vec;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{
-    EAFNOSUPPORT, EFAULT, EINVAL, EMSGSIZE, ENOTCONN, EOPNOTSUPP, EPERM, EPROTONOSUPPORT,
+    EAFNOSUPPORT, EBADF, EFAULT, EINVAL, EMSGSIZE, ENOTCONN, EOPNOTSUPP, EPERM, EPROTONOSUPPORT,
     ESOCKTNOSUPPORT,
 };
 use crate::fs::file::{OpenFile, flags};
@@ -107,6 +107,9 @@ fn with<T>(
     action: impl FnOnce(&mut Context<'_>, &OpenFile, &SocketFile) -> Result<T>,
 ) -> Result<T> {
     let file = context.thread.files().get(fd)?;
+    if file.is_path() {
+        return Err(EBADF);
+    }
     let socket = SocketFile::of(&file)?;
     action(context, &file, socket)
 }

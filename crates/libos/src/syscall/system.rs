@@ -8,7 +8,7 @@ use crate::errno::{EFAULT, EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
 use crate::platform::platform;
 
 /// The kernel release that programs see: what this kernel's interface follows.
-pub const RELEASE: &[u8] = b"6.1.0-bulla";
+pub const RELEASE: &[u8] = b"6.12.0-bulla";
 /// What uname and /proc/version show as the version.
 pub const VERSION: &[u8] = b"#1 SMP PREEMPT_DYNAMIC Bulla";
 /// Length of each field of `struct new_utsname`.
@@ -60,16 +60,15 @@ pub fn getrandom(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     Ok(done)
 }
 
-/// Query, or change to what has no effect here.
+/// Kept, and told to children; only STICKY_TIMEOUTS changes what calls do.
+pub const STICKY_TIMEOUTS: u32 = 0x0400_0000;
+
+/// Query, or change.
 pub fn personality(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let process = &context.thread.process;
     let old = process.personality.load(Ordering::Relaxed);
     let new = arguments.u32(0);
     if new != u32::MAX {
-        // ADDR_NO_RANDOMIZE and its like are kept; another execution domain (PER_*) is not known.
-        if new & 0xff != 0 {
-            return Err(EINVAL.because("only Linux programs run here"));
-        }
         process.personality.store(new, Ordering::Relaxed);
     }
     Ok(old as usize)

@@ -88,9 +88,9 @@ table! {
     67 shmdt super::shm::shmdt, Full, "";
     68 msgget super::message::msgget, Full, "";
     69 msgsnd super::message::msgsnd, Full, "";
-    70 msgrcv super::message::msgrcv, Partial, "no MSG_COPY";
+    70 msgrcv super::message::msgrcv, Full, "";
     71 msgctl super::message::msgctl, Full, "";
-    72 fcntl super::descriptor::fcntl, Partial, "no leases, no dnotify";
+    72 fcntl super::descriptor::fcntl, Full, "";
     73 flock super::descriptor::flock, Full, "";
     74 fsync super::flush::fsync, Full, "";
     75 fdatasync super::flush::fsync, Full, "";
@@ -221,7 +221,7 @@ table! {
     200 tkill super::kill::tkill, Full, "";
     201 time super::time::time, Full, "";
     202 futex super::futex::futex, Partial, "priorities are not inherited";
-    203 sched_setaffinity super::sched::sched_setaffinity, Partial, "checked, without effect";
+    203 sched_setaffinity super::sched::sched_setaffinity, Partial, "kept, without effect on scheduling";
     204 sched_getaffinity super::sched::sched_getaffinity, Full, "";
     205 set_thread_area missing, Missing, "";
     206 io_setup super::aio::io_setup, Full, "";
@@ -258,19 +258,19 @@ table! {
     237 mbind missing, Missing, "";
     238 set_mempolicy missing, Missing, "";
     239 get_mempolicy missing, Missing, "";
-    240 mq_open missing, Missing, "";
-    241 mq_unlink missing, Missing, "";
-    242 mq_timedsend missing, Missing, "";
-    243 mq_timedreceive missing, Missing, "";
-    244 mq_notify missing, Missing, "";
-    245 mq_getsetattr missing, Missing, "";
+    240 mq_open super::mqueue::mq_open, Full, "";
+    241 mq_unlink super::mqueue::mq_unlink, Full, "";
+    242 mq_timedsend super::mqueue::mq_timedsend, Full, "";
+    243 mq_timedreceive super::mqueue::mq_timedreceive, Full, "";
+    244 mq_notify super::mqueue::mq_notify, Full, "";
+    245 mq_getsetattr super::mqueue::mq_getsetattr, Full, "";
     246 kexec_load super::system::not_permitted, Partial, "EPERM";
     247 waitid super::wait::waitid, Full, "";
     248 add_key missing, Missing, "";
     249 request_key missing, Missing, "";
     250 keyctl missing, Missing, "";
-    251 ioprio_set super::sched::ioprio_set, Partial, "checked, without effect";
-    252 ioprio_get super::sched::ioprio_get, Partial, "always the default";
+    251 ioprio_set super::sched::ioprio_set, Partial, "kept, without effect";
+    252 ioprio_get super::sched::ioprio_get, Full, "";
     253 inotify_init super::inotify::inotify_init, Full, "";
     254 inotify_add_watch super::inotify::inotify_add_watch, Full, "";
     255 inotify_rm_watch super::inotify::inotify_rm_watch, Full, "";
@@ -382,4 +382,5 @@ table! {
     450 set_mempolicy_home_node missing, Missing, "";
     451 cachestat missing, Missing, "";
     452 fchmodat2 super::attribute::fchmodat2, Full, "";
+    462 mseal super::mmap::mseal, Full, "";
 }

@@ -154,6 +154,9 @@ pub fn clock_nanosleep(context: &mut Context<'_>, arguments: Arguments) -> Resul
     let id = arguments.i32(0);
     let clock = Clock::from_id(id, context.thread)?;
     match (&clock, id) {
+        (Clock::Thread(_), 3) => {
+            return Err(EOPNOTSUPP.because("sleep on the own thread's CPU clock"));
+        }
         (Clock::Thread(_), _) => return Err(EINVAL.because("sleep on a thread's CPU clock")),
         (_, 4..=6) => return Err(EOPNOTSUPP.because("sleep on a raw or coarse clock")),
         _ => {}

@@ -75,17 +75,17 @@ pub fn setitimer(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 /// `struct sigevent`.
 #[derive(Clone, Copy, FromBytes, IntoBytes)]
 #[repr(C)]
-struct SignalEvent {
-    value: u64,
-    signal: i32,
-    notify: i32,
-    tid: i32,
+pub struct SignalEvent {
+    pub value: u64,
+    pub signal: i32,
+    pub notify: i32,
+    pub tid: i32,
     padding: [u32; 11],
 }
 
-const SIGEV_SIGNAL: i32 = 0;
-const SIGEV_NONE: i32 = 1;
-const SIGEV_THREAD: i32 = 2;
+pub const SIGEV_SIGNAL: i32 = 0;
+pub const SIGEV_NONE: i32 = 1;
+pub const SIGEV_THREAD: i32 = 2;
 const SIGEV_THREAD_ID: i32 = 4;
 
 pub fn timer_create(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

@@ -2,7 +2,7 @@
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EBADF, EINVAL, EPERM, ESRCH};
+use crate::errno::{EAGAIN, EBADF, EINVAL, EPERM, ESRCH};
 use crate::fs::file::flags;
 use crate::process::pidfd::{self, PidFile};
 use crate::process::table;
@@ -54,6 +54,7 @@ pub fn waitid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     if !options.intersects(changes) {
         return Err(EINVAL.because("waitid for nothing"));
     }
+    let mut nonblocking = false;
     let which = match kind {
         P_ALL => Which::Any,
         P_PID if id > 0 => Which::Pid(id as u32),
@@ -62,14 +63,18 @@ pub fn waitid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         P_PIDFD if id >= 0 => {
             let file = context.thread.files().get(id)?;
             let process = PidFile::process_of(&file)?;
-            if file.is_nonblocking() {
+            if file.is_nonblocking() && !options.contains(WaitOptions::NOHANG) {
                 options |= WaitOptions::NOHANG;
+                nonblocking = true;
             }
             Which::Pid(process.pid)
         }
         _ => return Err(EINVAL.because("bad id for waitid")),
     };
     let change = wait(context.thread, &which, options)?;
+    if change.is_none() && nonblocking {
+        return Err(EAGAIN.because("the pidfd does not wait"));
+    }
     let mm = context.mm();
     if let Some(to) = arguments.pointer::<[u8; 128]>(2).option() {
         let info = change
@@ -115,8 +120,12 @@ pub fn pidfd_send_signal(context: &mut Context<'_>, arguments: Arguments) -> Res
     }
     let thread = context.thread;
     let file = thread.files().get(arguments.i32(0))?;
-    let process = PidFile::process_of(&file)?;
-    let target_thread = PidFile::thread_of(&file)?;
+    // A directory /proc/<pid> will do too.
+    let directory = file.inode().and_then(crate::fs::procfs::process_of);
+    let (process, target_thread) = match directory {
+        Some(process) => (process, None),
+        None => (PidFile::process_of(&file)?, PidFile::thread_of(&file)?),
+    };
     let signal = arguments.i32(1);
     let info = match arguments.pointer::<SigInfo>(2).option() {
         Some(from) => {
@@ -159,10 +168,8 @@ pub fn pidfd_getfd(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     let process = PidFile::process_of(&file)?;
     let target = process.main_thread().ok_or(ESRCH)?;
     // The right that ptrace would need: the same user, or the caller's own process.
-    let (mine, theirs) = (
-        own.credentials.lock().clone(),
-        process.credentials.lock().clone(),
-    );
+    let mine = own.credentials.lock().clone();
+    let theirs = process.credentials.lock().clone();
     if process.pid != own.pid
         && mine.euid != 0
         && (mine.ruid != theirs.ruid || mine.ruid != theirs.euid)

@@ -3,10 +3,12 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 
+use super::cpu_limit::CpuLimit;
 use super::timers::{Expire, Timer, now};
 use super::{Clock, SECOND_NS};
 use crate::errno::{EAGAIN, EINVAL};
 use crate::process::Process;
+use crate::process::limits::{RLIM_INFINITY, Resource};
 use crate::signal::send::{Origin, to_process, to_thread};
 use crate::signal::{SIGALRM, SIGPROF, SIGVTALRM, SigInfo};
 use crate::sync::SpinLock;
@@ -126,6 +128,21 @@ impl SignalTimer {
         }
     }
 
+    /// Whether the last signal of this (POSIX) timer has not been taken yet.
+    fn is_pending(&self) -> bool {
+        let Some(id) = self.id else { return false };
+        match &self.notify {
+            Notify::Nobody => false,
+            Notify::Process { .. } => self
+                .process
+                .upgrade()
+                .is_some_and(|process| process.signals.has_timer(id)),
+            Notify::Thread { thread, .. } => thread
+                .upgrade()
+                .is_some_and(|thread| thread.signals.has_timer(id)),
+        }
+    }
+
     fn send(&self, overrun: u32) {
         let Some(process) = self.process.upgrade() else {
             return;
@@ -173,10 +190,22 @@ impl Expire for SignalTimer {
         }
         let missed = (clock_now - state.expiry) / state.interval;
         state.expiry += (missed + 1) * state.interval;
-        state.overrun = missed.min(i32::MAX as u64) as u32;
-        let (expiry, overrun) = (state.expiry, state.overrun);
+        let (expiry, known) = (state.expiry, state.overrun);
         drop(state);
-        self.send(overrun);
+        // While the last signal has not been taken, this expiry is one more that it stands for.
+        let most = i32::MAX as u64;
+        let waiting = self.is_pending();
+        let overrun = match waiting {
+            true => u64::from(known)
+                .saturating_add(missed)
+                .saturating_add(1)
+                .min(most),
+            false => missed.min(most),
+        } as u32;
+        self.state.lock().overrun = overrun;
+        if !waiting {
+            self.send(overrun);
+        }
         Some(self.wake_time(expiry))
     }
 }
@@ -193,6 +222,8 @@ struct Timers {
     intervals: [Option<Arc<SignalTimer>>; 3],
     posix: BTreeMap<u32, Arc<SignalTimer>>,
     next_id: u32,
+    /// RLIMIT_CPU.
+    cpu_limit: Option<Arc<CpuLimit>>,
 }
 
 impl ProcessTimers {
@@ -209,6 +240,15 @@ impl ProcessTimers {
             SignalTimer::new(process, None, clock, Notify::Process { signal, value: 0 })
         });
         Ok(timer.clone())
+    }
+
+    /// Watches the CPU time if RLIMIT_CPU says so.
+    pub fn watch_cpu_limit(&self, process: &Arc<Process>) {
+        let limit = process.limits.get(Resource::Cpu);
+        let is_limited = limit.soft != RLIM_INFINITY || limit.hard != RLIM_INFINITY;
+        let fresh = is_limited.then(|| CpuLimit::start(process));
+        let old = core::mem::replace(&mut self.inner.lock().cpu_limit, fresh);
+        drop(old);
     }
 
     /// timer_create: its id. EAGAIN when there are too many.

@@ -5,6 +5,7 @@
 //! - [`ProcessTimers`]: a process's interval timers (setitimer) and POSIX timers (timer_create).
 
 pub mod clock;
+mod cpu_limit;
 pub mod interval;
 pub mod service;
 pub mod timers;

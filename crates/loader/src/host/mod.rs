@@ -26,6 +26,10 @@ pub trait Quoter: Send + Sync {
     fn target(&self) -> std::io::Result<[u8; 512]>;
     /// A quote over a REPORT.
     fn quote(&self, report: &[u8]) -> std::io::Result<Vec<u8>>;
+    /// What verifies its quotes, as JSON, where that is at hand.
+    fn collateral(&self) -> std::io::Result<Vec<u8>> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// What becomes of the thread after a host call.
@@ -131,6 +135,7 @@ fn dispatch(call: &Call<'_>, kind: HostCall) -> Answer {
         HostCall::EpollCtl => call.epoll_control(),
         HostCall::Quote => call.quote(),
         HostCall::QuoteTarget => call.quote_target(),
+        HostCall::QuoteCollateral => call.quote_collateral(),
         HostCall::Log => call.log(),
         // Handled by the caller.
         HostCall::Resume | HostCall::Exit | HostCall::Panic | HostCall::ThreadExit => Ok(0),
@@ -218,10 +223,18 @@ impl Call<'_> {
         Ok(target.len() as u64)
     }
 
+    /// QuoteCollateral: its length. To have none is no error worth a message.
+    fn quote_collateral(&self) -> Answer {
+        let quoter = self.engine.quoter.as_ref().ok_or(Errno(libc::ENODEV))?;
+        let collateral = quoter.collateral().map_err(|_| Errno(libc::ENODATA))?;
+        self.data(collateral.len() as u64)?.put(0, &collateral);
+        Ok(collateral.len() as u64)
+    }
+
     fn quoting_failed(&self, error: std::io::Error) -> Errno {
         eprintln!("bulla: error: no quote can be had: {error}");
         Errno(error.raw_os_error().unwrap_or(libc::EIO))
     }
 }
 
-const _: () = assert!(CALLS > HostCall::QuoteTarget as usize);
+const _: () = assert!(CALLS > HostCall::QuoteCollateral as usize);

@@ -3,7 +3,9 @@
 //! Nothing is kept: every lookup makes a new inode, every read from the start makes new text.
 //! [`tree`] holds what does not belong to a process, [`process`] what does.
 
+mod configuration;
 mod process;
+mod sysvipc;
 mod text;
 mod tree;
 
@@ -82,6 +84,24 @@ pub(super) enum PidDirectory {
 /// An inode of /proc.
 pub struct ProcNode {
     kind: Kind,
+}
+
+/// /proc/sys/vm/max_map_count.
+pub fn max_map_count() -> usize {
+    tree::MAX_MAP_COUNT.value() as usize
+}
+
+/// /proc/sys/fs/lease-break-time, in seconds.
+pub fn lease_break_time() -> u64 {
+    tree::LEASE_BREAK_TIME.value()
+}
+
+/// The process whose directory /proc/<pid> an inode is.
+pub fn process_of(inode: &Arc<dyn Inode>) -> Option<Arc<Process>> {
+    match &inode.as_any().downcast_ref::<ProcNode>()?.kind {
+        Kind::Process { process, .. } => Some(process.clone()),
+        _ => None,
+    }
 }
 
 impl ProcNode {
@@ -163,7 +183,7 @@ impl Inode for ProcNode {
     fn mode(&self) -> u32 {
         match &self.kind {
             Kind::Static(Item::Directory(_) | Item::Root(_)) => 0o040555,
-            Kind::Static(Item::Text(_)) => 0o100444,
+            Kind::Static(Item::Text(_) | Item::Bytes(_)) => 0o100444,
             Kind::Static(Item::Setting(_)) => 0o100644,
             Kind::Static(Item::Link(_)) | Kind::SelfLink { .. } | Kind::PidLink { .. } => 0o120777,
             Kind::Process { .. } => 0o040555,
@@ -237,7 +257,9 @@ impl Inode for ProcNode {
                     return Err(EACCES);
                 }
             }
-            Kind::Static(Item::Text(_)) | Kind::DescriptorInfo { .. } if writes => {
+            Kind::Static(Item::Text(_) | Item::Bytes(_)) | Kind::DescriptorInfo { .. }
+                if writes =>
+            {
                 return Err(EACCES);
             }
             _ => {}

@@ -487,7 +487,7 @@ fn status(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
         for (name, pages) in [
             ("VmPeak", sizes.total),
             ("VmSize", sizes.total),
-            ("VmLck", 0),
+            ("VmLck", process.mm().locked_bytes() / 4096),
             ("VmPin", 0),
             ("VmHWM", sizes.peak.max(sizes.resident)),
             ("VmRSS", sizes.resident),
@@ -632,12 +632,13 @@ fn maps(process: &Process, root: &PathRef, detailed: bool) -> Vec<u8> {
         if detailed {
             let size = (map.end - map.start) / 1024;
             let resident = map.resident / 1024;
+            let locked = map.locked / 1024;
             let more = format!(
                 "Size:           {size:>8} kB\nKernelPageSize:        4 kB\n\
                  MMUPageSize:           4 kB\nRss:            {resident:>8} kB\n\
                  Pss:            {resident:>8} kB\nPrivate_Dirty:  {resident:>8} kB\n\
                  Referenced:     {resident:>8} kB\nAnonymous:      {resident:>8} kB\n\
-                 Swap:                  0 kB\nLocked:                0 kB\nVmFlags: rd wr mr mw me\n",
+                 Swap:                  0 kB\nLocked:         {locked:>8} kB\nVmFlags: rd wr mr mw me\n",
             );
             out.extend_from_slice(more.as_bytes());
         }

@@ -1,6 +1,6 @@
 //! Open files of /proc: text made at the first read, and again when read from the start.
 
-use alloc::string::String;
+use alloc::format;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
@@ -25,11 +25,8 @@ pub struct TextFile {
 pub fn generate(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
     match kind {
         Kind::Static(Item::Text(make)) => Ok(make().into_bytes()),
-        Kind::Static(Item::Setting(setting)) => {
-            let mut text: String = setting.value();
-            text.push('\n');
-            Ok(text.into_bytes())
-        }
+        Kind::Static(Item::Bytes(make)) => Ok(make()),
+        Kind::Static(Item::Setting(setting)) => Ok(format!("{}\n", setting.value()).into_bytes()),
         Kind::PidFile {
             process,
             tid,

@@ -1,18 +1,19 @@
 //! What in /proc belongs to no process.
 
 use alloc::format;
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
 
+use super::{configuration, sysvipc};
 use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
 use crate::mm::accounting;
 use crate::platform::platform;
 use crate::process::table;
-use crate::sync::SpinLock;
 use crate::{Result, kernel};
 
 /// A name and what it stands for.
@@ -24,6 +25,7 @@ pub enum Item {
     Root(Children),
     Directory(Children),
     Text(fn() -> String),
+    Bytes(fn() -> Vec<u8>),
     Setting(&'static Setting),
     Link(&'static str),
 }
@@ -32,7 +34,7 @@ impl Item {
     pub fn kind(&self) -> FileType {
         match self {
             Item::Root(_) | Item::Directory(_) => FileType::Directory,
-            Item::Text(_) | Item::Setting(_) => FileType::Regular,
+            Item::Text(_) | Item::Bytes(_) | Item::Setting(_) => FileType::Regular,
             Item::Link(_) => FileType::Link,
         }
     }
@@ -41,25 +43,20 @@ impl Item {
 /// A number under /proc/sys that may be written and reads back what was written. Only settings
 /// that promise nothing else are here.
 pub struct Setting {
-    default: &'static str,
-    value: SpinLock<Option<String>>,
+    value: AtomicU64,
     max: u64,
 }
 
 impl Setting {
-    const fn new(default: &'static str, max: u64) -> Setting {
+    const fn new(default: u64, max: u64) -> Setting {
         Setting {
-            default,
-            value: SpinLock::new(None),
+            value: AtomicU64::new(default),
             max,
         }
     }
 
-    pub fn value(&self) -> String {
-        self.value
-            .lock()
-            .clone()
-            .unwrap_or_else(|| self.default.to_string())
+    pub fn value(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
     }
 
     pub fn set(&self, bytes: &[u8]) -> Result<()> {
@@ -68,7 +65,7 @@ impl Setting {
         if number > self.max {
             return Err(EINVAL);
         }
-        *self.value.lock() = Some(text.to_string());
+        self.value.store(number, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -87,6 +84,7 @@ macro_rules! fixed {
 
 pub static ROOT: Item = Item::Root(&[
     ("cmdline", fixed!("bulla")),
+    ("config.gz", Item::Bytes(configuration::compressed)),
     ("cpuinfo", Item::Text(cpuinfo)),
     (
         "devices",
@@ -107,6 +105,14 @@ pub static ROOT: Item = Item::Root(&[
         fixed!("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority"),
     ),
     ("sys", Item::Directory(SYS)),
+    (
+        "sysvipc",
+        Item::Directory(&[
+            ("msg", Item::Text(sysvipc::queues)),
+            ("sem", Item::Text(sysvipc::semaphores)),
+            ("shm", Item::Text(sysvipc::segments)),
+        ]),
+    ),
     ("uptime", Item::Text(uptime)),
     ("version", Item::Text(version)),
     ("vmstat", Item::Text(vmstat)),
@@ -121,6 +127,7 @@ static SYS: Children = &[
 
 static SYS_FS: Children = &[
     ("aio-max-nr", fixed!("65536")),
+    ("dir-notify-enable", fixed!("1")),
     ("file-max", fixed!("9223372036854775807")),
     ("file-nr", fixed!("1024\t0\t9223372036854775807")),
     (
@@ -131,8 +138,24 @@ static SYS_FS: Children = &[
             ("max_user_watches", fixed!("65536")),
         ]),
     ),
+    ("lease-break-time", Item::Setting(&LEASE_BREAK_TIME)),
+    ("leases-enable", fixed!("1")),
+    (
+        "mqueue",
+        Item::Directory(&[
+            ("msg_default", fixed!("10")),
+            ("msg_max", fixed!("10")),
+            ("msgsize_default", fixed!("8192")),
+            ("msgsize_max", fixed!("8192")),
+            ("queues_max", fixed!("256")),
+        ]),
+    ),
     ("nr_open", fixed!("1048576")),
+    ("overflowgid", fixed!("65534")),
+    ("overflowuid", fixed!("65534")),
     ("pipe-max-size", fixed!("1048576")),
+    ("pipe-user-pages-hard", fixed!("0")),
+    ("pipe-user-pages-soft", fixed!("16384")),
     ("protected_fifos", fixed!("1")),
     ("protected_hardlinks", fixed!("1")),
     ("protected_regular", fixed!("1")),
@@ -171,6 +194,7 @@ static SYS_KERNEL: Children = &[
         "threads-max",
         Item::Text(|| format!("{}\n", kernel().max_threads())),
     ),
+    ("tainted", fixed!("0")),
     ("version", Item::Text(|| line(VERSION.as_bytes()))),
 ];
 
@@ -205,11 +229,16 @@ static SYS_NET: Children = &[
     ),
 ];
 
-static OVERCOMMIT: Setting = Setting::new("1", 2);
-static SWAPPINESS: Setting = Setting::new("60", 200);
+/// Seconds that a lease may stand in the way of an open.
+pub static LEASE_BREAK_TIME: Setting = Setting::new(45, 3600);
+
+static OVERCOMMIT: Setting = Setting::new(1, 2);
+/// Most mappings of a process.
+pub static MAX_MAP_COUNT: Setting = Setting::new(65_530, 1 << 20);
+static SWAPPINESS: Setting = Setting::new(60, 200);
 
 static SYS_VM: Children = &[
-    ("max_map_count", fixed!("65530")),
+    ("max_map_count", Item::Setting(&MAX_MAP_COUNT)),
     ("min_free_kbytes", fixed!("67584")),
     ("mmap_min_addr", fixed!("65536")),
     ("nr_hugepages", fixed!("0")),
@@ -219,7 +248,7 @@ static SYS_VM: Children = &[
 ];
 
 /// The kernel release that programs see.
-pub const RELEASE: &str = "6.1.0-bulla";
+pub const RELEASE: &str = "6.12.0-bulla";
 /// What uname and /proc/version show as the version.
 const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC Bulla";
 

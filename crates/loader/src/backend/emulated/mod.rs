@@ -39,7 +39,7 @@ use std::sync::{OnceLock, PoisonError};
 
 use super::{Backend, EnterLeaf, Error, Features, Outcome, Protection, Registers};
 use enclave::Enclave;
-pub use keys::Fuses;
+pub use keys::{CPU_SVN, Fuses};
 pub use profile::Profile;
 pub use report::verify as verify_report;
 pub use signals::cpuid_faulting;

@@ -1,0 +1,106 @@
+//! A key and an RA-TLS certificate as files, renewed before the certificate expires.
+//!
+//! The key is made here, in the enclave, and is in no file but those. Both files appear whole: a
+//! new pair is written beside the old one and renamed, key first.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use bulla_attest::Device;
+use bulla_attest::ratls::{IssueError, Request, issue};
+use thiserror::Error;
+
+use crate::settings::Tls;
+
+/// Why there is no key.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("the helper that renews it cannot be started: {0}")]
+    Renewer(io::Error),
+}
+
+/// Pause after a renewal that failed: the old certificate still has a third of its time.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Makes key and certificate.
+pub fn prepare(tls: &Tls) -> Result<(), TlsError> {
+    let now = UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs());
+    let request = Request {
+        common_name: tls.common_name.clone(),
+        names: tls.names.clone(),
+        valid_seconds: u64::from(tls.valid_hours.max(1)) * 3600,
+        gramine: tls.gramine,
+        endorsements: tls.endorsements,
+        ..Request::new(now)
+    };
+    let identity = issue(&Device::new(), &request)?;
+    let directory = &tls.directory;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(directory)
+        .map_err(file_error(directory))?;
+    let key = directory.join("tls.key");
+    put(&key, identity.key_pem().as_bytes(), 0o600).map_err(file_error(&key))?;
+    let certificate = directory.join("tls.crt");
+    put(&certificate, identity.certificate_pem().as_bytes(), 0o644)
+        .map_err(file_error(&certificate))
+}
+
+/// Renews for ever.
+pub fn renew(tls: &Tls) {
+    let period = Duration::from_secs(u64::from(tls.valid_hours.max(1)) * 3600 / 3 * 2);
+    let mut pause = period;
+    loop {
+        std::thread::sleep(pause);
+        pause = match prepare(tls) {
+            Ok(()) => {
+                notify(tls.reload_signal);
+                period
+            }
+            Err(error) => {
+                eprintln!("bulla-agent: the TLS certificate cannot be renewed: {error}");
+                RETRY
+            }
+        };
+    }
+}
+
+/// Tells the application.
+fn notify(signal: i32) {
+    if let (Some(signal), Some(application)) = (
+        rustix::process::Signal::from_named_raw(signal),
+        rustix::process::getppid(),
+    ) && let Err(error) = rustix::process::kill_process(application, signal)
+    {
+        eprintln!("bulla-agent: the application cannot be told of the new certificate: {error}");
+    }
+}
+
+fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let temporary = path.with_extension("new");
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
+    file.write_all(bytes)?;
+    file.flush()?;
+    fs::rename(temporary, path)
+}
+
+fn file_error(path: &Path) -> impl Fn(io::Error) -> TlsError {
+    let path = path.to_owned();
+    move |source| TlsError::File {
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,179 @@
+//! Looking at a live TLS endpoint: its certificate, and that it holds the key; nothing is judged.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring as provider};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, Error, SignatureScheme};
+
+/// Largest answer to a request, in bytes.
+const BODY_MAX: usize = 1 << 20;
+
+/// What an endpoint showed.
+pub struct Seen {
+    /// DER, leaf first. The peer has proven that it holds the leaf's key.
+    pub chain: Vec<Vec<u8>>,
+    /// The answer to the request, headers included; empty without one.
+    pub answer: Vec<u8>,
+}
+
+/// Connects, shakes hands, sends `request` (if not empty) and reads the answer, all within a time.
+pub fn look(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen> {
+    let deadline = Instant::now() + timeout;
+    let name = address.rsplit_once(':').map_or(address, |(host, _)| host);
+    let name = name
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_string();
+    let server = ServerName::try_from(name)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a host name"))?;
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut stream = None;
+    for address in address.to_socket_addrs()? {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        match TcpStream::connect_timeout(&address, left) {
+            Ok(connected) => {
+                stream = Some(connected);
+                break;
+            }
+            Err(error) => last = error,
+        }
+    }
+    let mut stream = Deadline {
+        stream: stream.ok_or(last)?,
+        deadline,
+    };
+    let witness = Arc::new(Witness {
+        seen: Mutex::new(Vec::new()),
+        provider: Arc::new(provider::default_provider()),
+    });
+    let config = ClientConfig::builder_with_provider(witness.provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .dangerous()
+        .with_custom_certificate_verifier(witness.clone())
+        .with_no_client_auth();
+    let mut connection =
+        ClientConnection::new(Arc::new(config), server).map_err(io::Error::other)?;
+    while connection.is_handshaking() {
+        connection.complete_io(&mut stream)?;
+    }
+    let mut answer = Vec::new();
+    if !request.is_empty() {
+        let mut tls = rustls::Stream::new(&mut connection, &mut stream);
+        tls.write_all(request)?;
+        match tls.take(BODY_MAX as u64 + 1).read_to_end(&mut answer) {
+            // A peer that hangs up without a farewell has still answered.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            _ if answer.len() > BODY_MAX => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "an endless answer",
+                ));
+            }
+            _ => {}
+        }
+    }
+    let chain = witness
+        .seen
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    Ok(Seen { chain, answer })
+}
+
+/// A connection with one deadline for all.
+struct Deadline {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Deadline {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Some(left))
+    }
+}
+
+impl Read for Deadline {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(to)
+    }
+}
+
+impl Write for Deadline {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(from)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// Writes down what it is shown.
+struct Witness {
+    seen: Mutex<Vec<Vec<u8>>>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Witness")
+    }
+}
+
+impl ServerCertVerifier for Witness {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let chain = std::iter::once(end_entity).chain(intermediates);
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) =
+            chain.map(|certificate| certificate.to_vec()).collect();
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
