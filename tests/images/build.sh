@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
 # mariadb is built on request: no test needs it yet.
-names=(busybox postgresql programs python redis servers tools)
+names=(busybox java postgresql programs python redis servers shell tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \
@@ -94,6 +94,21 @@ recipe_servers() {
         --config.env LANG=C.UTF-8 --config.cmd bash)
 }
 
+recipe_java() {
+    # The package's scripts want a directory for manual pages, which the exclusions take away.
+    mmdebstrap() { command mmdebstrap --essential-hook='mkdir -p "$1"/usr/share/man/man1' "$@"; }
+    debian openjdk-17-jdk-headless "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd jshell)
+}
+
+recipe_shell() {
+    debian git,make,gcc,libc6-dev,curl,openssl,procps,less,vim-tiny,python3,nodejs \
+        "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd bash)
+}
+
 recipe_tools() {
     debian python3,python3-flask,redis-server,nginx-light,nodejs,gcc,libc6-dev "$work/rootfs.tar"
     mkdir -p "$work/extra/opt/bench"
@@ -111,7 +126,8 @@ build() { # NAME
     key=$(cat "$here/build.sh" "$here"/programs/* | sha256sum | cut -c1-16)
     # The big images depend on their own recipe only, so that editing a test program is cheap.
     case $name in
-        mariadb | postgresql | python | redis | servers) key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
+        java | mariadb | postgresql | python | redis | servers | shell)
+            key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
         tools) key=$({ declare -f debian recipe_tools; cat "$here"/programs/*.c; } |
             sha256sum | cut -c1-16) ;;
     esac

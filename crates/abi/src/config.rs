@@ -49,6 +49,8 @@ pub struct Config {
     pub mounts: Vec<Mount>,
     /// CPU features, as /proc/cpuinfo names them, without which the container does not start.
     pub cpu_features: Vec<String>,
+    /// What [`Insecure::Strace`] prints.
+    pub strace: Strace,
 }
 
 /// What the host may say when it starts the container. Closed by default: whatever is not named
@@ -91,6 +93,16 @@ pub struct Mount {
 pub enum MountKind {
     /// Memory of the enclave: at most `size` bytes (0: half of the container's), root's `mode`.
     Tmpfs { size: u64, mode: u32 },
+}
+
+/// Which system calls of which processes are printed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Strace {
+    /// Names of calls and classes as strace has them (`%file`); all when empty. A `!` in front of
+    /// the first means all others.
+    pub calls: Vec<String>,
+    /// Process ids or names of programs; all when empty.
+    pub processes: Vec<String>,
 }
 
 /// The verified root file system: an EROFS image with a dm-verity tree (hash format 1, SHA-256).
@@ -150,6 +162,10 @@ pub enum Insecure {
     Strace,
     /// The host may start programs in the container.
     Exec,
+    /// System calls and options that were refused are listed at the end.
+    Report,
+    /// The host's debugger is told what is mapped where, and waited for.
+    Debugger,
 }
 
 impl Config {

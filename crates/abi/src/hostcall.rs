@@ -216,6 +216,19 @@ host_calls! {
     QuoteCollateral = 82,
 }
 
+/// Levels of [`HostCall::Log`].
+pub mod log_level {
+    /// Up to here: 0 errors, 1 warnings, 2 information, 3 for developers.
+    pub const DEBUG: u8 = 3;
+    /// A line that the user asked for (`--strace`, `--report`): printed as it is.
+    pub const TRACE: u8 = 8;
+    /// For a debugger: an object that has been mapped, as "ADDRESS PATH", the address in
+    /// hexadecimal being that of the object's first byte.
+    pub const OBJECT: u8 = 9;
+    /// For a debugger: the first process is about to run. The call returns when it may.
+    pub const ATTACH: u8 = 10;
+}
+
 /// Flag of [`HostCall::Recv`]: wait on the host until there is something to receive.
 pub const RECV_WAIT: u64 = 1 << 32;
 

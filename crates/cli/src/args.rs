@@ -151,9 +151,29 @@ pub struct Workload {
     #[arg(long)]
     pub insecure_exec: bool,
 
-    /// Print every system call (insecure: shows what the program does)
+    /// Print system calls as strace does, all or those named: --strace=open,read or --strace=%file
+    /// or --strace='!read' (insecure: shows what the program does)
+    #[arg(
+        long,
+        value_name = "CALLS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "all",
+        value_delimiter = ','
+    )]
+    pub strace: Vec<String>,
+
+    /// With --strace: only these processes, by their id in the container or their program's name
+    #[arg(long, value_name = "PROCESS", value_delimiter = ',')]
+    pub strace_pid: Vec<String>,
+
+    /// List at the end which system calls and options were refused, and how often (insecure)
     #[arg(long)]
-    pub strace: bool,
+    pub report: bool,
+
+    /// Wait for gdb before the program runs, and give it symbols (insecure; emulated platform only)
+    #[arg(long)]
+    pub gdb: bool,
 
     /// Believe the host's word for the addresses of page faults where the CPU does not report them
     #[arg(long)]

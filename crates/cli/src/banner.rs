@@ -46,7 +46,15 @@ pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
         Insecure::Debug => ("insecure_debug", "the host can read the enclave's memory"),
         Insecure::Strace => (
             "insecure_strace",
-            "the host sees every system call with its arguments",
+            "the host sees system calls with their arguments",
+        ),
+        Insecure::Report => (
+            "insecure_report",
+            "the host sees which system calls and options were refused",
+        ),
+        Insecure::Debugger => (
+            "insecure_debugger",
+            "whoever may debug this process reads and changes the container's memory",
         ),
     }
 }

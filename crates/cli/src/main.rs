@@ -8,6 +8,7 @@
 mod agent;
 mod args;
 mod banner;
+mod debugger;
 mod doctor;
 mod doctor_attestation;
 mod enclave;

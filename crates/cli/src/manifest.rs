@@ -88,7 +88,10 @@ fn toml(value: &impl serde::Serialize) -> Result<String, Failure> {
 /// The table that is also in the manual.
 fn reference() -> String {
     let mut out = String::from("| key | default | meaning |\n|---|---|---|\n");
-    for key in manifest::keys() {
+    let mut keys = manifest::keys();
+    // In what order they come depends on the features that other crates ask of serde_json.
+    keys.sort_by(|a, b| a.path.cmp(&b.path));
+    for key in keys {
         let default = key
             .default
             .map_or(String::new(), |value| format!("`{value}`"));

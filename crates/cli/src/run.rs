@@ -2,12 +2,14 @@
 
 use crate::args::RunArguments;
 use crate::banner::{self, Start, Style};
+use crate::debugger::Debugger;
 use crate::enclave;
 use crate::failure::Failure;
 use crate::platform;
 use crate::quoter;
 use crate::state::{State, hex};
 use crate::workload;
+use bulla_abi::config::Insecure;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::Options;
 use std::fs::File;
@@ -83,6 +85,19 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     launch.rootfs = Some(rootfs);
     launch.input = prepared.input.to_bytes();
     launch.stats = arguments.stats;
+    let mut leftover = None;
+    launch.terminal = arguments.workload.tty;
+    if config.insecure.contains(&Insecure::Debugger) {
+        if platform_name != "emulated" {
+            return Err(Failure::new(
+                "--gdb needs the emulated platform: a real enclave's memory is out of gdb's \
+                 reach; add --platform emulated",
+            ));
+        }
+        let debugger = Debugger::new(&prepared.rootfs, &config.rootfs)?;
+        leftover = Some(debugger.directory().to_owned());
+        launch.debugger = Some(Box::new(debugger));
+    }
     launch.hostile = arguments.hostile_host;
     if !arguments.interactive {
         // As with Docker: without -i there is nothing to read.
@@ -94,7 +109,12 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
             false => null.into_raw_fd(),
         };
     }
-    let finished = bulla_loader::launch(enclave::for_loader(image, &signature), launch)?;
+    let finished = bulla_loader::launch(enclave::for_loader(image, &signature), launch);
+    if let Some(directory) = leftover {
+        // What cannot be removed only takes up space.
+        let _ = std::fs::remove_dir_all(directory);
+    }
+    let finished = finished?;
     let code = finished.status.code();
     banner::end(code, finished.stats.as_ref(), style);
     Ok(code)

@@ -181,6 +181,8 @@ fn insecure(manifest: &Manifest) -> Vec<Insecure> {
         (manifest.insecure_host_faults, Insecure::HostFaults),
         (manifest.insecure_debug, Insecure::Debug),
         (manifest.insecure_strace, Insecure::Strace),
+        (manifest.insecure_report, Insecure::Report),
+        (manifest.insecure_debugger, Insecure::Debugger),
         (manifest.insecure_exec, Insecure::Exec),
     ];
     options

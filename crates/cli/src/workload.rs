@@ -7,7 +7,7 @@
 use crate::args::Workload;
 use crate::failure::Failure;
 use crate::settle::settle;
-use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, VERSION};
+use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, Strace, VERSION};
 use bulla_abi::input::HostInput;
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
 use bulla_image::manifest::Manifest;
@@ -137,6 +137,10 @@ fn from_options(
             ..HostPolicy::default()
         },
         hosts: added_hosts(&workload.add_host)?.into_bytes(),
+        strace: Strace {
+            calls: workload.strace.clone(),
+            processes: workload.strace_pid.clone(),
+        },
         ..Config::default()
     };
     let memory = workload.memory.as_deref().map(parse_size).transpose()?;
@@ -171,7 +175,13 @@ pub fn host_input(
         (workload.workdir.is_some(), "--workdir", "workdir"),
         (workload.memory.is_some(), "--memory", "memory"),
         (workload.threads.is_some(), "--threads", "threads"),
-        (workload.strace, "--strace", "insecure_strace"),
+        (
+            !workload.strace.is_empty() || !workload.strace_pid.is_empty(),
+            "--strace",
+            "insecure_strace",
+        ),
+        (workload.report, "--report", "insecure_report"),
+        (workload.gdb, "--gdb", "insecure_debugger"),
         (
             workload.insecure_host_faults,
             "--insecure-host-faults",
@@ -401,11 +411,17 @@ fn insecure(workload: &Workload) -> Vec<Insecure> {
     if workload.insecure_host_faults {
         insecure.push(Insecure::HostFaults);
     }
-    if workload.strace {
+    if !workload.strace.is_empty() || !workload.strace_pid.is_empty() {
         insecure.push(Insecure::Strace);
     }
     if workload.insecure_exec {
         insecure.push(Insecure::Exec);
+    }
+    if workload.gdb {
+        insecure.push(Insecure::Debugger);
+    }
+    if workload.report {
+        insecure.push(Insecure::Report);
     }
     insecure
 }

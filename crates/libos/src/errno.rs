@@ -67,8 +67,14 @@ impl fmt::Debug for Errno {
 }
 
 macro_rules! errnos {
-    ($($(#[$doc:meta])* $name:ident = $code:literal,)*) => {
-        $($(#[$doc])* pub const $name: Errno = Errno::new($code);)*
+    ($(#[doc = $text:literal] $name:ident = $code:literal,)*) => {
+        $(#[doc = $text] pub const $name: Errno = Errno::new($code);)*
+
+        /// What strerror(3) says of an error number.
+        pub fn description(code: i32) -> Option<&'static str> {
+            let text = match code { $($code => $text,)* _ => return None };
+            Some(text.trim_ascii())
+        }
 
         /// The symbolic name of an error number.
         pub fn name(code: i32) -> Option<&'static str> {
@@ -86,7 +92,7 @@ errnos! {
     ESRCH = 3,
     /// Interrupted system call
     EINTR = 4,
-    /// I/O error
+    /// Input/output error
     EIO = 5,
     /// No such device or address
     ENXIO = 6,
@@ -94,13 +100,13 @@ errnos! {
     E2BIG = 7,
     /// Exec format error
     ENOEXEC = 8,
-    /// Bad file number
+    /// Bad file descriptor
     EBADF = 9,
     /// No child processes
     ECHILD = 10,
-    /// Try again
+    /// Resource temporarily unavailable
     EAGAIN = 11,
-    /// Out of memory
+    /// Cannot allocate memory
     ENOMEM = 12,
     /// Permission denied
     EACCES = 13,
@@ -112,7 +118,7 @@ errnos! {
     EBUSY = 16,
     /// File exists
     EEXIST = 17,
-    /// Cross-device link
+    /// Invalid cross-device link
     EXDEV = 18,
     /// No such device
     ENODEV = 19,
@@ -122,11 +128,11 @@ errnos! {
     EISDIR = 21,
     /// Invalid argument
     EINVAL = 22,
-    /// File table overflow
+    /// Too many open files in system
     ENFILE = 23,
     /// Too many open files
     EMFILE = 24,
-    /// Not a typewriter
+    /// Inappropriate ioctl for device
     ENOTTY = 25,
     /// Text file busy
     ETXTBSY = 26,
@@ -142,21 +148,21 @@ errnos! {
     EMLINK = 31,
     /// Broken pipe
     EPIPE = 32,
-    /// Math argument out of domain of func
+    /// Numerical argument out of domain
     EDOM = 33,
-    /// Math result not representable
+    /// Numerical result out of range
     ERANGE = 34,
-    /// Resource deadlock would occur
+    /// Resource deadlock avoided
     EDEADLK = 35,
     /// File name too long
     ENAMETOOLONG = 36,
-    /// No record locks available
+    /// No locks available
     ENOLCK = 37,
-    /// Invalid system call number
+    /// Function not implemented
     ENOSYS = 38,
     /// Directory not empty
     ENOTEMPTY = 39,
-    /// Too many symbolic links encountered
+    /// Too many levels of symbolic links
     ELOOP = 40,
     /// No message of desired type
     ENOMSG = 42,
@@ -220,7 +226,7 @@ errnos! {
     EMULTIHOP = 72,
     /// RFS specific error
     EDOTDOT = 73,
-    /// Not a data message
+    /// Bad message
     EBADMSG = 74,
     /// Value too large for defined data type
     EOVERFLOW = 75,
@@ -240,7 +246,7 @@ errnos! {
     ELIBMAX = 82,
     /// Cannot exec a shared library directly
     ELIBEXEC = 83,
-    /// Illegal byte sequence
+    /// Invalid or incomplete multibyte or wide character
     EILSEQ = 84,
     /// Interrupted system call should be restarted
     ERESTART = 85,
@@ -262,7 +268,7 @@ errnos! {
     EPROTONOSUPPORT = 93,
     /// Socket type not supported
     ESOCKTNOSUPPORT = 94,
-    /// Operation not supported on transport endpoint
+    /// Operation not supported
     EOPNOTSUPP = 95,
     /// Protocol family not supported
     EPFNOSUPPORT = 96,
@@ -276,7 +282,7 @@ errnos! {
     ENETDOWN = 100,
     /// Network is unreachable
     ENETUNREACH = 101,
-    /// Network dropped connection because of reset
+    /// Network dropped connection on reset
     ENETRESET = 102,
     /// Software caused connection abort
     ECONNABORTED = 103,
@@ -316,13 +322,13 @@ errnos! {
     EISNAM = 120,
     /// Remote I/O error
     EREMOTEIO = 121,
-    /// Quota exceeded
+    /// Disk quota exceeded
     EDQUOT = 122,
     /// No medium found
     ENOMEDIUM = 123,
     /// Wrong medium type
     EMEDIUMTYPE = 124,
-    /// Operation Canceled
+    /// Operation canceled
     ECANCELED = 125,
     /// Required key not available
     ENOKEY = 126,

@@ -1,7 +1,10 @@
 //! The kernel: its global state and the runtime's entry points.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Write;
 
 use bulla_abi::config::{Config, Insecure};
 use spin::Once;
@@ -104,7 +107,7 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
     };
     signal::note_fault(thread, exception);
     if thread.process.signals.action(info.number()).handler == signal::action::SIG_DFL {
-        report_fault(thread, registers, &exception, info.number());
+        report_fault(thread, registers, &exception, &info);
     }
     signal::send::force(thread, info);
 }
@@ -120,7 +123,8 @@ pub fn handle_host_fault(thread: &Arc<Thread>, registers: &mut Registers, except
     if exception.vector == 14 && page_fault(thread, &exception).is_none() {
         return;
     }
-    report_fault(thread, registers, &exception, signal::SIGSEGV);
+    let info = SigInfo::fault(signal::SIGSEGV, info::SEGV_MAPERR, exception.address);
+    report_fault(thread, registers, &exception, &info);
     crate::platform().log(
         1,
         "this CPU does not report page faults to the enclave, so the fault cannot be delivered; \
@@ -129,34 +133,44 @@ pub fn handle_host_fault(thread: &Arc<Thread>, registers: &mut Registers, except
     exit::group_exit(&thread.process, signal::SIGSEGV);
 }
 
-/// A fault that ends a process is told to the host's log: signal, addresses, object and offset.
-fn report_fault(thread: &Thread, registers: &Registers, exception: &Exception, number: u32) {
-    let name = signal::name(number).unwrap_or("signal");
-    let mut place = alloc::string::String::from("no mapping");
-    for line in thread.mm().maps() {
-        if (line.start..line.end).contains(&registers.rip) {
-            let object = match &line.path {
-                Some(path) => path.display_path(&thread.fs().root()),
-                None => line.name.as_bytes().to_vec(),
-            };
-            let object = alloc::string::String::from_utf8_lossy(&object).into_owned();
-            let offset = registers.rip - line.start + line.offset;
-            place = alloc::format!("{object} + {offset:#x}");
-        }
-    }
-    let comm = thread.name.lock().clone();
-    crate::platform().log(
-        1,
-        &alloc::format!(
-            "process {} ({}): {name} at {:#x} ({place}), address {:#x}, exception {} error {:#x}",
-            thread.process.pid,
-            alloc::string::String::from_utf8_lossy(&comm),
-            registers.rip,
-            exception.address,
-            exception.vector,
-            exception.error_code,
-        ),
+/// A fault that ends a process is told to the host's log: signal, addresses, mapped objects with
+/// the offsets in their files.
+fn report_fault(thread: &Thread, registers: &Registers, exception: &Exception, info: &SigInfo) {
+    let maps = thread.mm().maps();
+    let root = thread.fs().root();
+    let place = |address: u64| {
+        let found = maps
+            .iter()
+            .find(|line| (line.start..line.end).contains(&address));
+        let Some(line) = found else {
+            return String::from("no mapping");
+        };
+        let object = match &line.path {
+            Some(path) => String::from_utf8_lossy(&path.display_path(&root)).into_owned(),
+            None if line.name.is_empty() => String::from("anonymous memory"),
+            None => String::from(line.name),
+        };
+        format!("{object}+{:#x}", address - line.start + line.offset)
+    };
+    let mut text = format!("process {} (", thread.process.pid);
+    text.push_str(&String::from_utf8_lossy(&thread.name.lock()));
+    let _ = write!(
+        text,
+        "): {} at {:#x} ({})",
+        crate::trace::describe_signal(info),
+        registers.rip,
+        place(registers.rip)
     );
+    if exception.vector == 14 {
+        let access = match exception.error_code {
+            code if code & 16 != 0 => "executing",
+            code if code & 2 != 0 => "writing",
+            _ => "reading",
+        };
+        let address = exception.address;
+        let _ = write!(text, ", {access} address {address:#x} ({})", place(address));
+    }
+    crate::platform().log(1, &text);
 }
 
 /// `None` when the page has been brought in.
@@ -218,6 +232,9 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
             signal::deliver::deliver(thread, registers);
         } else if work.contains(Work::RESIDENCY) {
             thread.mm().enter_user(thread);
+            if crate::debugger::is_wanted() {
+                crate::debugger::announce(thread);
+            }
         } else {
             return Next::User;
         }

@@ -23,6 +23,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod attestation;
+mod debugger;
 pub mod elf;
 pub mod errno;
 pub mod fs;
@@ -37,6 +38,7 @@ pub mod signal;
 pub mod sync;
 pub mod syscall;
 pub mod time;
+mod trace;
 pub mod user;
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ pub enum Error {
     Thread(std::io::Error),
     #[error("a host thread cannot be prepared for the enclave: {0}")]
     Prepare(backend::Error),
+    #[error("the terminal cannot be guarded: {0}; leave -t out")]
+    Terminal(std::io::Error),
     #[error("signal handling cannot be set up: {0}")]
     Signals(std::io::Error),
     #[error(

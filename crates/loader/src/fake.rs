@@ -164,6 +164,7 @@ fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine
         made: &MADE,
         standard: Standard::new(standard),
         quoter: None,
+        debugger: None,
         hostile,
         log_level: 3,
         rdtsc: false,
@@ -182,7 +183,7 @@ pub fn engine() -> (&'static Engine, &'static Fake) {
         let (engine, fake) = new_engine();
         let (ready, wait) = channel();
         std::thread::spawn(move || {
-            signal::install(engine).unwrap();
+            signal::install(engine, false).unwrap();
             ready.send(()).unwrap();
             loop {
                 signal::supervise(3_600_000_000_000);

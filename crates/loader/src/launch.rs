@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::descriptors::{Descriptors, Standard};
-use crate::host::Quoter;
+use crate::host::{Debugger, Quoter};
 use crate::hostile::Hostile;
 use crate::stats::{Phase, Stats};
 use crate::sys::terminal::Settings;
@@ -34,6 +34,11 @@ pub struct Options {
     /// Lines that the enclave logs: 0 errors only … 3 everything.
     pub log_level: u64,
     pub quoter: Option<Box<dyn Quoter>>,
+    /// Who is told what is mapped where.
+    pub debugger: Option<Box<dyn Debugger>>,
+    /// The container uses the terminal behind its standard descriptors: SIGTSTP is forwarded, and
+    /// the terminal's settings are put back at the end, whatever the end is.
+    pub terminal: bool,
     /// For tests: answer as a hostile host would, with this seed.
     pub hostile: Option<u64>,
 }
@@ -49,6 +54,8 @@ impl Options {
             standard: [0, 1, 2],
             log_level: 1,
             quoter: None,
+            debugger: None,
+            terminal: false,
             hostile: None,
         }
     }
@@ -108,6 +115,10 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
     }
     let mut clock = Stopwatch::start();
     file::reserve_standard().map_err(Error::Memory)?;
+    let mut terminal = options.standard.into_iter().find_map(Settings::of);
+    if let (true, Some(terminal)) = (options.terminal, &mut terminal) {
+        terminal.guard().map_err(Error::Terminal)?;
+    }
     let rootfs = match &options.rootfs {
         Some(file) => map::read_only(file).map_err(Error::Rootfs)?,
         None => (0, 0),
@@ -131,6 +142,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
         made: &MADE,
         standard: Standard::new(options.standard),
         quoter: options.quoter,
+        debugger: options.debugger,
         hostile,
         log_level: options.log_level,
         boot: AtomicU64::new(std::ptr::from_ref(parameters) as u64),
@@ -139,8 +151,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
         end: Mutex::new(None),
     }));
     drop(enclave);
-    let terminal = options.standard.into_iter().find_map(Settings::of);
-    signal::install(engine).map_err(Error::Signals)?;
+    signal::install(engine, options.terminal).map_err(Error::Signals)?;
     engine
         .start(0)
         .map_err(|errno| Error::Thread(errno.into()))?;

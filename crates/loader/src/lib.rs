@@ -33,6 +33,6 @@ mod tiny;
 
 pub use enclave::{Content, Enclave, PageRun};
 pub use error::Error;
-pub use host::Quoter;
+pub use host::{Debugger, Quoter};
 pub use launch::{ExitStatus, Finished, Options, launch};
 pub use stats::{Phase, Stats};

@@ -14,10 +14,12 @@ pub mod http;
 mod images;
 mod process;
 mod server;
+mod terminal;
 
 pub use images::{Image, bulla, image, platform_options};
 pub use process::{Finished, Side, sides};
 pub use server::{Server, free_port, redis_command};
+pub use terminal::Terminal;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -46,3 +46,13 @@ fn siblings() {
 fn notices() {
     check("notices");
 }
+
+#[test]
+fn faults() {
+    check("faults");
+}
+
+#[test]
+fn futexes() {
+    check("futexes");
+}

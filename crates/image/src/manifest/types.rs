@@ -32,6 +32,10 @@ pub struct Manifest {
     pub insecure_debug: bool,
     /// Insecure: prints every system call on the host's standard error.
     pub insecure_strace: bool,
+    /// Insecure: lists at the end which system calls and options were refused, and how often.
+    pub insecure_report: bool,
+    /// Insecure: waits for gdb before the program runs; for emulated platforms only.
+    pub insecure_debugger: bool,
     /// Insecure: believes the host's word for the addresses of page faults, on CPUs that do not
     /// report them to the enclave.
     pub insecure_host_faults: bool,

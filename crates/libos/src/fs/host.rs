@@ -36,6 +36,13 @@ pub struct HostFile {
     terminal: Option<Arc<Terminal>>,
 }
 
+impl HostFile {
+    /// Whether it is the container's terminal.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+}
+
 /// A host descriptor for a standard stream. `None` when the host has closed it.
 pub fn open_stream(fd: i32, terminal: bool) -> Option<Arc<HostFile>> {
     let info = platform().host_call(HostCall::FdInfo, [fd as u64, 0, 0, 0], None);

@@ -374,8 +374,14 @@ fn replace_file(context: &FsContext, path: &[u8], content: &[u8], mode: u32) -> 
 /// Descriptors 0, 1 and 2 of the first process. A stream that the host has closed is /dev/null.
 pub fn standard_files(config: &Config, context: &FsContext) -> Result<Arc<FdTable>> {
     let table = FdTable::default();
+    let find = |path: &[u8]| Walk::new(Caller::KERNEL, context).find(path, Follow::Yes);
     for fd in 0..3 {
         let file = match host::open_stream(fd, config.terminal) {
+            // Opened by its name, so that ttyname(3) finds it.
+            Some(stream) if stream.is_terminal() => {
+                let console = find(b"/dev/console")?;
+                namei::open_path(&Caller::KERNEL, console, flags::RDWR | flags::NOCTTY)?
+            }
             Some(stream) if config.terminal => OpenFile::new(stream, flags::RDWR),
             Some(stream) => OpenFile::new(
                 stream,
@@ -386,8 +392,7 @@ pub fn standard_files(config: &Config, context: &FsContext) -> Result<Arc<FdTabl
                 },
             ),
             None => {
-                let mut walk = Walk::new(Caller::KERNEL, context);
-                let path = walk.find(b"/dev/null", Follow::Yes)?;
+                let path = find(b"/dev/null")?;
                 namei::open_path(&Caller::KERNEL, path, flags::RDWR)?
             }
         };

@@ -37,6 +37,7 @@ fn ours(message: String) -> BootError {
 
 /// Builds process 1 from the configuration.
 pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
+    crate::trace::configure(config).map_err(|error| ours(format!("{error}")))?;
     crate::mm::accounting::set_limit(config.memory);
     let context = fs::init(config).map_err(|error| ours(error.message))?;
     let passwd = read_file(&context, b"/etc/passwd");

@@ -112,10 +112,14 @@ fn process_end(thread: &Arc<Thread>, status: u32) {
     process
         .group_exit
         .store(3 << 32 | u64::from(status), Ordering::SeqCst);
+    if crate::trace::is_enabled() {
+        crate::trace::ended(thread, status);
+    }
     process.timers.clear();
     crate::ipc::semaphore::process_ends(process);
     if process.pid == 1 {
         // The container ends with its first process; the others go with the enclave.
+        crate::trace::write_report();
         platform().exit(status);
     }
     process.release_vfork_parent();

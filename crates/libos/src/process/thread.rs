@@ -70,6 +70,8 @@ pub struct Thread {
     pub affinity: AtomicU64,
     /// What it goes back to: its creator's.
     pub timer_slack_default: AtomicU64,
+    /// The call that `--strace` will print when it returns.
+    pub trace: SpinLock<Option<crate::trace::Pending>>,
 }
 
 impl Thread {
@@ -98,6 +100,7 @@ impl Thread {
             affinity: AtomicU64::new(0),
             timer_slack: AtomicU64::new(TIMER_SLACK_NS),
             timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
+            trace: SpinLock::new(None),
         }
     }
 
@@ -119,6 +122,9 @@ impl Thread {
     /// Runs `wait`, a sleep or a host call that waits: its time is not CPU time, and meanwhile the
     /// thread's address space may lose its turn.
     pub fn waiting<T>(&self, wait: impl FnOnce() -> T) -> T {
+        if crate::trace::is_enabled() {
+            crate::trace::unfinished(self);
+        }
         self.asleep.store(true, Ordering::SeqCst);
         crate::mm::residency::note_sleep(self);
         let result = self.clock.asleep(wait);

@@ -88,6 +88,9 @@ fn next_handler(thread: &Arc<Thread>) -> Option<(SigInfo, Action)> {
         let continuations = process.signals.group.lock().continuations;
         let info = super::next_of(thread, !thread.signals.blocked())?;
         let signal = info.number();
+        if crate::trace::is_enabled() {
+            crate::trace::signal(thread, &info);
+        }
         let action = {
             let actions = process.signals.actions();
             let mut actions = actions.lock();

@@ -129,7 +129,12 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         source,
         populate: flags & MAP_LOCKED != 0 || flags & MAP_POPULATE != 0 && flags & MAP_NONBLOCK == 0,
     };
-    context.mm().map(request).map(|address| address as usize)
+    let is_code = protection.contains(Protection::EXECUTE) && !anonymous;
+    let mapped = context.mm().map(request)?;
+    if is_code && crate::debugger::is_wanted() {
+        crate::debugger::announce(context.thread);
+    }
+    Ok(mapped as usize)
 }
 
 /// Checks that a file may be mapped so, and decides how.

@@ -40,7 +40,6 @@ pub mod table;
 pub mod time;
 pub mod timer;
 pub mod timerfd;
-pub mod trace;
 pub mod wait;
 pub mod xattr;
 
@@ -48,7 +47,7 @@ use alloc::sync::Arc;
 
 use crate::errno::ENOSYS;
 use crate::mm::AddressSpace;
-use crate::{Registers, Result, Thread};
+use crate::{Registers, Result, Thread, trace};
 
 /// What a handler gets: the calling thread and its registers. Results are returned; a handler
 /// writes registers only where the call replaces them (execve, rt_sigreturn).
@@ -160,14 +159,19 @@ pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     let arguments = Arguments(registers.arguments());
     let handler = HANDLERS.get(number as usize).copied().unwrap_or(missing);
     let mut context = Context { thread, registers };
-    let traced = trace::is_enabled().then(|| trace::enter(thread, number, &arguments.0));
+    if trace::is_enabled() {
+        trace::enter(thread, number, &arguments.0);
+    }
     let result = handler(&mut context, arguments);
-    if let Some(line) = traced {
-        trace::leave(&line, &result);
+    if trace::is_enabled() {
+        trace::leave(thread, &result);
     }
     let value = match result {
         Ok(value) => value as u64,
         Err(errno) => {
+            if trace::is_reporting() {
+                trace::note_refusal(thread, number, &arguments.0, errno);
+            }
             if errno.code() >= crate::errno::ERESTARTSYS.code() {
                 // Restarted or turned into EINTR on the way to user code, whether or not the
                 // signal that interrupted the call is still there.

@@ -9,7 +9,7 @@ mod memory;
 mod network;
 mod waits;
 
-use bulla_abi::hostcall::HostCall;
+use bulla_abi::hostcall::{HostCall, log_level};
 
 use crate::backend::Registers;
 use crate::descriptors::resolve;
@@ -30,6 +30,14 @@ pub trait Quoter: Send + Sync {
     fn collateral(&self) -> std::io::Result<Vec<u8>> {
         Err(std::io::ErrorKind::Unsupported.into())
     }
+}
+
+/// Listens to what the enclave says for a debugger.
+pub trait Debugger: Send + Sync {
+    /// An object has been mapped; its first byte is at `address`.
+    fn mapped(&self, address: u64, path: &str);
+    /// The first process is about to run: returns when it may.
+    fn attach(&self);
 }
 
 /// What becomes of the thread after a host call.
@@ -147,6 +155,21 @@ impl Call<'_> {
     /// Log(len, level): a line on stderr.
     fn log(&self) -> Answer {
         let [len, level, ..] = self.arguments;
+        if level == u64::from(log_level::TRACE) {
+            eprintln!("{}", self.text(len)?);
+            return Ok(0);
+        }
+        if level == u64::from(log_level::OBJECT) || level == u64::from(log_level::ATTACH) {
+            let debugger = self.engine.debugger.as_ref().ok_or(Errno(libc::ENODEV))?;
+            match self.text(len)?.split_once(' ') {
+                Some((address, path)) => {
+                    let address = u64::from_str_radix(address, 16);
+                    debugger.mapped(address.map_err(|_| Errno(libc::EINVAL))?, path);
+                }
+                None => debugger.attach(),
+            }
+            return Ok(0);
+        }
         if level <= self.engine.log_level {
             let label = match level {
                 0 => "error: ",

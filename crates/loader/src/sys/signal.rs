@@ -11,7 +11,7 @@
 use std::ffi::c_void;
 use std::mem::{MaybeUninit, zeroed};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::{io, ptr};
 
 use super::raw::{Errno, plain};
@@ -48,16 +48,20 @@ pub trait Kicked: Sync {
     fn kicked(&self, slot: u32);
 }
 
+/// Whether SIGTSTP is the container's: the terminal is.
+static HAS_TERMINAL: AtomicBool = AtomicBool::new(false);
+
 static KICKED: OnceLock<&'static dyn Kicked> = OnceLock::new();
 static SUPERVISOR: AtomicI32 = AtomicI32::new(0);
 /// Container signals that arrived: bit n-1 is signal n.
 static PENDING: AtomicU64 = AtomicU64::new(0);
 
 /// Makes this thread the supervisor and installs the handlers. Once per process.
-pub fn install(kicked: &'static dyn Kicked) -> io::Result<()> {
+pub fn install(kicked: &'static dyn Kicked, terminal: bool) -> io::Result<()> {
     if KICKED.set(kicked).is_err() {
         return Err(io::Error::from_raw_os_error(libc::EBUSY));
     }
+    HAS_TERMINAL.store(terminal, Ordering::SeqCst);
     SUPERVISOR.store(super::time::thread_id(), Ordering::SeqCst);
     let mut block = supervised();
     // SAFETY: a valid set; only this thread's mask changes.
@@ -67,7 +71,7 @@ pub fn install(kicked: &'static dyn Kicked) -> io::Result<()> {
     }
     handle(KICK_SIGNAL, on_kick)?;
     handle(NUDGE_SIGNAL, on_container_signal)?;
-    for &signal in CONTAINER_SIGNALS {
+    for signal in container_signals() {
         handle(signal, on_container_signal)?;
     }
     // The enclave decides about SIGPIPE; ours would end the process. Kicks must get through.
@@ -89,13 +93,19 @@ pub fn install(kicked: &'static dyn Kicked) -> io::Result<()> {
     Ok(())
 }
 
+/// The signals of the container that is running.
+fn container_signals() -> impl Iterator<Item = i32> {
+    let stop = HAS_TERMINAL.load(Ordering::SeqCst).then_some(libc::SIGTSTP);
+    CONTAINER_SIGNALS.iter().copied().chain(stop)
+}
+
 fn supervised() -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set; the numbers are valid.
     unsafe {
         let mut set = MaybeUninit::uninit();
         libc::sigemptyset(set.as_mut_ptr());
         let mut set = set.assume_init();
-        for &signal in CONTAINER_SIGNALS.iter().chain([NUDGE_SIGNAL].iter()) {
+        for signal in container_signals().chain([NUDGE_SIGNAL]) {
             libc::sigaddset(&mut set, signal);
         }
         set
