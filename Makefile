@@ -30,6 +30,7 @@ demo: build ## See unmodified Python and Redis images run in an emulated enclave
 test: build ## Run all tests that fit into continuous integration
 	@scripts/packages.sh images test
 	@tests/images/build.sh
+	@scripts/sgxs-tools.sh
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(CARGO) clippy --package bulla-enclave --features enclave-bin --bins --locked --quiet -- -D warnings
@@ -39,6 +40,7 @@ test: build ## Run all tests that fit into continuous integration
 test-full: build ## Also run what takes longer: everything ignored by `make test`
 	@scripts/packages.sh images test
 	@tests/images/build.sh
+	@scripts/sgxs-tools.sh
 	scripts/test.sh --run-ignored all
 
 .PHONY: bench
