@@ -45,6 +45,27 @@ pub enum Command {
     Manifest(crate::manifest::Arguments),
     /// Show what an image says about itself
     Inspect(InspectArguments),
+    /// Run the coordinator: one manifest, secrets and certificates for a cluster
+    #[command(after_help = crate::coordinator_args::COORDINATOR_EXAMPLES)]
+    Coordinator(Box<crate::coordinator_args::CoordinatorArguments>),
+    /// Show what a coordinator is ready for
+    Status(crate::coordinator_args::Contact),
+    /// Print a coordinator's certificates
+    Certificate {
+        kind: crate::coordinator_args::CertificateKind,
+        #[command(flatten)]
+        contact: crate::coordinator_args::Contact,
+    },
+    /// Read or set secrets of a coordinator
+    #[command(subcommand)]
+    Secret(crate::coordinator_args::SecretCommand),
+    /// Take trust back from marbles, packages or platforms
+    Revoke(crate::coordinator_args::RevokeArguments),
+    /// Keep and check a coordinator's audit log
+    #[command(subcommand)]
+    Audit(crate::coordinator_args::AuditCommand),
+    /// Give a coordinator a recovery secret
+    Recover(crate::coordinator_args::RecoverArguments),
     /// Say which platform this machine offers, and why
     Doctor(DoctorArguments),
     /// Verify a quote, a certificate or a live endpoint against a policy

@@ -8,6 +8,9 @@
 mod agent;
 mod args;
 mod banner;
+mod cluster;
+mod coordinator;
+mod coordinator_args;
 mod debugger;
 mod doctor;
 mod doctor_attestation;
@@ -48,6 +51,15 @@ fn main() -> ExitCode {
         Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
         Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
+        Command::Coordinator(arguments) => (coordinator::run(arguments), false),
+        Command::Status(contact) => (cluster::status(contact).map(|()| 0), false),
+        Command::Certificate { kind, contact } => {
+            (cluster::certificate(*kind, contact).map(|()| 0), false)
+        }
+        Command::Secret(command) => (cluster::secret(command).map(|()| 0), false),
+        Command::Audit(command) => (cluster::audit(command).map(|()| 0), false),
+        Command::Revoke(arguments) => (cluster::revoke(arguments).map(|()| 0), false),
+        Command::Recover(arguments) => (cluster::recover(arguments).map(|()| 0), false),
         Command::Doctor(arguments) => (doctor::run(arguments), false),
         Command::Verify(arguments) => (verify::run(arguments), false),
         Command::Proxy(arguments) => (proxy::run(arguments).map(|()| 0), false),

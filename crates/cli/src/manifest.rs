@@ -24,6 +24,8 @@ pub enum Arguments {
     Schema,
     /// Print every key with its meaning and default
     Reference,
+    #[command(flatten)]
+    Cluster(crate::coordinator_args::ManifestCommand),
 }
 
 /// Runs the command.
@@ -40,6 +42,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         }
         Arguments::Schema => crate::print_json(&manifest::schema()),
         Arguments::Reference => crate::print(&reference()),
+        Arguments::Cluster(command) => crate::cluster::manifest(command),
     }
 }
 

@@ -1,0 +1,152 @@
+//! `bulla coordinator`: the service that knows a cluster's marbles.
+
+use crate::coordinator_args::CoordinatorArguments;
+use crate::failure::Failure;
+use bulla_coordinator::api::{client, client_tls, marble, marble_tls, metrics, serve};
+use bulla_coordinator::attested::{ThisEnclave, Verifier};
+use bulla_coordinator::core::{Coordinator, Credentials, Options, Owner};
+use bulla_coordinator::manifest::certificate_der;
+use bulla_coordinator::quote::{NoPlatform, QuoteIssuer, QuoteVerifier};
+use bulla_coordinator::seal::{EnclaveKeys, InsecureFileKey, SealingKeys};
+use bulla_coordinator::store::{Anchor, DirectoryStore, FileAnchor};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
+    let coordinator = Arc::new(open(arguments)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::new)?;
+    runtime.block_on(serve_all(arguments, coordinator))?;
+    Ok(0)
+}
+
+fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
+    let is_enclave = Path::new("/dev/attestation/user_report_data").exists();
+    if !is_enclave && !arguments.insecure_outside_enclave {
+        return Err(Failure::new(
+            "the coordinator does not run in an enclave: its secrets would be open to this \
+             machine. Start it in one, or say --insecure-outside-enclave",
+        ));
+    }
+    let anchor = arguments
+        .freshness_anchor
+        .clone()
+        .map(|path| Box::new(FileAnchor::new(path)) as Box<dyn Anchor>);
+    let store = DirectoryStore::open(&arguments.state, anchor).map_err(Failure::new)?;
+    let keys: Box<dyn SealingKeys> = match is_enclave {
+        true => Box::new(EnclaveKeys::default()),
+        false => {
+            let path = arguments.state.join("insecure_sealing_key");
+            Box::new(InsecureFileKey::open(&path).map_err(Failure::new)?)
+        }
+    };
+    let issuer: Box<dyn QuoteIssuer> = match is_enclave {
+        true => Box::new(ThisEnclave::default()),
+        false => Box::new(NoPlatform),
+    };
+    let verifier = verifier(arguments.collateral.as_deref());
+    if !is_enclave {
+        eprintln!(
+            "bulla: INSECURE: the coordinator runs outside an enclave; whoever controls this \
+             machine reads every secret"
+        );
+    }
+    if arguments.freshness_anchor.is_none() {
+        eprintln!(
+            "bulla: no --freshness-anchor: an old copy of the state that is put back is not noticed"
+        );
+    }
+    let options = Options {
+        names: arguments.names.clone(),
+        owner: owner(arguments)?,
+    };
+    Coordinator::start(options, store, keys, verifier, issuer).map_err(Failure::new)
+}
+
+/// What verifies quotes; `collateral` is a file or a directory of them.
+pub fn verifier(collateral: Option<&Path>) -> Box<dyn QuoteVerifier> {
+    Box::new(Verifier::new(collateral))
+}
+
+fn owner(arguments: &CoordinatorArguments) -> Result<Option<Owner>, Failure> {
+    let certificate = match &arguments.owner_certificate {
+        None => None,
+        Some(path) => {
+            let pem = std::fs::read_to_string(path)
+                .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+            Some(
+                certificate_der(&pem)
+                    .map_err(|reason| Failure::new(format!("{}: {reason}", path.display())))?,
+            )
+        }
+    };
+    let token_hash = match &arguments.owner_token_sha256 {
+        None => None,
+        Some(text) => Some(bulla_coordinator::parse_sha256(text).ok_or_else(|| {
+            Failure::new("--owner-token-sha256 takes the 64 hex digits of a SHA-256")
+        })?),
+    };
+    Ok(
+        (certificate.is_some() || token_hash.is_some()).then_some(Owner {
+            certificate,
+            token_hash,
+        }),
+    )
+}
+
+async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> Result<(), Failure> {
+    if let Some(path) = &arguments.manifest
+        && app.status().code == 2
+    {
+        let manifest = std::fs::read(path)
+            .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
+        app.set_manifest(&manifest, Credentials::default())
+            .await
+            .map_err(Failure::new)?;
+    }
+    let bind = async |address: &str| {
+        TcpListener::bind(address)
+            .await
+            .map_err(|error| Failure::new(format!("cannot listen on {address}: {error}")))
+    };
+    let clients = bind(&arguments.client_address).await?;
+    let mesh = bind(&arguments.mesh_address).await?;
+    let place = |listener: &TcpListener| {
+        listener
+            .local_addr()
+            .map_or_else(|_| String::new(), |address| address.to_string())
+    };
+    eprintln!(
+        "bulla: coordinator: client API on {}, marbles on {}; {}",
+        place(&clients),
+        place(&mesh),
+        app.status().message
+    );
+    tokio::spawn(serve::over_tls(
+        clients,
+        client_tls(&app).map_err(Failure::new)?,
+        client::router(app.clone()),
+        app.clone(),
+    ));
+    tokio::spawn(serve::over_tls(
+        mesh,
+        marble_tls(&app).map_err(Failure::new)?,
+        marble::router(app.clone()),
+        app.clone(),
+    ));
+    if let Some(address) = &arguments.metrics_address {
+        let listener = bind(address).await?;
+        eprintln!("bulla: coordinator: metrics on {}", place(&listener));
+        tokio::spawn(serve::plain(listener, metrics::router(app.clone())));
+    }
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(Failure::new)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        result = tokio::signal::ctrl_c() => result.map_err(Failure::new)?,
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The command line of the coordinator and of its clients.
+
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+
+pub const COORDINATOR_EXAMPLES: &str = "\
+Examples:
+  bulla coordinator --insecure-outside-enclave --state ./state --name localhost
+  bulla coordinator --state /state --name coordinator.bulla.svc \\
+      --freshness-anchor /other-disk/anchor --owner-certificate owner.pem";
+
+/// How a coordinator is started.
+#[derive(Debug, Args)]
+pub struct CoordinatorArguments {
+    /// Where the sealed state is kept
+    #[arg(long, value_name = "DIR", default_value = "bulla-coordinator")]
+    pub state: PathBuf,
+    /// Where clients connect
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:4433")]
+    pub client_address: String,
+    /// Where marbles connect
+    #[arg(long, value_name = "ADDRESS", default_value = "0.0.0.0:2001")]
+    pub mesh_address: String,
+    /// Where Prometheus connects (plain HTTP)
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics_address: Option<String>,
+    /// A name or address of the coordinator, for its certificates (repeatable)
+    #[arg(long = "name", value_name = "NAME", default_value = "localhost")]
+    pub names: Vec<String>,
+    /// A manifest to set at the first start
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Only the holder of this certificate may set a manifest
+    #[arg(long, value_name = "PEM")]
+    pub owner_certificate: Option<PathBuf>,
+    /// Only who knows the token with this SHA-256 may set a manifest
+    #[arg(long, value_name = "HEX")]
+    pub owner_token_sha256: Option<String>,
+    /// A file on another disk that remembers how new the state is
+    #[arg(long, value_name = "FILE")]
+    pub freshness_anchor: Option<PathBuf>,
+    /// Collateral for marbles' quotes: a JSON file, or a directory of them
+    #[arg(long, value_name = "PATH")]
+    pub collateral: Option<PathBuf>,
+    /// Run here, in the open: secrets are readable by this machine
+    #[arg(long)]
+    pub insecure_outside_enclave: bool,
+}
+
+/// How a coordinator is reached and trusted.
+#[derive(Debug, Clone, Args)]
+pub struct Contact {
+    /// The coordinator's client API, HOST:PORT
+    #[arg(value_name = "COORDINATOR")]
+    pub address: String,
+    /// What the coordinator must be: JSON with UniqueID, or SignerID, ProductID, SecurityVersion
+    #[arg(long, value_name = "FILE")]
+    pub coordinator_identity: Option<PathBuf>,
+    /// The coordinator's root certificate, saved before
+    #[arg(long, value_name = "PEM")]
+    pub coordinator_cert: Option<PathBuf>,
+    /// Collateral for the coordinator's quote (JSON)
+    #[arg(long, value_name = "FILE")]
+    pub collateral: Option<PathBuf>,
+    /// Accept any coordinator without attestation
+    #[arg(long)]
+    pub insecure: bool,
+    /// Client certificate
+    #[arg(long, value_name = "PEM")]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PKCS#8)
+    #[arg(long, value_name = "PEM")]
+    pub key: Option<PathBuf>,
+    /// The owner's token, in a file
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ManifestCommand {
+    /// Show the manifest that a coordinator works by
+    Get {
+        #[command(flatten)]
+        contact: Contact,
+        /// Print the signature too
+        #[arg(long)]
+        signature: bool,
+    },
+    /// Set a coordinator's first manifest; prints recovery secrets
+    Set {
+        /// The manifest, JSON
+        file: PathBuf,
+        #[command(flatten)]
+        contact: Contact,
+        /// Where recovery secrets go instead of standard output
+        #[arg(long, value_name = "FILE")]
+        recovery_file: Option<PathBuf>,
+    },
+    /// Check that a coordinator works by this manifest
+    Verify {
+        /// The manifest, or its SHA-256 in hex
+        manifest: String,
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Change the manifest: apply, acknowledge, cancel or show an update
+    Update {
+        #[command(subcommand)]
+        command: UpdateCommand,
+    },
+    /// Show the update log
+    Log {
+        #[command(flatten)]
+        contact: Contact,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum UpdateCommand {
+    /// Start an update
+    Apply {
+        file: PathBuf,
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Agree to the pending update
+    Acknowledge {
+        file: PathBuf,
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Drop the pending update
+    Cancel {
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Show the pending update
+    Get {
+        #[command(flatten)]
+        contact: Contact,
+    },
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum CertificateKind {
+    Root,
+    Intermediate,
+    Chain,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum SecretCommand {
+    /// Read secrets
+    Get {
+        #[command(flatten)]
+        contact: Contact,
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Set user-defined secrets from a JSON file: {"NAME": {"Key": BASE64} or {"Cert", "Private"}}
+    Set {
+        file: PathBuf,
+        #[command(flatten)]
+        contact: Contact,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RecoverArguments {
+    /// The recovery secret as `manifest set` printed it (base64 or raw)
+    pub secret: PathBuf,
+    /// The RSA private key of the recovery key (PEM, PKCS#8)
+    pub recovery_key: PathBuf,
+    #[command(flatten)]
+    pub contact: Contact,
+}
+
+#[derive(Debug, Args)]
+pub struct RevokeArguments {
+    #[command(flatten)]
+    pub contact: Contact,
+    /// A marble's UUID (repeatable)
+    #[arg(long = "marble", value_name = "UUID")]
+    pub marbles: Vec<String>,
+    /// A package of the manifest (repeatable)
+    #[arg(long = "package", value_name = "NAME")]
+    pub packages: Vec<String>,
+    /// A platform's provisioning id (repeatable)
+    #[arg(long = "platform", value_name = "PPID")]
+    pub platforms: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Print the audit log (JSON), to keep a copy
+    Get {
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Check that the log is whole and signed, and has only grown since an earlier copy
+    Verify {
+        #[command(flatten)]
+        contact: Contact,
+        /// A copy that `bulla audit get` printed before
+        #[arg(long, value_name = "FILE")]
+        earlier: Option<PathBuf>,
+    },
+}

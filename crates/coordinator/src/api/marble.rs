@@ -1,0 +1,120 @@
+//! The marble door: gRPC `/rpc.Marble/Activate`. The messages are few and fixed, so they are
+//! written down here, and building needs no protoc.
+
+use super::serve::Peer;
+use crate::core::{ActivationError, ActivationRequest, Coordinator};
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Code, Status};
+
+/// A quote with its certificates is about 5 KiB, a signing request less than one.
+const MOST_REQUEST: usize = 1 << 20;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActivationReq {
+    #[prost(bytes = "vec", tag = "1")]
+    pub quote: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    pub csr: Vec<u8>,
+    #[prost(string, tag = "3")]
+    pub marble_type: String,
+    #[prost(string, tag = "4")]
+    pub uuid: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ActivationResp {
+    #[prost(message, optional, tag = "1")]
+    pub parameters: Option<Parameters>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Parameters {
+    #[prost(map = "string, bytes", tag = "1")]
+    pub files: HashMap<String, Vec<u8>>,
+    #[prost(map = "string, bytes", tag = "2")]
+    pub env: HashMap<String, Vec<u8>>,
+    #[prost(string, repeated, tag = "3")]
+    pub argv: Vec<String>,
+}
+
+pub fn router(coordinator: Arc<Coordinator>) -> Router {
+    Router::new()
+        .route("/rpc.Marble/Activate", post(activate))
+        .fallback(|| async {
+            Status::unimplemented("unknown method").into_http::<axum::body::Body>()
+        })
+        .with_state(coordinator)
+}
+
+async fn activate(State(coordinator): State<Arc<Coordinator>>, request: Request) -> Response {
+    let peer = request
+        .extensions()
+        .get::<Peer>()
+        .cloned()
+        .unwrap_or_default();
+    let codec = tonic_prost::ProstCodec::<ActivationResp, ActivationReq>::default();
+    Grpc::new(codec)
+        .apply_max_message_size_config(Some(MOST_REQUEST), None)
+        .unary(Activate { coordinator, peer }, request)
+        .await
+        .into_response()
+}
+
+struct Activate {
+    coordinator: Arc<Coordinator>,
+    peer: Peer,
+}
+
+impl UnaryService<ActivationReq> for Activate {
+    type Response = ActivationResp;
+    type Future =
+        Pin<Box<dyn Future<Output = Result<tonic::Response<ActivationResp>, Status>> + Send>>;
+
+    fn call(&mut self, request: tonic::Request<ActivationReq>) -> Self::Future {
+        let coordinator = self.coordinator.clone();
+        let peer = self.peer.clone();
+        Box::pin(async move {
+            let request = request.into_inner();
+            let result = coordinator
+                .activate(ActivationRequest {
+                    quote: &request.quote,
+                    csr: &request.csr,
+                    marble_type: &request.marble_type,
+                    uuid: &request.uuid,
+                    certificate: peer.certificate.as_deref().map(Vec::as_slice),
+                })
+                .await;
+            match result {
+                Ok(mut parameters) => Ok(tonic::Response::new(ActivationResp {
+                    parameters: Some(Parameters {
+                        files: std::mem::take(&mut parameters.files).into_iter().collect(),
+                        env: std::mem::take(&mut parameters.env).into_iter().collect(),
+                        argv: std::mem::take(&mut parameters.argv),
+                    }),
+                })),
+                Err(error) => {
+                    let code = match &error {
+                        ActivationError::State => Code::FailedPrecondition,
+                        ActivationError::Unauthenticated(_) => Code::Unauthenticated,
+                        ActivationError::Denied(_) => Code::PermissionDenied,
+                        ActivationError::Invalid(_) => Code::InvalidArgument,
+                        ActivationError::Internal(_) => Code::Internal,
+                    };
+                    eprintln!(
+                        "bulla coordinator: activation of a marble from {} refused: {error}",
+                        peer.address.map_or_else(String::new, |a| a.to_string())
+                    );
+                    Err(Status::new(code, error.to_string()))
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,385 @@
+//! Version 2 of the client API.
+
+use super::client::{Limited, MANIFEST_BYTES, RECOVERY_BYTES, SMALL_BYTES, Sender};
+use super::envelope::{V2, done, success};
+use crate::core::{Coordinator, Error, Revoked, UpdateOutcome};
+use crate::json::{self, Bytes, Decode, decode_struct};
+use crate::secrets::UserSecret;
+use axum::Router;
+use axum::extract::{RawQuery, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use base64::Engine;
+use base64::prelude::{BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+type App = State<Arc<Coordinator>>;
+type Answer = Result<Response, V2>;
+
+pub fn routes() -> Router<Arc<Coordinator>> {
+    Router::new()
+        .route("/status", get(status))
+        .route("/quote", get(quote))
+        .route("/manifest", get(manifest).post(set_manifest))
+        .route("/update", get(update_log).post(update))
+        .route("/update-manifest", get(pending).post(acknowledge))
+        .route("/update-cancel", post(cancel))
+        .route("/secrets", get(secrets).post(set_secrets))
+        .route("/recover", post(recover))
+        .route("/recover/public-key", get(recovery_key))
+        .route("/sign-quote", post(sign_quote))
+        .route("/monotonic-counter", post(counter))
+        // Ours.
+        .route("/audit", get(audit))
+        .route("/revoked", get(revoked).post(revoke))
+}
+
+fn parse<T: Decode + Default>(body: Result<Vec<u8>, Error>) -> Result<T, Error> {
+    json::from_slice(&body?).map_err(|error| Error::BadRequest(error.to_string()))
+}
+
+/// The values of a query parameter, percent-decoded.
+fn parameters(query: Option<&str>, name: &str) -> Result<Vec<String>, Error> {
+    let bad = || Error::BadRequest("invalid query".to_owned());
+    let mut values = Vec::new();
+    for pair in query.unwrap_or_default().split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if key != name {
+            continue;
+        }
+        let mut bytes = Vec::new();
+        let mut rest = value.bytes();
+        while let Some(byte) = rest.next() {
+            bytes.push(match byte {
+                b'+' => b' ',
+                b'%' => {
+                    let digits = [rest.next().ok_or_else(bad)?, rest.next().ok_or_else(bad)?];
+                    hex::decode(digits).map_err(|_| bad())?[0]
+                }
+                other => other,
+            });
+        }
+        values.push(String::from_utf8(bytes).map_err(|_| bad())?);
+    }
+    Ok(values)
+}
+
+/// The secrets that a query names.
+pub fn secret_names(query: Option<&str>) -> Result<Vec<String>, Error> {
+    let names = parameters(query, "s")?;
+    match names.is_empty() || names.iter().any(String::is_empty) {
+        true => Err(Error::BadRequest(
+            "invalid query: name secrets with s=NAME".to_owned(),
+        )),
+        false => Ok(names),
+    }
+}
+
+async fn status(State(app): App) -> Response {
+    #[derive(Serialize)]
+    struct Data {
+        code: u8,
+        message: &'static str,
+    }
+    let status = app.status();
+    success(Data {
+        code: status.code,
+        message: status.message,
+    })
+}
+
+async fn quote(State(app): App, RawQuery(query): RawQuery) -> Answer {
+    #[derive(Serialize)]
+    struct Data {
+        cert: String,
+        quote: Option<Bytes>,
+    }
+    let nonce = parameters(query.as_deref(), "nonce")?
+        .pop()
+        .unwrap_or_default();
+    let nonce = BASE64_URL_SAFE
+        .decode(&nonce)
+        .or_else(|_| BASE64_URL_SAFE_NO_PAD.decode(&nonce))
+        .map_err(|_| Error::BadRequest("nonce is not base64url".to_owned()))?;
+    let view = app.quote(&nonce);
+    Ok(success(Data {
+        cert: view.certificates,
+        quote: view.quote.map(Bytes),
+    }))
+}
+
+async fn manifest(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        #[serde(rename = "manifestSignatureRootECDSA")]
+        signature: Bytes,
+        manifest_fingerprint: String,
+        manifest: Bytes,
+    }
+    let view = app
+        .manifest()?
+        .ok_or_else(|| Error::Refused("no manifest set".to_owned()))?;
+    Ok(success(Data {
+        signature: Bytes(view.signature),
+        manifest_fingerprint: view.fingerprint,
+        manifest: Bytes(view.manifest),
+    }))
+}
+
+#[derive(Default)]
+struct ManifestBody {
+    manifest: Bytes,
+}
+decode_struct!(ManifestBody { "manifest" => manifest });
+
+fn encoded(secrets: BTreeMap<String, Vec<u8>>) -> BTreeMap<String, Bytes> {
+    secrets.into_iter().map(|(k, v)| (k, Bytes(v))).collect()
+}
+
+async fn set_manifest(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<MANIFEST_BYTES>,
+) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Data {
+        #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+        recovery_secrets: BTreeMap<String, Bytes>,
+    }
+    let body: ManifestBody = parse(body)?;
+    let secrets = app
+        .set_manifest(&body.manifest.0, sender.credentials())
+        .await?;
+    Ok(success(Data {
+        recovery_secrets: encoded(secrets),
+    }))
+}
+
+async fn update_log(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        update_log: Vec<String>,
+    }
+    Ok(success(Data {
+        update_log: app.update_log()?,
+    }))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct OutcomeData {
+    #[serde(skip_serializing_if = "str::is_empty")]
+    message: &'static str,
+    missing_users: Vec<String>,
+    missing_acknowledgments: usize,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    recovery_secrets: BTreeMap<String, Bytes>,
+}
+
+fn outcome(message: &'static str, outcome: UpdateOutcome) -> Response {
+    success(OutcomeData {
+        message,
+        missing_users: outcome.missing_users,
+        missing_acknowledgments: outcome.missing_acknowledgments,
+        recovery_secrets: encoded(outcome.recovery_secrets),
+    })
+}
+
+async fn update(State(app): App, sender: Sender, Limited(body): Limited<MANIFEST_BYTES>) -> Answer {
+    let body: ManifestBody = parse(body)?;
+    let result = app
+        .update_manifest(&body.manifest.0, sender.credentials())
+        .await?;
+    Ok(outcome("", result))
+}
+
+async fn pending(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        manifest: Bytes,
+        message: &'static str,
+        missing_users: Vec<String>,
+    }
+    let (manifest, outcome) = app.pending_update()?;
+    Ok(success(Data {
+        manifest: Bytes(manifest),
+        message: "The following users have not yet acknowledged the update",
+        missing_users: outcome.missing_users,
+    }))
+}
+
+async fn acknowledge(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<MANIFEST_BYTES>,
+) -> Answer {
+    let body: ManifestBody = parse(body)?;
+    let result = app
+        .acknowledge_update(&body.manifest.0, sender.credentials())
+        .await?;
+    let message = match result.missing_acknowledgments {
+        0 => "All users have acknowledged the update manifest. Update successfully applied",
+        _ => "Acknowledgement accepted. Further users must acknowledge the update",
+    };
+    Ok(outcome(message, result))
+}
+
+#[derive(Serialize)]
+struct MessageData {
+    message: String,
+}
+
+async fn cancel(State(app): App, sender: Sender) -> Answer {
+    app.cancel_update(sender.credentials()).await?;
+    Ok(success(MessageData {
+        message: "Update successfully cancelled".to_owned(),
+    }))
+}
+
+async fn secrets(State(app): App, sender: Sender, RawQuery(query): RawQuery) -> Answer {
+    #[derive(Serialize)]
+    struct Data<T> {
+        secrets: T,
+    }
+    let names = secret_names(query.as_deref())?;
+    Ok(success(Data {
+        secrets: app.read_secrets(&names, sender.credentials())?,
+    }))
+}
+
+async fn set_secrets(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<SMALL_BYTES>,
+) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        secrets: BTreeMap<String, UserSecret>,
+    }
+    decode_struct!(Body { "secrets" => secrets });
+    let body: Body = parse(body)?;
+    app.write_secrets(&body.secrets, sender.credentials())
+        .await?;
+    Ok(done())
+}
+
+async fn recover(State(app): App, Limited(body): Limited<RECOVERY_BYTES>) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        secret: Bytes,
+        signature: Bytes,
+    }
+    decode_struct!(Body {
+        "recoverySecret" => secret, "recoverySecretSignature" => signature,
+    });
+    #[derive(Serialize)]
+    struct Data {
+        remaining: usize,
+        message: String,
+    }
+    let body: Body = parse(body)?;
+    let recovered = app.recover(&body.secret.0, &body.signature.0).await?;
+    Ok(success(Data {
+        remaining: recovered.remaining,
+        message: match recovered.remaining {
+            0 => "Recovery successful.".to_owned(),
+            remaining => format!(
+                "Secret was processed successfully. Upload the next secret. Remaining secrets: \
+                 {remaining}"
+            ),
+        },
+    }))
+}
+
+async fn recovery_key(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        algorithm: &'static str,
+        ephemeral_public_key: Bytes,
+    }
+    Ok(success(Data {
+        algorithm: "RSA",
+        ephemeral_public_key: Bytes(app.recovery_public_key()?),
+    }))
+}
+
+async fn sign_quote(State(app): App, Limited(body): Limited<SMALL_BYTES>) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        quote: Bytes,
+    }
+    decode_struct!(Body { "sgxQuote" => quote });
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        tcb_status: String,
+        verification_signature: Bytes,
+    }
+    let body: Body = parse(body)?;
+    let (tcb_status, signature) = app.sign_quote(&body.quote.0).await?;
+    Ok(success(Data {
+        tcb_status,
+        verification_signature: Bytes(signature),
+    }))
+}
+
+async fn counter(State(app): App, sender: Sender, Limited(body): Limited<SMALL_BYTES>) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        name: String,
+        value: u64,
+    }
+    decode_struct!(Body { "name" => name, "value" => value });
+    #[derive(Serialize)]
+    struct Data {
+        value: u64,
+    }
+    let body: Body = parse(body)?;
+    let value = app
+        .set_counter(&body.name, body.value, sender.credentials())
+        .await?;
+    Ok(success(Data { value }))
+}
+
+async fn revoked(State(app): App) -> Answer {
+    Ok(success(app.revoked()?))
+}
+
+async fn revoke(State(app): App, sender: Sender, Limited(body): Limited<SMALL_BYTES>) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        marbles: Vec<String>,
+        packages: Vec<String>,
+        platforms: Vec<String>,
+    }
+    decode_struct!(Body {
+        "marbles" => marbles, "packages" => packages, "platforms" => platforms,
+    });
+    let body: Body = parse(body)?;
+    let what = Revoked {
+        marbles: body.marbles.into_iter().collect(),
+        packages: body.packages.into_iter().collect(),
+        platforms: body.platforms.into_iter().collect(),
+    };
+    Ok(success(app.revoke(&what, sender.credentials()).await?))
+}
+
+async fn audit(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    struct Data {
+        entries: Vec<String>,
+        signature: Bytes,
+    }
+    let log = app.audit()?;
+    Ok(success(Data {
+        entries: log.entries,
+        signature: Bytes(log.signature),
+    }))
+}

@@ -1,0 +1,153 @@
+//! The part of the state that manifests and updates determine.
+
+use crate::json::Bytes;
+use crate::manifest::{Manifest, Package, SealMode, User, certificate_der};
+use crate::pki::Pki;
+use crate::secrets::Secret;
+use crate::store::Content;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+/// Its key in the store.
+pub const CORE: &str = "core";
+
+/// What is kept. Secrets are inside: never print it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Core {
+    /// As it was uploaded, to the byte.
+    pub manifest: Bytes,
+    /// Those in force: package updates change them, not the manifest.
+    pub packages: BTreeMap<String, Package>,
+    pub root_secret: Bytes,
+    pub root_key: Bytes,
+    pub root_cert: Bytes,
+    pub intermediate_key: Bytes,
+    pub intermediate_cert: Bytes,
+    pub marble_root_cert: Bytes,
+    /// Shared ones, and those that users have set.
+    pub secrets: BTreeMap<String, Secret>,
+    /// What `.Previous` shows after the root secret was rotated.
+    pub previous: Option<Previous>,
+    pub pending: Option<Pending>,
+    pub update_log: Vec<String>,
+    #[serde(default)]
+    pub revoked: Revoked,
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Previous {
+    pub root_secret: Bytes,
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// An update that waits for acknowledgements.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Pending {
+    pub manifest: Bytes,
+    pub initiator: String,
+    pub acknowledged: BTreeSet<String>,
+}
+
+/// What may not activate any more.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoked {
+    pub marbles: BTreeSet<String>,
+    pub packages: BTreeSet<String>,
+    pub platforms: BTreeSet<String>,
+}
+
+/// The core with what is computed from it once.
+pub struct Live {
+    pub core: Core,
+    /// With the packages in force.
+    pub manifest: Manifest,
+    pub pki: Pki,
+    /// Users by the DER of their certificates.
+    users: HashMap<Vec<u8>, String>,
+    seal_mode: SealMode,
+}
+
+impl Core {
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    pub fn set_pki(&mut self, pki: &Pki) {
+        self.root_key = Bytes(pki.root.signer().keys().pkcs8.clone());
+        self.root_cert = Bytes(pki.root_cert.clone());
+        self.intermediate_key = Bytes(pki.intermediate.signer().keys().pkcs8.clone());
+        self.intermediate_cert = Bytes(pki.intermediate_cert.clone());
+        self.marble_root_cert = Bytes(pki.marble_root_cert.clone());
+    }
+
+    /// Adds a line to the update log, bound to the line before it.
+    pub fn log(&mut self, update: &str, fields: &[(&str, serde_json::Value)]) {
+        // An object by hand: MarbleRun's lines begin with time and update.
+        let mut line = format!("{{\"time\":\"{}\",\"update\":", now());
+        line += &serde_json::Value::from(update).to_string();
+        for (name, value) in fields {
+            line += &format!(",{}:{value}", serde_json::Value::from(*name));
+        }
+        line += &format!(
+            ",\"previous\":\"{}\"}}",
+            super::audit::link(&self.update_log)
+        );
+        self.update_log.push(line);
+    }
+}
+
+/// The time in RFC 3339.
+pub fn now() -> String {
+    OffsetDateTime::now_utc()
+        .format(&Rfc3339)
+        .unwrap_or_default()
+}
+
+impl Live {
+    pub fn new(core: Core) -> Result<Live, String> {
+        let (mut manifest, _) =
+            Manifest::parse(&core.manifest.0).map_err(|error| error.to_string())?;
+        manifest.packages.clone_from(&core.packages);
+        let pki = Pki::restore(
+            &core.root_key.0,
+            core.root_cert.0.clone(),
+            &core.intermediate_key.0,
+            core.intermediate_cert.0.clone(),
+            core.marble_root_cert.0.clone(),
+        )
+        .map_err(|error| error.to_string())?;
+        let users = manifest
+            .users
+            .iter()
+            .filter_map(|(name, user)| {
+                Some((certificate_der(&user.certificate).ok()?, name.clone()))
+            })
+            .collect();
+        let seal_mode = manifest.seal_mode();
+        Ok(Live {
+            core,
+            manifest,
+            pki,
+            users,
+            seal_mode,
+        })
+    }
+
+    pub fn load(content: &Content) -> Result<Live, String> {
+        let core = content.get(CORE).ok_or("it has no core")?;
+        Live::new(serde_json::from_slice(core).map_err(|error| error.to_string())?)
+    }
+
+    /// Whether the state outlives the process.
+    pub fn is_kept(&self) -> bool {
+        self.seal_mode != SealMode::Disabled
+    }
+
+    /// The user with exactly this certificate.
+    pub fn user_of(&self, certificate: &[u8]) -> Option<(&str, &User)> {
+        let name = self.users.get(certificate)?;
+        Some((name, self.manifest.users.get(name)?))
+    }
+}

@@ -1,0 +1,103 @@
+//! What anyone may ask.
+
+use super::{Coordinator, Error, Phase};
+use crate::quote::{strip_oe_header, with_oe_header};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use sha2::{Digest, Sha256};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    pub code: u8,
+    pub message: &'static str,
+}
+
+pub struct QuoteView {
+    /// PEM: intermediate, then root.
+    pub certificates: String,
+    /// With Open Enclave's header; none outside an enclave.
+    pub quote: Option<Vec<u8>>,
+}
+
+pub struct ManifestView {
+    pub manifest: Vec<u8>,
+    pub fingerprint: String,
+    pub signature: Vec<u8>,
+}
+
+impl Coordinator {
+    pub fn status(&self) -> Status {
+        let (code, message) = match self.phase() {
+            Phase::Recovery { .. } => (
+                1,
+                "Coordinator is in recovery mode. Either upload a key to unseal the saved state, \
+                 or set a new manifest. For more information on how to proceed, consult the \
+                 documentation.",
+            ),
+            Phase::AcceptingManifest { .. } => (2, "Coordinator is ready to accept a manifest."),
+            Phase::Running(_) => (
+                3,
+                "Coordinator is running correctly and ready to accept marbles.",
+            ),
+        };
+        Status { code, message }
+    }
+
+    /// Binds the coordinator's root to its enclave: SHA-256 of root and nonce.
+    pub fn quote(&self, nonce: &[u8]) -> QuoteView {
+        let (certificates, digest) = self.with_pki(|pki| {
+            let digest = Sha256::new()
+                .chain_update(&pki.root_cert)
+                .chain_update(nonce)
+                .finalize();
+            (pki.chain_pem(), digest)
+        });
+        let mut report_data = [0; 64];
+        report_data[..32].copy_from_slice(&digest);
+        let quote = self.issuer.issue(&report_data).ok();
+        QuoteView {
+            certificates,
+            quote: quote.map(|quote| match quote.starts_with(&[1, 0, 0, 0, 2, 0, 0, 0]) {
+                true => quote,
+                false => with_oe_header(&quote),
+            }),
+        }
+    }
+
+    /// The manifest as it was set; none before.
+    pub fn manifest(&self) -> Result<Option<ManifestView>, Error> {
+        let Phase::Running(live) = self.phase() else {
+            return Ok(None);
+        };
+        let manifest = live.core.manifest.0.clone();
+        Ok(Some(ManifestView {
+            fingerprint: hex::encode(Sha256::digest(&manifest)),
+            signature: live.pki.root.signer().sign_sha256(&manifest)?,
+            manifest,
+        }))
+    }
+
+    pub fn update_log(&self) -> Result<Vec<String>, Error> {
+        Ok(self.live()?.core.update_log.clone())
+    }
+
+    /// Verifies a quote for a marble and signs the verdict.
+    pub async fn sign_quote(&self, quote: &[u8]) -> Result<(String, Vec<u8>), Error> {
+        let live = self.live()?;
+        if !live.manifest.config.has_gate("SignQuoteEndpoint") {
+            return Err(Error::Forbidden(
+                "SignQuoteEndpoint is not enabled by the manifest's FeatureGates".to_owned(),
+            ));
+        }
+        let evidence = strip_oe_header(quote)
+            .and_then(|quote| self.verifier.verify(quote))
+            .map_err(|reason| Error::BadRequest(format!("quote verification failed: {reason}")))?;
+        // An emulated platform's verdict must not look like hardware's.
+        let status = match evidence.emulated {
+            true => format!("Emulated{}", evidence.tcb_status),
+            false => evidence.tcb_status,
+        };
+        let signed = BASE64_STANDARD.encode(quote) + &status;
+        let signature = live.pki.root.signer().sign_sha256(signed.as_bytes())?;
+        Ok((status, signature))
+    }
+}

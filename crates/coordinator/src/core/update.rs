@@ -1,0 +1,318 @@
+//! Changing a manifest that is in force: a package's version by one user, everything by several.
+
+use super::live::{CORE, Core, Live, Pending, Previous};
+use super::set::{RecoverySecrets, shared_secrets};
+use super::{Coordinator, Credentials, Error, Phase};
+use crate::json::{self, Bytes};
+use crate::manifest::{Manifest, Resource, apply_package_update, is_package_update};
+use crate::seal::Key;
+use crate::secrets::Secret;
+use crate::store::Batch;
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Where an update stands after a request.
+#[derive(Debug, Default)]
+pub struct UpdateOutcome {
+    pub missing_acknowledgments: usize,
+    pub missing_users: Vec<String>,
+    /// New ones, where the update changed how the state is recovered.
+    pub recovery_secrets: RecoverySecrets,
+}
+
+const NONE_PENDING: &str = "no update in progress";
+
+impl Coordinator {
+    /// The user behind a request.
+    pub(super) fn user(live: &Live, credentials: Credentials<'_>) -> Result<String, Error> {
+        let certificate = credentials
+            .certificate
+            .ok_or_else(|| Error::Unauthorized("no client certificate provided".to_owned()))?;
+        live.user_of(certificate)
+            .map(|(name, _)| name.to_owned())
+            .ok_or_else(|| {
+                Error::Unauthorized(
+                    "client certificate does not match any user of the manifest".to_owned(),
+                )
+            })
+    }
+
+    pub(super) fn require(
+        live: &Live,
+        user: &str,
+        resource: Resource,
+        name: &str,
+        action: &str,
+    ) -> Result<(), Error> {
+        let allowed = live
+            .manifest
+            .users
+            .get(user)
+            .is_some_and(|entry| live.manifest.may(entry, resource, name, action));
+        match allowed {
+            true => Ok(()),
+            false => Err(Error::Unauthorized(format!(
+                "user {user} lacks the permission {action}{}{name}",
+                if name.is_empty() { "" } else { " for " }
+            ))),
+        }
+    }
+
+    /// Raises versions at once, or initiates an update of the whole manifest.
+    pub async fn update_manifest(
+        &self,
+        raw: &[u8],
+        credentials: Credentials<'_>,
+    ) -> Result<UpdateOutcome, Error> {
+        let _change = self.change.lock().await;
+        let live = self.live()?;
+        let user = Self::user(&live, credentials)?;
+        if live.core.pending.is_some() {
+            return Err(Error::Refused(
+                "an update is pending: acknowledge or cancel it first".to_owned(),
+            ));
+        }
+        let update: Manifest =
+            json::from_slice(raw).map_err(|error| Error::Refused(error.to_string()))?;
+        if is_package_update(&update) {
+            return self.update_packages(&live, &update, &user).await;
+        }
+        Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        let (update, _) = Manifest::parse(raw)?;
+        super::activate::dry_run(&update, &live.core.secrets)?;
+        let pending = Pending {
+            manifest: Bytes(raw.to_vec()),
+            initiator: user.clone(),
+            acknowledged: BTreeSet::from([user.clone()]),
+        };
+        self.proceed(&live, pending, update, &user, "initiated")
+            .await
+    }
+
+    async fn update_packages(
+        &self,
+        live: &Live,
+        update: &Manifest,
+        user: &str,
+    ) -> Result<UpdateOutcome, Error> {
+        for package in update.packages.keys() {
+            Self::require(
+                live,
+                user,
+                Resource::Packages,
+                package,
+                "UpdateSecurityVersion",
+            )?;
+        }
+        let (packages, changes) = apply_package_update(&live.core.packages, update)?;
+        let mut core = live.core.clone();
+        core.packages = packages;
+        for change in changes {
+            core.log(
+                "SecurityVersion increased",
+                &[
+                    ("user", user.into()),
+                    ("package", change.package.into()),
+                    ("new version", change.version.into()),
+                ],
+            );
+        }
+        let pki = live.pki.rotated(&self.options.names)?;
+        core.set_pki(&pki);
+        renew_certificates(&mut core, &live.manifest, &pki)?;
+        self.replace(live, core).await?;
+        Ok(UpdateOutcome::default())
+    }
+
+    pub async fn acknowledge_update(
+        &self,
+        raw: &[u8],
+        credentials: Credentials<'_>,
+    ) -> Result<UpdateOutcome, Error> {
+        let _change = self.change.lock().await;
+        let live = self.live()?;
+        let user = Self::user(&live, credentials)?;
+        let mut pending = live
+            .core
+            .pending
+            .clone()
+            .ok_or_else(|| Error::NotFound(NONE_PENDING.to_owned()))?;
+        Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        if pending.manifest.0 != raw {
+            return Err(Error::Refused(
+                "provided manifest does not match the pending manifest".to_owned(),
+            ));
+        }
+        if !pending.acknowledged.insert(user.clone()) {
+            return Ok(outcome(&live.manifest, &pending));
+        }
+        let (update, _) = Manifest::parse(raw)?;
+        self.proceed(&live, pending, update, &user, "acknowledged")
+            .await
+    }
+
+    pub async fn cancel_update(&self, credentials: Credentials<'_>) -> Result<(), Error> {
+        let _change = self.change.lock().await;
+        let live = self.live()?;
+        let user = Self::user(&live, credentials)?;
+        Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        let mut core = live.core.clone();
+        let pending = core
+            .pending
+            .take()
+            .ok_or_else(|| Error::NotFound(NONE_PENDING.to_owned()))?;
+        log_step(&mut core, &live.manifest, &pending, &user, "cancelled");
+        self.replace(&live, core).await.map(|_| ())
+    }
+
+    /// The pending manifest, and who has not acknowledged it yet.
+    pub fn pending_update(&self) -> Result<(Vec<u8>, UpdateOutcome), Error> {
+        let live = self.live()?;
+        match &live.core.pending {
+            Some(pending) => Ok((pending.manifest.0.clone(), outcome(&live.manifest, pending))),
+            None => Err(Error::NotFound(NONE_PENDING.to_owned())),
+        }
+    }
+
+    /// Keeps the update pending, or applies it if it has all it needs.
+    async fn proceed(
+        &self,
+        live: &Live,
+        pending: Pending,
+        update: Manifest,
+        user: &str,
+        step: &str,
+    ) -> Result<UpdateOutcome, Error> {
+        let mut outcome = outcome(&live.manifest, &pending);
+        let mut core = live.core.clone();
+        log_step(&mut core, &live.manifest, &pending, user, step);
+        if outcome.missing_acknowledgments > 0 {
+            core.pending = Some(pending);
+            self.replace(live, core).await?;
+            return Ok(outcome);
+        }
+        outcome.recovery_secrets = self.apply(live, core, &pending, update).await?;
+        Ok(outcome)
+    }
+
+    async fn apply(
+        &self,
+        live: &Live,
+        mut core: Core,
+        pending: &Pending,
+        update: Manifest,
+    ) -> Result<RecoverySecrets, Error> {
+        let pki = live.pki.rotated(&self.options.names)?;
+        core.pending = None;
+        core.manifest = pending.manifest.clone();
+        core.packages.clone_from(&update.packages);
+        core.set_pki(&pki);
+        if update.config.rotate_root_secret {
+            let new = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
+            core.previous = Some(Previous {
+                root_secret: core.root_secret.clone(),
+                secrets: live.core.secrets.clone(),
+            });
+            core.root_secret = Bytes(new.0.to_vec());
+        }
+        core.secrets = updated_secrets(live, &update, &pki)?;
+        core.log(
+            "Complete Manifest updated",
+            &[(
+                "manifestFingerprint",
+                fingerprint(&pending.manifest.0).into(),
+            )],
+        );
+        let new = Live::new(core).map_err(Error::Internal)?;
+        let recovery_changed = live.manifest.recovery_keys != update.recovery_keys
+            || live.manifest.config.recovery_threshold != update.config.recovery_threshold
+            || live.manifest.seal_mode() != update.seal_mode();
+        let mut secrets = RecoverySecrets::new();
+        if recovery_changed {
+            secrets = self.rekey(&new)?;
+        } else {
+            let batch = Batch::default().put(CORE, new.core.encode());
+            Self::durable(self.queue(&new, batch)).await?;
+        }
+        self.enter(Phase::Running(Arc::new(new)));
+        Ok(secrets)
+    }
+}
+
+fn fingerprint(manifest: &[u8]) -> String {
+    hex::encode(Sha256::digest(manifest))
+}
+
+fn outcome(manifest: &Manifest, pending: &Pending) -> UpdateOutcome {
+    let updaters = manifest.updaters();
+    let given = pending.acknowledged.intersection(&updaters).count();
+    UpdateOutcome {
+        missing_acknowledgments: manifest.update_threshold().saturating_sub(given),
+        missing_users: updaters
+            .difference(&pending.acknowledged)
+            .cloned()
+            .collect(),
+        recovery_secrets: RecoverySecrets::new(),
+    }
+}
+
+fn log_step(core: &mut Core, manifest: &Manifest, pending: &Pending, user: &str, step: &str) {
+    let outcome = outcome(manifest, pending);
+    core.log(
+        &format!("Complete Manifest update {step} by user"),
+        &[
+            ("user", user.into()),
+            (
+                "missingAcknowledgments",
+                outcome.missing_acknowledgments.into(),
+            ),
+            ("missingUsers", outcome.missing_users.into()),
+            (
+                "manifestFingerprint",
+                fingerprint(&pending.manifest.0).into(),
+            ),
+        ],
+    );
+}
+
+/// Certificates hang under the marble root, and follow it.
+fn renew_certificates(
+    core: &mut Core,
+    manifest: &Manifest,
+    pki: &crate::pki::Pki,
+) -> Result<(), Error> {
+    for (name, secret) in &mut core.secrets {
+        if let Some(spec) = manifest.secrets.get(name)
+            && spec.secret_type().is_certificate()
+            && !spec.user_defined
+        {
+            *secret = Secret::generate(
+                name,
+                spec,
+                &crate::secrets::Owner::Shared,
+                &pki.intermediate,
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Certificates anew; symmetric and user-defined secrets stay where their description did.
+fn updated_secrets(
+    live: &Live,
+    update: &Manifest,
+    pki: &crate::pki::Pki,
+) -> Result<BTreeMap<String, Secret>, Error> {
+    let mut secrets = shared_secrets(update, pki)?;
+    for (name, spec) in &update.secrets {
+        let Some(old) = live.core.secrets.get(name) else {
+            continue;
+        };
+        let is_kept = spec.user_defined || !spec.secret_type().is_certificate();
+        if is_kept && live.manifest.secrets.get(name) == Some(spec) {
+            secrets.insert(name.clone(), old.clone());
+        }
+    }
+    Ok(secrets)
+}
