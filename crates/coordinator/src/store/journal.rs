@@ -84,7 +84,7 @@ impl Position {
                 // Blocks that the file system gave out before a power cut.
                 break;
             }
-            if length > MOST_BYTES || length < TAG_BYTES {
+            if !(TAG_BYTES..=MOST_BYTES).contains(&length) {
                 return Err(damaged(format!(
                     "record {} has no valid length",
                     self.revision

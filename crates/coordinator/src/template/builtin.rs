@@ -114,7 +114,7 @@ fn secret_bytes(value: &Value<'_>) -> Result<Vec<u8>, String> {
     let bytes: &[u8] = match value {
         Value::Secret(secret) => &secret.public,
         Value::Part(_, bytes) => bytes,
-        Value::Nil | Value::NoValue => return Err("secret does not exist".to_owned()),
+        Value::Nil | Value::Missing => return Err("secret does not exist".to_owned()),
         _ => return Err("invalid secret type".to_owned()),
     };
     match bytes.is_empty() {
@@ -128,7 +128,7 @@ fn encode_pem<'a>(value: &Value<'a>) -> Result<Value<'a>, String> {
         Value::Part(Part::Cert, bytes) => ("CERTIFICATE", bytes),
         Value::Part(Part::Private, bytes) => ("PRIVATE KEY", bytes),
         Value::Part(Part::Public, bytes) => ("PUBLIC KEY", bytes),
-        Value::Nil | Value::NoValue => return Err("secret does not exist".to_owned()),
+        Value::Nil | Value::Missing => return Err("secret does not exist".to_owned()),
         _ => return Err("invalid secret type for pem encoding".to_owned()),
     };
     match bytes.is_empty() {
@@ -140,7 +140,7 @@ fn encode_pem<'a>(value: &Value<'a>) -> Result<Value<'a>, String> {
 fn plain_string<'a>(value: &Value<'a>) -> Result<Value<'a>, String> {
     let Value::Secret(secret) = value else {
         return Err(match value {
-            Value::Nil | Value::NoValue => "secret does not exist",
+            Value::Nil | Value::Missing => "secret does not exist",
             _ => "invalid secret type",
         }
         .to_owned());
@@ -162,8 +162,8 @@ fn compare(a: &Value<'_>, b: &Value<'_>) -> Result<Option<Ordering>, String> {
         (Value::Float(a), Value::Float(b)) => a.partial_cmp(b),
         (Value::Text(a), Value::Text(b)) => Some(a.cmp(b)),
         (Value::Part(_, a), Value::Part(_, b)) => Some(a.cmp(b)),
-        (Value::Nil | Value::NoValue, Value::Nil | Value::NoValue) => Some(Ordering::Equal),
-        (Value::Nil | Value::NoValue, _) | (_, Value::Nil | Value::NoValue) => None,
+        (Value::Nil | Value::Missing, Value::Nil | Value::Missing) => Some(Ordering::Equal),
+        (Value::Nil | Value::Missing, _) | (_, Value::Nil | Value::Missing) => None,
         _ => return Err("incompatible types for comparison".to_owned()),
     })
 }
@@ -187,7 +187,7 @@ fn index<'a>(args: &[Value<'a>]) -> Result<Value<'a>, String> {
             (Value::Secrets(_), Value::Text(key)) => value.field(&String::from_utf8_lossy(key))?,
             (Value::Text(text), Value::Int(at)) => byte_at(text, *at)?,
             (Value::Part(_, bytes), Value::Int(at)) => byte_at(bytes, *at)?,
-            (Value::Nil | Value::NoValue, _) => return Err("index of nil pointer".to_owned()),
+            (Value::Nil | Value::Missing, _) => return Err("index of nil pointer".to_owned()),
             _ => return Err("can't index item of this type".to_owned()),
         };
     }

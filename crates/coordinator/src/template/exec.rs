@@ -124,7 +124,7 @@ impl<'a> Run<'_, 'a> {
             Value::Int(count) if count <= MOST_STEPS as i64 => {
                 (0..count).map(|i| (Value::Int(i), Value::Int(i))).collect()
             }
-            Value::Nil | Value::NoValue => Vec::new(),
+            Value::Nil | Value::Missing => Vec::new(),
             _ => return Err(failed("range can't iterate over this value")),
         };
         if items.is_empty() {

@@ -23,7 +23,7 @@ pub struct Reserved {
 pub enum Value<'a> {
     Nil,
     /// What a map gives for a key it does not have.
-    NoValue,
+    Missing,
     Bool(bool),
     Int(i64),
     Float(f64),
@@ -65,7 +65,7 @@ impl<'a> Value<'a> {
                 "CoordinatorIntermediate" => &reserved.coordinator_intermediate,
                 _ => return missing(),
             }),
-            Value::Secrets(secrets) => secrets.get(name).map_or(Value::NoValue, Value::Secret),
+            Value::Secrets(secrets) => secrets.get(name).map_or(Value::Missing, Value::Secret),
             Value::Secret(secret) => match name {
                 "Cert" => Value::Part(Part::Cert, &secret.cert),
                 "Private" => Value::Part(Part::Private, &secret.private),
@@ -77,7 +77,7 @@ impl<'a> Value<'a> {
                 "ValidFor" => Value::Int(i64::from(secret.spec.valid_for)),
                 _ => return missing(),
             },
-            Value::Nil | Value::NoValue => {
+            Value::Nil | Value::Missing => {
                 return Err(format!("nil data; no entry for key {name:?}"));
             }
             _ => return missing(),
@@ -87,7 +87,7 @@ impl<'a> Value<'a> {
     /// Go's idea of true: not the zero value.
     pub fn truth(&self) -> bool {
         match self {
-            Value::Nil | Value::NoValue => false,
+            Value::Nil | Value::Missing => false,
             Value::Bool(value) => *value,
             Value::Int(value) => *value != 0,
             Value::Float(value) => *value != 0.0,
@@ -102,7 +102,7 @@ impl<'a> Value<'a> {
     pub fn print(&self) -> Result<Vec<u8>, String> {
         Ok(match self {
             Value::Nil => b"<nil>".to_vec(),
-            Value::NoValue => b"<no value>".to_vec(),
+            Value::Missing => b"<no value>".to_vec(),
             Value::Bool(value) => value.to_string().into_bytes(),
             Value::Int(value) => value.to_string().into_bytes(),
             Value::Float(value) => value.to_string().into_bytes(),
