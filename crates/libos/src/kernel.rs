@@ -9,6 +9,8 @@ use core::fmt::Write;
 use bulla_abi::config::{Config, Insecure};
 use spin::Once;
 
+use crate::mm::Resolved;
+use crate::platform::platform;
 use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
 use crate::process::{exit, table};
@@ -90,7 +92,7 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
     registers.orig_rax = u64::MAX;
     let at = registers.rip;
     let info = match exception.vector {
-        14 => match page_fault(thread, &exception) {
+        14 => match page_fault(thread, registers, &exception) {
             Some(info) => info,
             None => return,
         },
@@ -120,7 +122,7 @@ pub fn handle_host_fault(thread: &Arc<Thread>, registers: &mut Registers, except
         return handle_exception(thread, registers, exception);
     }
     registers.orig_rax = u64::MAX;
-    if exception.vector == 14 && page_fault(thread, &exception).is_none() {
+    if exception.vector == 14 && page_fault(thread, registers, &exception).is_none() {
         return;
     }
     let info = SigInfo::fault(signal::SIGSEGV, info::SEGV_MAPERR, exception.address);
@@ -174,7 +176,11 @@ fn report_fault(thread: &Thread, registers: &Registers, exception: &Exception, i
 }
 
 /// `None` when the page has been brought in.
-fn page_fault(thread: &Arc<Thread>, exception: &Exception) -> Option<SigInfo> {
+fn page_fault(
+    thread: &Arc<Thread>,
+    registers: &Registers,
+    exception: &Exception,
+) -> Option<SigInfo> {
     let access = if exception.error_code & 16 != 0 {
         Protection::EXECUTE
     } else if exception.error_code & 2 != 0 {
@@ -183,7 +189,16 @@ fn page_fault(thread: &Arc<Thread>, exception: &Exception) -> Option<SigInfo> {
         Protection::READ
     };
     let fault = match thread.mm().handle_fault(exception.address, access) {
-        Ok(()) => return None,
+        Ok(Resolved::Brought) => return None,
+        Ok(Resolved::Present) => {
+            if thread.stuck.again(registers, exception.address) {
+                platform().fatal(&alloc::format!(
+                    "the host keeps the page at {:#x} from the enclave",
+                    exception.address
+                ));
+            }
+            return None;
+        }
         Err(fault) => fault,
     };
     let (number, code) = fault.signal();

@@ -180,6 +180,8 @@ pub trait Platform: Send + Sync {
     fn rootfs_read(&self, offset: u64, to: &mut [u8]) -> Result<()>;
     /// The container ends with a status as `wait` reports it.
     fn exit(&self, status: u32) -> !;
+    /// The container ends because the host broke the rules; the reason is for its log.
+    fn fatal(&self, reason: &str) -> !;
     /// A line for the host's log. Never secrets.
     fn log(&self, level: u8, message: &str);
 

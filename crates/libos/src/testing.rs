@@ -541,6 +541,10 @@ impl Platform for TestPlatform {
         panic!("container exits with {status:#x}");
     }
 
+    fn fatal(&self, reason: &str) -> ! {
+        panic!("{reason}");
+    }
+
     fn log(&self, level: u8, message: &str) {
         std::eprintln!("[{level}] {message}");
     }

@@ -240,6 +240,30 @@ fn boot_parameters(
     }
 }
 
+/// Requests to end within a short time after which a container that goes on is killed, and that
+/// time. The first two are for the program, which may need them for itself (a shell at ^C) or may
+/// have handlers that take a while; process 1 ignores those it has no handler for.
+const REQUESTS: usize = 3;
+const REQUESTS_WITHIN: Duration = Duration::from_secs(5);
+
+/// The latest requests to end (SIGINT, SIGTERM, SIGQUIT).
+#[derive(Default)]
+struct Requests {
+    seen: u64,
+    times: Vec<Instant>,
+}
+
+impl Requests {
+    /// Notes those that came since the last look; whether it is time to give up.
+    fn enough(&mut self, total: u64, now: Instant) -> bool {
+        self.times.retain(|time| now - *time < REQUESTS_WITHIN);
+        let fresh = (total - self.seen).min(REQUESTS as u64);
+        self.seen = total;
+        self.times.extend((0..fresh).map(|_| now));
+        self.times.len() >= REQUESTS
+    }
+}
+
 /// Until the container ends: makes the enclave look when signals have arrived for it, and repeats
 /// kicks that came at a bad moment.
 fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
@@ -247,10 +271,15 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
     /// How long the enclave may leave a signal lying before it is made to look again.
     const REMIND: Duration = Duration::from_millis(20);
     let mut limit = IDLE;
+    let mut requests = Requests::default();
     loop {
         let pending = signal::supervise(limit.as_nanos() as u64);
         if let Some(end) = engine.take_end() {
             return end;
+        }
+        if requests.enough(signal::requests_to_end(), Instant::now()) {
+            eprintln!("bulla: the container was asked {REQUESTS} times to end and goes on: killed");
+            return Ok(ExitStatus::Signaled(libc::SIGKILL as u8));
         }
         engine.kick_again();
         // The first thread has been asked already: now all of them.
@@ -326,6 +355,21 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn three_requests_within_a_short_time_are_enough() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut requests = Requests::default();
+        // One in four seconds never is.
+        for turn in 0..10 {
+            assert!(!requests.enough(turn + 1, at(4 * turn)), "{turn}");
+        }
+        assert!(!requests.enough(11, at(100)) && !requests.enough(11, at(100)));
+        assert!(!requests.enough(12, at(101)));
+        assert!(requests.enough(13, at(102)));
+        assert!(Requests::default().enough(3, at(0)));
+    }
 
     #[test]
     fn exit_statuses() {

@@ -255,7 +255,7 @@ impl Engine {
                 outcome = match self.resume(slot, tcs, &mut registers) {
                     Some(outcome) => outcome,
                     None => {
-                        registers = exception_entry(0, 0, 0);
+                        registers = self.exception_entry(0, 0, 0);
                         counters.entries.add(1);
                         self.backend.enter(tcs, EnterLeaf::Eenter, &mut registers)
                     }
@@ -267,7 +267,7 @@ impl Engine {
                     if self.ending.load(Ordering::Relaxed) {
                         sleep_forever();
                     }
-                    match self.serve(slot, tcs, registers) {
+                    match self.serve(slot, registers) {
                         Some(next) => registers = next,
                         None => return,
                     }
@@ -292,7 +292,7 @@ impl Engine {
                     ..
                 } => {
                     counters.exceptions.add(1);
-                    registers = exception_entry(vector, error_code, address);
+                    registers = self.exception_entry(vector, error_code, address);
                 }
             }
         }
@@ -301,7 +301,7 @@ impl Engine {
     /// Serves the host call in `registers`: what to enter with, or nothing when the slot was given
     /// up.
     #[inline(always)]
-    fn serve(&'static self, slot: &Slot, tcs: u64, registers: Registers) -> Option<Registers> {
+    fn serve(&'static self, slot: &Slot, registers: Registers) -> Option<Registers> {
         if let Some(hostile) = &self.hostile {
             match hostile.tamper(self, slot, &registers) {
                 Tampered::Skip(lie) => return Some(lie),
@@ -309,13 +309,17 @@ impl Engine {
                     self.serve_truly(slot, &registers)?;
                     return Some(lie);
                 }
-                Tampered::Before(mut lie) => {
+                Tampered::Before(leaf, tcs, mut lie) => {
                     let truth = self.serve_truly(slot, &registers)?;
-                    self.backend.enter(tcs, EnterLeaf::Eenter, &mut lie);
+                    self.backend.enter(tcs, leaf, &mut lie);
                     return Some(truth);
                 }
+                Tampered::Other(other) => return self.serve_truly(slot, &other),
                 Tampered::Not => {}
             }
+            let truth = self.serve_truly(slot, &registers)?;
+            hostile.observe(slot, registers.rdi, truth.rsi);
+            return Some(truth);
         }
         self.serve_truly(slot, &registers)
     }
@@ -332,10 +336,29 @@ impl Engine {
         }
     }
 
+    /// Entry after an exception. The enclave believes SSA.EXITINFO only; the rest is for its messages.
+    fn exception_entry(&self, vector: u16, error_code: u16, address: u64) -> Registers {
+        let mut registers = Registers {
+            rdi: EnterReason::Exception as u64,
+            rsi: u64::from(vector),
+            rdx: address,
+            r8: u64::from(error_code),
+            r9: 0,
+        };
+        if let Some(hostile) = &self.hostile {
+            hostile.exception(&mut registers);
+        }
+        registers
+    }
+
     /// ERESUME, or nothing when the thread was kicked and has to EENTER to look.
     fn resume(&self, slot: &Slot, tcs: u64, registers: &mut Registers) -> Option<Outcome> {
         slot.resuming.store(true, Ordering::SeqCst);
-        let outcome = (slot.kicked.swap(0, Ordering::SeqCst) == 0).then(|| {
+        let invented = self
+            .hostile
+            .as_ref()
+            .is_some_and(Hostile::invents_exception);
+        let outcome = (slot.kicked.swap(0, Ordering::SeqCst) == 0 && !invented).then(|| {
             slot.counters.resumes.add(1);
             self.backend.enter(tcs, EnterLeaf::Eresume, registers)
         });
@@ -439,17 +462,6 @@ impl signal::Kicked for Engine {
             slot.again.store(true, Ordering::SeqCst);
             signal::nudge_supervisor();
         }
-    }
-}
-
-/// Entry after an exception. The enclave believes SSA.EXITINFO only; the rest is for its messages.
-fn exception_entry(vector: u16, error_code: u16, address: u64) -> Registers {
-    Registers {
-        rdi: EnterReason::Exception as u64,
-        rsi: u64::from(vector),
-        rdx: address,
-        r8: u64::from(error_code),
-        r9: 0,
     }
 }
 

@@ -11,7 +11,8 @@ use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use bulla_abi::boot::{BootHeader, Range};
-use bulla_abi::hostcall::BootParams;
+use bulla_abi::hostcall::{BootParams, HostCall};
+use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
 use bulla_enclave::sha256::Sha256;
 
 /// Filled in by the image builder. Volatile reads only: the compiler sees the empty one.
@@ -45,7 +46,7 @@ global_asm!(
     "2:",
     // First entry: CSSA must be 0, and only one thread may be here.
     "test rax, rax",
-    "jne 3f",
+    "jne 5f",
     "inc eax",
     "xchg eax, dword ptr [rip + BOOTSTRAP_LOCK]",
     "test eax, eax",
@@ -81,6 +82,28 @@ global_asm!(
     "jmp 4b",
     "3:",
     "ud2",
+    // An exception interrupted the first entry. A nudge (EXITINFO of the newest frame is not valid)
+    // changes nothing: out again, so that the host resumes. A fault ends the enclave.
+    "5:",
+    "rdgsbase rdx",
+    "shl eax, {ssa_frame_shift}",
+    "xor edi, edi",
+    "bt dword ptr [rdx + rax + {newest_exitinfo}], 31",
+    "jnc 6f",
+    "mov edi, {panic}",
+    "6:",
+    "mov rbx, rcx",
+    "xor esi, esi",
+    "xor edx, edx",
+    "xor r8d, r8d",
+    "xor r9d, r9d",
+    "mov eax, 4",
+    ".byte 0x0f, 0x01, 0xd7",
+    "ud2",
+    ssa_frame_shift = const (SSA_FRAME_PAGES * 4096).trailing_zeros(),
+    // EXITINFO lies 24 bytes before the end of a frame; GS points to the thread area.
+    newest_exitinfo = const slot::SSA as i64 - slot::AREA as i64 - 24,
+    panic = const HostCall::Panic as u64,
     runtime_entry = const core::mem::offset_of!(BootHeader, runtime_entry),
     stack_size = const STACK_SIZE,
     main = sym bootstrap_main,

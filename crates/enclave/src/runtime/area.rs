@@ -23,6 +23,15 @@ pub mod mode {
     pub const HOST: u32 = 3;
 }
 
+/// Handing a thread to a free slot. The host may start a slot late, twice or unasked, so the entry
+/// that finds an offer takes it, once.
+pub mod offer {
+    /// No thread is there for an entry to take.
+    pub const NONE: u32 = 0;
+    /// The creator has put a thread in.
+    pub const MADE: u32 = 1;
+}
+
 /// User state at the top of the kernel stack while the thread is not in user code.
 #[repr(C, align(16))]
 pub struct Frame {
@@ -76,6 +85,8 @@ pub struct Area {
     pub spins: u32,
     /// Untrusted shared area of the slot.
     pub shared: u64,
+    /// See [`offer`]: who may touch `thread` and `shared`.
+    pub offer: AtomicU32,
     /// The thread that runs here. Written by whoever owns the slot: its creator until it starts,
     /// then the thread itself.
     pub thread: Option<Arc<Thread>>,

@@ -13,6 +13,7 @@
 use core::arch::global_asm;
 
 use crate::area::*;
+use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
 use bulla_libos::Registers;
 use core::mem::offset_of;
 
@@ -23,6 +24,10 @@ unsafe extern "C" {
     pub static return_check: u8;
     /// Where stage 1 lets stage 2 begin.
     pub static stage2_entry: u8;
+    /// Where an entry ends that this thread's mode does not allow.
+    pub static unexpected_entry: u8;
+    /// The stack's thread ends the container, see `panic::fatal`.
+    pub static stop_entry: u8;
     /// System calls from trampolines arrive here.
     pub static gate_entry: u8;
     /// A host call: number, arguments; the answer.
@@ -36,11 +41,46 @@ unsafe extern "C" {
 /// EENTER's reason in rdi for a host call's return.
 const REASON_RETURN: u64 = bulla_abi::hostcall::EnterReason::Return as u64;
 
+/// An XSAVE area in which every component is in its initial state.
+#[repr(C, align(64))]
+struct InitialState {
+    legacy: [u32; 128],
+    header: [u64; 8],
+}
+
+/// XRSTOR loads MXCSR (at byte 24) whatever the header says.
+static INITIAL_STATE: InitialState = {
+    let mut legacy = [0; 128];
+    legacy[6] = 0x1f80;
+    InitialState {
+        legacy,
+        header: [0; 8],
+    }
+};
+
+/// Offset from the thread area to EXITINFO in SSA[CSSA - 1], when CSSA frames are added: EXITINFO
+/// lies 24 bytes before the end of a frame (SDM volume 3D, table 38-9).
+const NEWEST_EXITINFO: i64 = slot::SSA as i64 - slot::AREA as i64 - 24;
+const SSA_FRAME_SHIFT: u32 = (SSA_FRAME_PAGES * 4096).trailing_zeros();
+const _: () = assert!(SSA_FRAME_PAGES.is_power_of_two());
+
 global_asm!(
     ".macro ENCLU_SITE",
     ".p2align 3",
     ".byte 0x0f, 0x01, 0xd7",
     ".byte 0x0f, 0x1f, 0x44, 0x00, 0x00",
+    ".endm",
+    // x87 and upper vector state as after reset: FNINIT would leave what the registers hold. Changes
+    // rax, rcx, rdx.
+    ".macro RESET_EXTENDED",
+    "mov ecx, 1",
+    "xgetbv",
+    "test eax, {EXTENDED}",
+    "je 70f",
+    "mov eax, {EXTENDED}",
+    "xor edx, edx",
+    "xrstor64 [rip + {initial_state}]",
+    "70:",
     ".endm",
     ".macro CLEAR_VECTORS",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
@@ -83,8 +123,7 @@ global_asm!(
     "test eax, eax",
     "jne 12f",
     // Nothing was saved because it was in its initial state: make it so again.
-    "fninit",
-    "vzeroupper",
+    "RESET_EXTENDED",
     "13:",
     "mov rax, gs:[{SAVED_FS}]",
     "wrfsbase rax",
@@ -121,25 +160,27 @@ global_asm!(
     "popfq",
     "mov dword ptr [rsp - 8], 0x1f80",
     "ldmxcsr [rsp - 8]",
-    "fninit",
-    "vzeroupper",
     "xor ebp, ebp",
     "mov rdi, rsi",
     "mov rsi, rdx",
+    "RESET_EXTENDED",
     // From the bootstrap, on every entry.
     "mov rdx, r9",
     "mov rcx, r10",
     "call {slot_main}",
     "ud2",
+    ".globl unexpected_entry",
+    "unexpected_entry:",
     "19:",
     "ud2",
     // ---------------------------------------------------------------- exceptions, stage 1
     "20:",
-    // A kick during stage 1 enters once more: nothing to do but to go on with stage 1.
-    "cmp eax, 2",
-    "je 21f",
+    // A kick during stage 1, or before this slot was ever set up, enters once more: nothing to do
+    // but to go on with what was interrupted.
     "cmp eax, 1",
-    "jne 19b",
+    "jne 21f",
+    "cmp qword ptr gs:[{EXCEPTION_STACK}], 0",
+    "je 21f",
     "mov gs:[{EXCEPTION_RETURN}], rcx",
     "mov gs:[{EXCEPTION_RSP}], rsp",
     "mov gs:[{EXCEPTION_RBP}], rbp",
@@ -172,8 +213,15 @@ global_asm!(
     "ENCLU_SITE",
     "ud2",
     "21:",
-    "mov rbx, rcx",
+    // If it was a fault (EXITINFO of the newest frame is valid), it would come again for ever.
+    "rdgsbase rdx",
+    "shl eax, {SSA_FRAME_SHIFT}",
     "xor edi, edi",
+    "bt dword ptr [rdx + rax + {NEWEST_EXITINFO}], 31",
+    "jnc 22f",
+    "mov edi, {PANIC}",
+    "22:",
+    "mov rbx, rcx",
     "xor esi, esi",
     "xor edx, edx",
     "xor r8d, r8d",
@@ -209,8 +257,8 @@ global_asm!(
     "xor edx, edx",
     "mov rcx, gs:[0]",
     "xsave64 [rcx + {XSAVE_OFFSET}]",
-    "fninit",
-    "vzeroupper",
+    "mov eax, {EXTENDED}",
+    "xrstor64 [rip + {initial_state}]",
     "30:",
     "mov rdx, r10",
     "xor r10d, r10d",
@@ -232,8 +280,10 @@ global_asm!(
     ".type leave_slot, @function",
     "leave_slot:",
     "CLEAR_VECTORS",
-    "fninit",
-    "vzeroupper",
+    // The arguments are in rdi, rsi and rdx.
+    "mov r8, rdx",
+    "RESET_EXTENDED",
+    "mov rdx, r8",
     "xor ecx, ecx",
     "xor r8d, r8d",
     "xor r9d, r9d",
@@ -278,6 +328,10 @@ global_asm!(
     "pop r11",
     "mov [rsp + {RFLAGS}], r11",
     "mov [rsp + {R11}], r11",
+    // Alignment checks are the program's; compiled code knows nothing of them.
+    "bt r11d, {ALIGNMENT_CHECK}",
+    "jc 42f",
+    "43:",
     "mov rax, gs:[{USER_RSP}]",
     "mov [rsp + {RSP}], rax",
     "SAVE_VECTORS",
@@ -285,6 +339,17 @@ global_asm!(
     "mov rdi, rsp",
     "call {gate_system_call}",
     "jmp return_check",
+    "42:",
+    "push 2",
+    "popfq",
+    "jmp 43b",
+    // ---------------------------------------------------------------- the end
+    ".globl stop_entry",
+    ".p2align 4",
+    "stop_entry:",
+    "mov dword ptr gs:[{MODE}], {KERNEL}",
+    "call {stopped}",
+    "ud2",
     // ---------------------------------------------------------------- exceptions, stage 2
     // Stage 1 has filled in the general registers of the frame; the vector state is the user's.
     ".globl stage2_entry",
@@ -293,6 +358,7 @@ global_asm!(
     "SAVE_VECTORS",
     "mov rdi, rsp",
     "call {stage2}",
+    // Falls through.
     // ---------------------------------------------------------------- return to user code
     ".globl return_to_user",
     "return_to_user:",
@@ -349,6 +415,7 @@ global_asm!(
     USER = const mode::USER,
     REASON_RETURN = const REASON_RETURN,
     EXTENDED = const 5,
+    ALIGNMENT_CHECK = const 18,
     HOST_RETURN = const HOST_RETURN,
     HOST_RSP = const HOST_RSP,
     HOST_RBP = const HOST_RBP,
@@ -362,6 +429,9 @@ global_asm!(
     AREA_TO_STACK_TOP = const bulla_abi::layout::slot::AREA
         - bulla_abi::layout::slot::KERNEL_STACK - bulla_abi::layout::slot::KERNEL_STACK_SIZE,
     EXCEPTION_STACK = const EXCEPTION_STACK,
+    PANIC = const bulla_abi::hostcall::HostCall::Panic as u64,
+    SSA_FRAME_SHIFT = const SSA_FRAME_SHIFT,
+    NEWEST_EXITINFO = const NEWEST_EXITINFO,
     EXCEPTION_RETURN = const EXCEPTION_RETURN,
     EXCEPTION_RSP = const EXCEPTION_RSP,
     EXCEPTION_RBP = const EXCEPTION_RBP,
@@ -389,8 +459,10 @@ global_asm!(
     XMM = const offset_of!(Frame, xmm),
     MXCSR = const offset_of!(Frame, mxcsr),
     slot_main = sym crate::threads::slot_main,
+    initial_state = sym INITIAL_STATE,
     stage1 = sym crate::exception::stage1,
     stage2 = sym crate::exception::stage2,
+    stopped = sym crate::panic::stopped,
     gate_system_call = sym crate::exception::gate_system_call,
     pending_work = sym crate::exception::pending_work,
 );

@@ -16,6 +16,7 @@ use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
 use bulla_libos::{Exception, Next, mm::sites};
 
 use crate::area::{self, Area, Frame, mode};
+use crate::panic::Fault;
 use crate::{entry, threads};
 
 const SSA_FRAME_SIZE: u64 = SSA_FRAME_PAGES * 4096;
@@ -57,6 +58,8 @@ const EXINFO_SIZE: u64 = 16;
 const NUDGE: u32 = 256;
 /// Added to the vector of a fault that only the host reports.
 const HOST_WORD: u32 = 512;
+const DEBUG: u32 = 1;
+const TRAP_FLAG: u64 = 1 << 8;
 const PAGE_FAULT: u32 = 14;
 const GENERAL_PROTECTION: u32 = 13;
 
@@ -74,6 +77,9 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
         (*(exinfo as *const u64), *((exinfo + 8) as *const u32))
     };
     area.kick_ack.fetch_add(1, Ordering::SeqCst);
+    if crate::panic::ended() {
+        return stop(area, gpr);
+    }
     let valid = gpr.exitinfo & 1 << 31 != 0;
     let vector = gpr.exitinfo & 0xff;
     // Consumed: a kick between this stage's EEXIT and the ERESUME enters once more, and must not
@@ -84,7 +90,8 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
 
     if in_user {
         if area.mode.load(Ordering::Relaxed) != mode::USER {
-            crate::panic::fatal("user code ran while the kernel was active");
+            crate::panic::note(Fault::UserBesideKernel);
+            return stop(area, gpr);
         }
         area.mode.store(mode::KERNEL, Ordering::Relaxed);
         let is_page_fault = valid && vector == 14;
@@ -126,7 +133,36 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
         gpr.rip = fixup;
         return;
     }
-    crate::panic::fatal_fault(vector, gpr.rip, fault_address, gpr.rsp);
+    if vector == DEBUG {
+        // The program had set TF when it came in through a trampoline: it steps its own code only.
+        gpr.rflags &= !TRAP_FLAG;
+        return;
+    }
+    let rip = gpr.rip;
+    crate::panic::note(if rip == &raw const entry::unexpected_entry as u64 {
+        Fault::UnexpectedEntry
+    } else if vector == PAGE_FAULT && fault_address < threads::user_end() {
+        Fault::PageTaken {
+            rip,
+            address: fault_address,
+        }
+    } else {
+        Fault::Exception {
+            vector,
+            rip,
+            address: fault_address,
+            rsp: gpr.rsp,
+        }
+    });
+    stop(area, gpr);
+}
+
+/// Lets the interrupted thread continue, at CSSA 0, with the end of the container: whatever it was
+/// doing is over, so its kernel stack starts anew.
+fn stop(area: &mut Area, gpr: &mut GprSgx) {
+    gpr.rip = &raw const entry::stop_entry as u64;
+    gpr.rsp = area.frame as u64;
+    gpr.rflags = 2;
 }
 
 /// Vectors that EXITINFO reports only with EXINFO (SDM volume 3D, section 38.9.1.1).

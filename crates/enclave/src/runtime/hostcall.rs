@@ -6,12 +6,20 @@ use bulla_libos::errno::{EINTR, EINVAL};
 
 use crate::{area, entry, untrusted};
 
-/// A host call on this thread.
-pub fn call(call: HostCall, arguments: [u64; 4]) -> i64 {
+/// A host call and nothing else.
+pub fn raw(call: HostCall, arguments: [u64; 4]) -> i64 {
     let [a, b, c, d] = arguments;
     // SAFETY: the routine saves and restores everything compiled code relies on; the host can
     // only answer or not answer.
-    let answer = unsafe { entry::raw_host_call(call as u64, a, b, c, d) };
+    unsafe { entry::raw_host_call(call as u64, a, b, c, d) }
+}
+
+/// A host call on this thread. Does not return once the container has ended.
+pub fn call(call: HostCall, arguments: [u64; 4]) -> i64 {
+    let answer = raw(call, arguments);
+    if crate::panic::ended() {
+        crate::panic::wait_for_the_end();
+    }
     if answer == -i64::from(EINTR.code()) && may_wait(call) {
         take_signals();
     }

@@ -203,7 +203,11 @@ pub fn decommit(address: u64, len: u64) {
         // Not committed from here on, whatever the host does: the pages are trimmed or cleared
         // before they are used again.
         if kind == LayoutKind::Dynamic {
-            host(HostCall::MemType, start, len, secinfo::TYPE_TRIM >> 8)?;
+            // The application has given them up and may map them anew, as zeros: a host that keeps
+            // them cannot be lived with.
+            if host(HostCall::MemType, start, len, secinfo::TYPE_TRIM >> 8).is_err() {
+                crate::panic::fatal("the host did not take back memory");
+            }
             let trimmed = SecInfo::new(secinfo::TYPE_TRIM | secinfo::MODIFIED);
             let mut page = start;
             while page < start + len {
@@ -214,11 +218,13 @@ pub fn decommit(address: u64, len: u64) {
                 page += PAGE;
             }
             mark(start, len, false);
-            host(HostCall::MemRemove, start, len, 0)
+            // A host that leaves them there cannot add them again, that is all.
+            let _ = host(HostCall::MemRemove, start, len, 0);
         } else {
             mark(start, len, false);
-            host(HostCall::MemProtect, start, len, 0)
+            let _ = host(HostCall::MemProtect, start, len, 0);
         }
+        Ok(())
     });
 }
 

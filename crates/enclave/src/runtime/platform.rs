@@ -341,6 +341,10 @@ impl Platform for Enclave {
         }
     }
 
+    fn fatal(&self, reason: &str) -> ! {
+        crate::panic::fatal(reason)
+    }
+
     fn log(&self, level: u8, message: &str) {
         crate::boot::log(level, message);
     }

@@ -16,7 +16,7 @@ use bulla_libos::process::thread::StartState;
 use bulla_libos::sync::SpinLock;
 use bulla_libos::{Result, Thread, mm::sites};
 
-use crate::area::{self, Area, FRAME_SIZE, mode};
+use crate::area::{self, Area, FRAME_SIZE, mode, offer};
 use crate::{entry, hostcall, memory, untrusted};
 
 /// What `Area::work` points to while no thread is there.
@@ -100,11 +100,14 @@ pub extern "C" fn slot_main(
         thread.slot.store(0, Ordering::SeqCst);
         assign(area, thread);
         BOOTED.store(true, Ordering::SeqCst);
-    } else if BOOTED.load(Ordering::SeqCst) {
-        set_shared(area, shared);
     }
+    if !take_offer(area) {
+        // Nobody asked for this entry. Nothing else in the area may be touched: its next thread
+        // may be on its way.
+        leave();
+    }
+    set_shared(area, shared);
     let Some(thread) = area.thread.clone() else {
-        // Nobody asked for this entry.
         leave();
     };
     if bulla_libos::is_service(&thread) {
@@ -162,12 +165,22 @@ fn set_shared(area: &mut Area, shared: u64) {
     area.shared = shared;
 }
 
+/// Whether a thread was there to take, which is now this entry's.
+fn take_offer(area: &Area) -> bool {
+    let taken =
+        area.offer
+            .compare_exchange(offer::MADE, offer::NONE, Ordering::SeqCst, Ordering::SeqCst);
+    taken.is_ok()
+}
+
+/// Puts a thread into a free slot, for the entry that comes next.
 fn assign(area: &mut Area, thread: Arc<Thread>) {
     area.work.store(
         thread.work_word() as *const AtomicU32 as *mut AtomicU32,
         Ordering::SeqCst,
     );
     area.thread = Some(thread);
+    area.offer.store(offer::MADE, Ordering::SeqCst);
 }
 
 /// Loads a start state and returns to user code.
@@ -241,9 +254,9 @@ pub fn spawn(thread: Arc<Thread>) -> Result<()> {
     // SAFETY: the slot is ours until the thread starts; its pages are there.
     assign(unsafe { &mut *area_of(slot) }, thread);
     let answer = hostcall::call(HostCall::ThreadStart, [u64::from(slot), 0, 0, 0]);
-    if answer < 0 {
-        // SAFETY: as above; the host says that it did not start it. Should it do so later, the
-        // slot's thread is gone and the entry leaves at once.
+    // SAFETY: a slot that exists; only the atomic is used.
+    if answer < 0 && take_offer(unsafe { &*area_of(slot) }) {
+        // SAFETY: the host says that it did not start it, and no entry can any more.
         let area = unsafe { &mut *area_of(slot) };
         area.thread = None;
         area.work

@@ -14,6 +14,16 @@ use crate::errno::{EFAULT, EIO, ENOMEM};
 use crate::platform::{Protection, platform};
 use crate::{Errno, Result};
 
+/// How a fault was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Something had to be brought in.
+    Brought,
+    /// The page is there and allows the access: another thread was faster, or the host keeps it
+    /// from us.
+    Present,
+}
+
 /// An access that the address space does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -74,7 +84,7 @@ impl Space {
         &self,
         address: u64,
         access: Protection,
-    ) -> core::result::Result<(), Fault> {
+    ) -> core::result::Result<Resolved, Fault> {
         let page = page_down(address);
         let mut locked = match self.beside(page) {
             Beside::Nobody => self.lock(),
@@ -105,18 +115,21 @@ impl Space {
                 let allowed = view
                     .object
                     .allow(view.offset_of(page), vma.page_protection());
-                return allowed.map_err(|_| Fault::NoMemory);
+                return allowed
+                    .map(|()| Resolved::Brought)
+                    .map_err(|_| Fault::NoMemory);
             }
-            return Ok(());
+            return Ok(Resolved::Present);
         }
         if locked.saved.contains_key(&page) {
-            return match locked.resident {
-                true => super::swap::restore(&mut locked, &vma, page..page + PAGE)
-                    .map_err(|_| Fault::NoMemory),
-                false => Ok(()),
-            };
+            if locked.resident {
+                super::swap::restore(&mut locked, &vma, page..page + PAGE)
+                    .map_err(|_| Fault::NoMemory)?;
+            }
+            return Ok(Resolved::Brought);
         }
-        locked.bring_in(&vma, page)
+        locked.bring_in(&vma, page)?;
+        Ok(Resolved::Brought)
     }
 
     /// Who must not run while a page is brought in: it means reading a file, or moving the page from

@@ -54,7 +54,7 @@ use crate::platform::platform;
 use crate::sync::{SpinGuard, SpinLock};
 
 pub use allocator::PAGE;
-pub use fault::Fault;
+pub use fault::{Fault, Resolved};
 pub use maps::MapLine;
 pub use vma::{Backing, Vma, VmaFlags};
 

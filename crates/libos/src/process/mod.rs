@@ -12,6 +12,7 @@ pub mod exit;
 pub mod limits;
 pub mod pidfd;
 pub mod program;
+pub mod stuck;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod tests;

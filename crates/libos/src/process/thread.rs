@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::Process;
+use super::stuck::Stuck;
 use crate::fs::context::FsContext;
 use crate::fs::file::OpenFile;
 use crate::fs::table::FdTable;
@@ -64,6 +65,8 @@ pub struct Thread {
     /// Where a futex wait stands.
     pub futex: crate::sync::futex::FutexWait,
     pub clock: super::times::ThreadClock,
+    /// Faults at a page that is there.
+    pub stuck: Stuck,
     /// prctl(PR_SET_TIMERSLACK), ns; kept, not used.
     pub timer_slack: AtomicU64,
     /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
@@ -93,6 +96,7 @@ impl Thread {
             files: SpinLock::new(files),
             fs: SpinLock::new(fs),
             signals: Default::default(),
+            stuck: Stuck::default(),
             exit: Default::default(),
             name: SpinLock::new(Vec::new()),
             futex: Default::default(),

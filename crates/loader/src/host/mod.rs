@@ -184,7 +184,11 @@ impl Call<'_> {
 
     fn panic_message(&self) {
         let text = self.text(self.arguments[0]);
-        let text = text.as_deref().unwrap_or("it gave no reason");
+        let text = match text.as_deref() {
+            Ok("") => "a fault before it was ready, or while it looked at one",
+            Ok(text) => text,
+            Err(_) => "it gave no reason",
+        };
         eprintln!("bulla: the enclave's runtime stopped: {text}");
     }
 

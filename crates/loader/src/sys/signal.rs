@@ -55,6 +55,8 @@ static KICKED: OnceLock<&'static dyn Kicked> = OnceLock::new();
 static SUPERVISOR: AtomicI32 = AtomicI32::new(0);
 /// Container signals that arrived: bit n-1 is signal n.
 static PENDING: AtomicU64 = AtomicU64::new(0);
+/// How many requests to end arrived: SIGINT, SIGTERM and SIGQUIT.
+static REQUESTS: AtomicU64 = AtomicU64::new(0);
 
 /// Makes this thread the supervisor and installs the handlers. Once per process.
 pub fn install(kicked: &'static dyn Kicked, terminal: bool) -> io::Result<()> {
@@ -196,10 +198,25 @@ pub fn supervise(limit_ns: u64) -> bool {
     };
     // SAFETY: a valid set and timeout; no information is asked for.
     let signal = unsafe { libc::sigtimedwait(&set, ptr::null_mut(), &limit) };
-    if signal > 0 && signal != NUDGE_SIGNAL {
-        PENDING.fetch_or(1 << (signal - 1), Ordering::SeqCst);
+    if signal > 0 {
+        arrived(signal);
     }
     PENDING.load(Ordering::SeqCst) != 0
+}
+
+fn arrived(signal: i32) {
+    if signal == NUDGE_SIGNAL {
+        return;
+    }
+    if matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGQUIT) {
+        REQUESTS.fetch_add(1, Ordering::SeqCst);
+    }
+    PENDING.fetch_or(1 << (signal - 1), Ordering::SeqCst);
+}
+
+/// How often the container was asked to end (SIGINT, SIGTERM, SIGQUIT).
+pub fn requests_to_end() -> u64 {
+    REQUESTS.load(Ordering::SeqCst)
 }
 
 /// Takes the signals that arrived for the container: bit n-1 is signal n.
@@ -208,9 +225,7 @@ pub fn take_pending() -> u64 {
 }
 
 extern "C" fn on_container_signal(signal: i32, _: *mut libc::siginfo_t, _: *mut c_void) {
-    if signal != NUDGE_SIGNAL {
-        PENDING.fetch_or(1 << (signal - 1), Ordering::SeqCst);
-    }
+    arrived(signal);
     nudge_supervisor();
 }
 
