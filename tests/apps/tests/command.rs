@@ -157,6 +157,36 @@ fn signals_are_forwarded() {
     }
 }
 
+#[test]
+fn a_program_that_goes_on_is_killed_at_the_third_request() {
+    if !only_enclave() {
+        return;
+    }
+    for signal in ["TERM", "INT"] {
+        let mut child = shell("trap '' TERM INT; echo ready; while true; do sleep 1; done")
+            .command(Side::Enclave)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        let stdout = child.stdout.as_mut().unwrap();
+        std::io::Read::read_exact(stdout, &mut ready).unwrap();
+        for turn in 0..3 {
+            assert!(child.try_wait().unwrap().is_none(), "{signal} {turn}");
+            Command::new("kill")
+                .args(["-s", signal, &child.id().to_string()])
+                .status()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(300));
+        }
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(137), "{signal}");
+        let said = text(&output.stderr);
+        assert!(said.contains("asked 3 times to end"), "{said}");
+    }
+}
+
 fn measure(arguments: &[&str]) -> serde_json::Value {
     let output = run_bulla(&[&["measure", "--json"], arguments].concat());
     assert!(output.status.success(), "{}", text(&output.stderr));

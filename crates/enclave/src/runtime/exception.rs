@@ -113,10 +113,12 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
     }
     if !valid && is_unreported(host_vector) {
         // A copy that is said to have faulted fails; the kernel then looks at the page itself.
-        if let Some(fixup) = crate::usercopy::fixup(gpr.rip) {
-            gpr.rip = fixup;
-            return;
+        // Anywhere else it would come again for ever, if it is true.
+        match crate::usercopy::fixup(gpr.rip) {
+            Some(fixup) => gpr.rip = fixup,
+            None => give_up(area, gpr, host_vector as u32, host_address),
         }
+        return;
     }
     if !valid {
         let window =
@@ -138,19 +140,21 @@ pub extern "C" fn stage1(host_vector: u64, host_address: u64, host_error: u64) {
         gpr.rflags &= !TRAP_FLAG;
         return;
     }
+    give_up(area, gpr, vector, fault_address);
+}
+
+/// A fault of the runtime that has no fixup ends the container.
+fn give_up(area: &mut Area, gpr: &mut GprSgx, vector: u32, address: u64) {
     let rip = gpr.rip;
     crate::panic::note(if rip == &raw const entry::unexpected_entry as u64 {
         Fault::UnexpectedEntry
-    } else if vector == PAGE_FAULT && fault_address < threads::user_end() {
-        Fault::PageTaken {
-            rip,
-            address: fault_address,
-        }
+    } else if vector == PAGE_FAULT && address < threads::user_end() {
+        Fault::PageTaken { rip, address }
     } else {
         Fault::Exception {
             vector,
             rip,
-            address: fault_address,
+            address,
             rsp: gpr.rsp,
         }
     });
