@@ -33,6 +33,34 @@ pub enum Command {
             bulla run [OPTIONS] --rootfs DIR PROGRAM [ARGS]..."
     )]
     Run(Box<RunArguments>),
+    /// Convert an image into a confidential image
+    Build(Box<crate::build::Arguments>),
+    /// Sign a confidential image again
+    Sign(Box<crate::sign::Arguments>),
+    /// Say why two confidential images have different measurements
+    Diff(crate::diff::Arguments),
+    /// Say what will work of an image, before it is converted
+    Check(crate::check::Arguments),
+    /// List containers
+    Ps(crate::containers::PsArguments),
+    /// Print the output of a container that was started with -d
+    Logs(crate::containers::LogsArguments),
+    /// Stop containers: the image's stop signal, then SIGKILL
+    Stop(crate::containers::StopArguments),
+    /// Send a signal to containers
+    Kill(crate::containers::KillArguments),
+    /// Remove containers that have ended
+    Rm(crate::containers::RmArguments),
+    /// Wait for the end of a container and print its exit code
+    Wait(crate::containers::WaitArguments),
+    /// Fetch an image from a registry
+    Pull(crate::registry::PullArguments),
+    /// Push an image of this machine to a registry
+    Push(crate::registry::PushArguments),
+    /// List the images of this machine
+    Images(crate::registry::ImagesArguments),
+    /// The entry point of confidential images, inside their containers
+    Start(Box<crate::start::Arguments>),
     /// Predict the identity (MRENCLAVE, MRSIGNER) of what `run` would start
     #[command(
         after_help = MEASURE_EXAMPLES,
@@ -80,8 +108,9 @@ pub enum Command {
 }
 
 const RUN_EXAMPLES: &str = "\
-IMAGE is a file written by `docker save`, `podman save` or `skopeo copy`, or an OCI layout
-directory; PATH:TAG chooses one of several images in it. Options after IMAGE belong to the program.
+IMAGE is a name (redis:7), looked for on this machine and then at its registry; a file written by
+`docker save`, `podman save` or `skopeo copy`, or an OCI layout directory, where PATH:TAG chooses one
+of several images; docker-daemon:NAME or containers-storage:NAME. Options after IMAGE belong to the program.
 
 The exit code is the program's; 125 when bulla itself failed, 126 when the entry point cannot be
 executed, 127 when it does not exist, 128+n after signal n.
@@ -115,6 +144,9 @@ pub struct Workload {
     /// Run a program from this directory instead of an image
     #[arg(long, value_name = "DIR")]
     pub rootfs: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub registry: crate::registry::RegistryArguments,
 
     /// Manifest (bulla.toml) of the container; options then go where it lets them
     #[arg(long, value_name = "FILE")]
@@ -168,10 +200,6 @@ pub struct Workload {
     #[arg(long, value_name = "NAME:ADDRESS")]
     pub add_host: Vec<String>,
 
-    /// Let the host start further programs in the container (`bulla exec`)
-    #[arg(long)]
-    pub insecure_exec: bool,
-
     /// Print system calls as strace does, all or those named: --strace=open,read or --strace=%file
     /// or --strace='!read' (insecure: shows what the program does)
     #[arg(
@@ -218,9 +246,17 @@ pub struct RunArguments {
     #[arg(long, value_name = "NETWORK", default_value = "host", value_parser = ["host"])]
     pub network: String,
 
-    /// Accepted for familiarity: nothing of a container is kept anyway
+    /// Keep nothing of a container that was started with -d or --name after its end
     #[arg(long)]
     pub rm: bool,
+
+    /// Run in the background and print the container's id
+    #[arg(short, long)]
+    pub detach: bool,
+
+    /// For `-d`: be the container of this id
+    #[arg(long, hide = true, value_name = "ID")]
+    pub container_id: Option<String>,
 
     #[command(flatten)]
     pub platform: PlatformArguments,
@@ -278,6 +314,9 @@ pub struct MeasureArguments {
 pub struct InspectArguments {
     /// The image
     pub image: OsString,
+
+    #[command(flatten)]
+    pub registry: crate::registry::RegistryArguments,
 
     /// Print JSON
     #[arg(long)]

@@ -4,8 +4,11 @@ use crate::args::Layout;
 use crate::failure::Failure;
 use crate::state::State;
 use crate::workload::Prepared;
+use bulla_abi::config::Config;
 use bulla_abi::layout::LayoutKind;
+use bulla_image::embedded;
 use bulla_image::{Content, Date, Description, EnclaveImage, Options, SigStruct};
+use bulla_oci::built::Built;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 impl From<Layout> for LayoutKind {
@@ -17,23 +20,70 @@ impl From<Layout> for LayoutKind {
     }
 }
 
+/// The enclave's own programs.
+pub enum Programs {
+    /// Those of this bulla.
+    Embedded,
+    /// Those in a confidential image.
+    Files {
+        bootstrap: Vec<u8>,
+        runtime: Vec<u8>,
+    },
+}
+
+impl Programs {
+    /// The programs of a confidential image.
+    pub fn of(built: &Built) -> Result<Programs, Failure> {
+        Ok(Programs::Files {
+            bootstrap: built.read("bootstrap")?,
+            runtime: built.read("runtime")?,
+        })
+    }
+}
+
+/// Lays an enclave out and measures it.
+pub fn lay_out(
+    programs: &Programs,
+    config: &Config,
+    kind: LayoutKind,
+    options: &Options,
+) -> Result<EnclaveImage, Failure> {
+    let (bootstrap, runtime) = match programs {
+        Programs::Embedded => (embedded::BOOTSTRAP, embedded::RUNTIME),
+        Programs::Files { bootstrap, runtime } => (&bootstrap[..], &runtime[..]),
+    };
+    Ok(bulla_image::layout(
+        bootstrap, runtime, config, kind, options,
+    )?)
+}
+
 /// Lays the workload's enclave out and measures it.
 pub fn build(
     prepared: &Prepared,
     kind: LayoutKind,
     options: &Options,
 ) -> Result<EnclaveImage, Failure> {
-    let config = prepared.config(kind);
-    Ok(bulla_image::embedded::image(&config, kind, options)?)
+    lay_out(&prepared.programs, prepared.config(kind), kind, options)
 }
 
-/// A SIGSTRUCT for the image by this machine's development key, kept so that the next start of the
+/// A confidential image's own SIGSTRUCT; else one by this machine's development key, kept so that the next start of the
 /// same enclave need not sign.
 pub fn sign(
     prepared: &Prepared,
     image: &EnclaveImage,
     state: &State,
 ) -> Result<SigStruct, Failure> {
+    if let Some(signed) = prepared.signature(image.kind) {
+        if signed.enclave_hash != image.mrenclave {
+            return Err(Failure::new(format!(
+                "the image's signature is for MRENCLAVE {}, but its content has {}: the image was \
+                 changed after it was signed; fetch it again",
+                crate::state::hex(&signed.enclave_hash),
+                crate::state::hex(&image.mrenclave)
+            )));
+        }
+        return Ok(signed.clone());
+    }
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
     let date = Date::from_unix(seconds.map_or(0, |time| time.as_secs()));
     let wanted = describe(image, date, prepared.product_id, prepared.security_version);

@@ -8,22 +8,30 @@
 mod agent;
 mod args;
 mod banner;
+mod build;
+mod check;
 mod cluster;
+mod containers;
 mod coordinator;
 mod coordinator_args;
 mod debugger;
+mod diff;
 mod doctor;
 mod doctor_attestation;
 mod enclave;
 mod failure;
 mod inspect;
+mod keys;
 mod manifest;
 mod measure;
 mod platform;
 mod proxy;
 mod quoter;
+mod registry;
 mod run;
 mod settle;
+mod sign;
+mod start;
 mod state;
 mod verify;
 mod workload;
@@ -50,6 +58,20 @@ fn main() -> ExitCode {
         Command::Run(arguments) => (run::run(arguments), arguments.json),
         Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
+        Command::Build(arguments) => (build::run(arguments).map(|()| 0), false),
+        Command::Sign(arguments) => (sign::run(arguments).map(|()| 0), false),
+        Command::Diff(arguments) => (diff::run(arguments), false),
+        Command::Pull(arguments) => (registry::pull(arguments).map(|()| 0), false),
+        Command::Push(arguments) => (registry::push(arguments).map(|()| 0), false),
+        Command::Images(arguments) => (registry::images(arguments).map(|()| 0), false),
+        Command::Check(arguments) => (check::run(arguments), false),
+        Command::Ps(arguments) => (containers::ps(arguments).map(|()| 0), false),
+        Command::Logs(arguments) => (containers::logs(arguments).map(|()| 0), false),
+        Command::Stop(arguments) => (containers::stop(arguments).map(|()| 0), false),
+        Command::Kill(arguments) => (containers::kill(arguments).map(|()| 0), false),
+        Command::Rm(arguments) => (containers::rm(arguments).map(|()| 0), false),
+        Command::Wait(arguments) => (containers::wait(arguments).map(|()| 0), false),
+        Command::Start(arguments) => (start::run(arguments), false),
         Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
         Command::Coordinator(arguments) => (coordinator::run(arguments), false),
         Command::Status(contact) => (cluster::status(contact).map(|()| 0), false),

@@ -7,6 +7,7 @@ use crate::state::{State, hex};
 use crate::workload;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::Options;
+use bulla_oci::listing::Files;
 use serde::Serialize;
 
 /// Measurements of one workload.
@@ -17,6 +18,7 @@ struct Report {
     rootfs_hash: String,
     layouts: Vec<Measured>,
     mrsigner: String,
+    development_key: bool,
     isv_prod_id: u16,
     isv_svn: u16,
 }
@@ -33,6 +35,14 @@ struct Measured {
 /// Runs the command.
 pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
     let prepared = workload::prepare(&arguments.workload)?;
+    // The enclave will check each block; whoever trusts the measurement wants to know now.
+    let files = Files::open(
+        &prepared.rootfs,
+        &prepared.config(LayoutKind::Dynamic).rootfs,
+    )?;
+    if prepared.signature(LayoutKind::Dynamic).is_some() {
+        files.list()?;
+    }
     let kinds = match arguments.layout {
         Some(layout) => vec![layout.into()],
         None => vec![LayoutKind::Dynamic, LayoutKind::Static],
@@ -54,6 +64,7 @@ pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
         image: prepared.digest.to_string(),
         rootfs_hash: hex(&prepared.config(LayoutKind::Dynamic).rootfs.root_hash),
         layouts,
+        development_key: prepared.signature(LayoutKind::Dynamic).is_none(),
         mrsigner: hex(&signed.mrsigner()),
         isv_prod_id: signed.isv_prod_id,
         isv_svn: signed.isv_svn,
@@ -73,8 +84,13 @@ impl std::fmt::Display for Report {
         }
         writeln!(
             f,
-            "MRSIGNER             {} (development key)",
-            self.mrsigner
+            "MRSIGNER             {}{}",
+            self.mrsigner,
+            if self.development_key {
+                " (development key)"
+            } else {
+                ""
+            }
         )?;
         writeln!(f, "product id           {}", self.isv_prod_id)?;
         writeln!(f, "SVN                  {}", self.isv_svn)?;

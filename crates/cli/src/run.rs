@@ -1,28 +1,25 @@
 //! `bulla run`.
 
-use crate::args::RunArguments;
+use crate::args::{Layout, PlatformArguments, RunArguments};
 use crate::banner::{self, Start, Style};
+use crate::containers;
 use crate::debugger::Debugger;
 use crate::enclave;
-use crate::failure::Failure;
+use crate::failure::{BULLA_FAILED, Failure};
 use crate::platform;
 use crate::quoter;
 use crate::state::{State, hex};
-use crate::workload;
+use crate::workload::{self, Prepared};
 use bulla_abi::config::Insecure;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::Options;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsRawFd, IntoRawFd};
 
 /// Runs the command; the result is the exit code.
 pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
-    let style = match (arguments.json, arguments.quiet) {
-        (true, _) => Style::Json,
-        (_, true) => Style::Quiet,
-        _ => Style::Text,
-    };
     for publish in &arguments.publish {
         check_port(publish)?;
     }
@@ -32,9 +29,148 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
             "standard input is not a terminal; leave -t out, or run from a terminal",
         ));
     }
-    let opened = platform::open(&arguments.platform)?;
+    if arguments.detach {
+        return detach(arguments);
+    }
+    let prepared = workload::prepare(&arguments.workload)?;
+    let id = match &arguments.container_id {
+        Some(id) => {
+            // Away from the terminal that started it.
+            let _ = rustix::process::setsid();
+            id.clone()
+        }
+        None => containers::new_id()?,
+    };
+    let words = &arguments.workload.words;
+    let shown = |words: &[OsString]| -> String {
+        let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+        words.join(" ")
+    };
+    let (image, command) = match &arguments.workload.rootfs {
+        Some(directory) => (directory.display().to_string(), shown(words)),
+        None => (shown(&words[..1]), shown(&words[1..])),
+    };
+    let keep =
+        !arguments.rm && (arguments.container_id.is_some() || arguments.workload.name.is_some());
+    let register = Register {
+        id,
+        name: arguments.workload.name.clone(),
+        image,
+        command,
+        keep,
+    };
+    enter(
+        prepared,
+        Launch {
+            platform: &arguments.platform,
+            layout: arguments.layout,
+            interactive: arguments.interactive,
+            stats: arguments.stats,
+            hostile_host: arguments.hostile_host,
+            register: Some(register),
+            style: match (arguments.json, arguments.quiet) {
+                (true, _) => Style::Json,
+                (_, true) => Style::Quiet,
+                _ => Style::Text,
+            },
+        },
+    )
+}
+
+/// What `bulla ps` says about a container.
+pub struct Register {
+    pub id: String,
+    pub name: Option<String>,
+    pub image: String,
+    pub command: String,
+    /// Whether it is listed after its end.
+    pub keep: bool,
+}
+
+/// Starts this command again in the background, and waits until its container is registered.
+fn detach(arguments: &RunArguments) -> Result<u8, Failure> {
+    if arguments.interactive || arguments.workload.tty {
+        return Err(Failure::new(
+            "-d leaves nobody to type: -i and -t need the foreground; leave -d or -it out",
+        ));
+    }
+    let id = containers::new_id()?;
+    let (path, log) = containers::log_file(&id)?;
+    let failed =
+        |error: std::io::Error| Failure::new(format!("cannot start in the background: {error}"));
+    let other = log.try_clone().map_err(failed)?;
+    let own = std::env::current_exe().map_err(failed)?;
+    // Options end at the image: what follows may look like ours.
+    let given: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let split = given.len() - arguments.workload.words.len();
+    let options = given[..split]
+        .iter()
+        .filter(|word| *word != "-d" && *word != "--detach");
+    let mut child = std::process::Command::new(own)
+        .args(options)
+        .args(["--container-id", &id])
+        .args(&given[split..])
+        .stdin(std::process::Stdio::null())
+        .stdout(log)
+        .stderr(other)
+        .spawn()
+        .map_err(failed)?;
+    loop {
+        if containers::is_registered(&id) {
+            crate::print(&format!("{id}\n"))?;
+            return Ok(0);
+        }
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            containers::discard(&id);
+            if status.success() {
+                // It was so short that it has been removed already (--rm).
+                crate::print(&format!("{id}\n"))?;
+                return Ok(0);
+            }
+            let last = text.lines().last().unwrap_or("it gave no reason");
+            return Err(Failure::new(
+                last.trim_start_matches("bulla: ")
+                    .trim_start_matches("error: "),
+            ));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+/// How a workload is started.
+pub struct Launch<'a> {
+    pub platform: &'a PlatformArguments,
+    pub layout: Option<Layout>,
+    /// Standard input is passed on.
+    pub interactive: bool,
+    pub stats: bool,
+    pub hostile_host: Option<u64>,
+    /// How `bulla ps` lists it.
+    pub register: Option<Register>,
+    pub style: Style,
+}
+
+impl<'a> Launch<'a> {
+    /// Nothing out of the ordinary.
+    pub fn default_for(platform: &'a PlatformArguments) -> Launch<'a> {
+        Launch {
+            platform,
+            layout: None,
+            interactive: false,
+            stats: false,
+            hostile_host: None,
+            register: None,
+            style: Style::Text,
+        }
+    }
+}
+
+/// Starts a workload and waits for its end; the result is the exit code.
+pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
+    let opened = platform::open(how.platform)?;
     let features = opened.backend.features();
-    let kind = match arguments.layout.map(LayoutKind::from) {
+    let kind = match how.layout.map(LayoutKind::from) {
         Some(LayoutKind::Dynamic) if !features.edmm => {
             return Err(Failure::new(
                 "the dynamic layout needs EDMM, which this platform does not offer (Linux 6.0 on a \
@@ -45,7 +181,6 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         None if features.edmm => LayoutKind::Dynamic,
         None => LayoutKind::Static,
     };
-    let prepared = workload::prepare(&arguments.workload)?;
     let config = prepared.config(kind);
     let options = Options {
         exinfo: features.exinfo,
@@ -71,9 +206,21 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
                 .collect(),
         },
         &config.insecure,
-        style,
+        how.style,
     );
 
+    let mrenclave = hex(&image.mrenclave);
+    let own = how.register.map(|register| {
+        let new = containers::New {
+            name: register.name.as_deref(),
+            image: register.image,
+            command: register.command,
+            stop_signal: config.stop_signal,
+            mrenclave,
+        };
+        containers::Own::register(new, &register.id, register.keep)
+    });
+    let own = own.transpose()?;
     let shown = prepared.rootfs.display();
     let rootfs = File::open(&prepared.rootfs)
         .map_err(|error| Failure::new(format!("cannot open {shown}: {error}")))?;
@@ -84,9 +231,9 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     ));
     launch.rootfs = Some(rootfs);
     launch.input = prepared.input.to_bytes();
-    launch.stats = arguments.stats;
+    launch.stats = how.stats;
     let mut leftover = None;
-    launch.terminal = arguments.workload.tty;
+    launch.terminal = prepared.input.terminal;
     if config.insecure.contains(&Insecure::Debugger) {
         if platform_name != "emulated" {
             return Err(Failure::new(
@@ -98,12 +245,12 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         leftover = Some(debugger.directory().to_owned());
         launch.debugger = Some(Box::new(debugger));
     }
-    launch.hostile = arguments.hostile_host;
-    if !arguments.interactive {
+    launch.hostile = how.hostile_host;
+    if !how.interactive {
         // As with Docker: without -i there is nothing to read.
         let null = File::open("/dev/null")
             .map_err(|error| Failure::new(format!("cannot open /dev/null: {error}")))?;
-        launch.standard[0] = match arguments.workload.tty {
+        launch.standard[0] = match prepared.input.terminal {
             true => std::io::stdin().as_raw_fd(),
             // The process ends with the container: never closed.
             false => null.into_raw_fd(),
@@ -114,9 +261,14 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
         // What cannot be removed only takes up space.
         let _ = std::fs::remove_dir_all(directory);
     }
+    let code = finished
+        .as_ref()
+        .map_or(BULLA_FAILED, |finished| finished.status.code());
+    if let Some(own) = own {
+        own.finish(code);
+    }
     let finished = finished?;
-    let code = finished.status.code();
-    banner::end(code, finished.stats.as_ref(), style);
+    banner::end(code, finished.stats.as_ref(), how.style);
     Ok(code)
 }
 

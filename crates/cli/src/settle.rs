@@ -17,6 +17,11 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
     let memory = manifest.memory.as_deref().map(parse_size).transpose()?;
     let (argv, default_arguments, arguments) = arguments(manifest, image)?;
     let (env, environment) = environment(manifest, image)?;
+    if manifest.insecure_exec {
+        return Err(Failure::new(
+            "insecure_exec = true: this version of bulla has no `bulla exec` yet; take the key out",
+        ));
+    }
     let network = &manifest.network;
     let workdir = manifest.workdir.as_ref().unwrap_or(&image.workdir);
     let workdir = if workdir.is_empty() { "/" } else { workdir };
@@ -307,6 +312,8 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_refused() {
+        let exec = settled("insecure_exec = true").unwrap_err();
+        assert!(exec.message.contains("no `bulla exec` yet"), "{exec}");
         for kind in ["volume", "insecure_passthrough"] {
             let error = settled(&format!("[[mounts]]\ntarget = \"/d\"\ntype = \"{kind}\""));
             assert!(error.unwrap_err().message.contains("does not"), "{kind}");

@@ -3,6 +3,7 @@
 //! ```text
 //! STATE/development-key.pem   RSA-3072, mode 0600, made on first use
 //! STATE/signatures/HEX        SIGSTRUCTs by MRENCLAVE
+//! STATE/containers/           see `containers.rs`
 //! STATE/emulated/             the emulated machine's fuses
 //! ```
 //! STATE is BULLA_STATE, else XDG_STATE_HOME/bulla, else ~/.local/state/bulla. Several processes
@@ -98,6 +99,11 @@ impl State {
     /// Collateral that was fetched.
     pub fn collateral(&self) -> PathBuf {
         self.dir.join("collateral")
+    }
+
+    /// What is known of containers.
+    pub fn containers(&self) -> PathBuf {
+        self.dir.join("containers")
     }
 
     fn key_path(&self) -> PathBuf {

@@ -5,13 +5,18 @@
 //! Of this machine nothing is measured but environment variables named with `-e NAME`.
 
 use crate::args::Workload;
+use crate::enclave::Programs;
 use crate::failure::Failure;
 use crate::settle::settle;
+use crate::sign;
 use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, Strace, VERSION};
 use bulla_abi::input::HostInput;
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
+use bulla_image::SigStruct;
 use bulla_image::manifest::Manifest;
-use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored};
+use bulla_oci::built::Built;
+use bulla_oci::source::ImageSource;
+use bulla_oci::{Cache, Digest, ImageConfig, Stored, registry};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -51,7 +56,11 @@ impl Draft {
 
 /// A workload whose root file system is ready.
 pub struct Prepared {
-    draft: Draft,
+    /// The measured configurations: dynamic, static.
+    configs: [Config; 2],
+    /// Those of a confidential image.
+    signatures: Option<[SigStruct; 2]>,
+    pub programs: Programs,
     /// What this machine adds at the start, unmeasured.
     pub input: HostInput,
     /// The root file system image.
@@ -63,10 +72,48 @@ pub struct Prepared {
     pub security_version: u16,
 }
 
+const KINDS: [LayoutKind; 2] = [LayoutKind::Dynamic, LayoutKind::Static];
+
 impl Prepared {
     /// The measured configuration for one layout.
-    pub fn config(&self, layout: LayoutKind) -> Config {
-        self.draft.config(layout)
+    pub fn config(&self, layout: LayoutKind) -> &Config {
+        &self.configs[usize::from(layout == LayoutKind::Static)]
+    }
+
+    /// The signature that the image brings, for one layout.
+    pub fn signature(&self, layout: LayoutKind) -> Option<&SigStruct> {
+        let both = self.signatures.as_ref()?;
+        Some(&both[usize::from(layout == LayoutKind::Static)])
+    }
+
+    /// A confidential image's workload, with what the host adds to its configuration.
+    pub fn of_built(
+        built: &Built,
+        input: impl FnOnce(&Config) -> Result<HostInput, Failure>,
+    ) -> Result<Prepared, Failure> {
+        let about = built.about()?;
+        let [dynamic, fixed] = KINDS;
+        let configs = [
+            sign::read_config(built, dynamic)?,
+            sign::read_config(built, fixed)?,
+        ];
+        let signatures = [
+            sign::read_signature(built, dynamic)?,
+            sign::read_signature(built, fixed)?,
+        ];
+        let digest = Digest::parse(&about.source_id);
+        let input = input(&configs[0])?;
+        configs[0].clone().admit(&input).map_err(Failure::new)?;
+        Ok(Prepared {
+            product_id: signatures[0].isv_prod_id,
+            security_version: signatures[0].isv_svn,
+            configs,
+            signatures: Some(signatures),
+            programs: Programs::of(built)?,
+            input,
+            rootfs: built.path("rootfs.img"),
+            digest: digest.ok_or_else(|| Failure::new("the image's about.json is damaged"))?,
+        })
     }
 }
 
@@ -82,12 +129,23 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             (Source::Image(image), arguments)
         }
     };
+    let registry = workload.registry.options();
+    let stored = match source.open(&registry)? {
+        Opened::Plain(stored) => stored,
+        Opened::Built(built) => {
+            if workload.manifest.is_some() {
+                return Err(Failure::new(
+                    "a confidential image has its manifest inside; leave --manifest out",
+                ));
+            }
+            return Prepared::of_built(&built, |config| host_input(config, workload, arguments));
+        }
+    };
     let manifest = workload
         .manifest
         .as_deref()
         .map(Manifest::read)
         .transpose()?;
-    let stored = source.stored()?;
     let (draft, input) = match &manifest {
         None => (
             from_options(&stored, workload, arguments)?,
@@ -102,7 +160,9 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
     // What the enclave will refuse is better explained before it is built.
     draft.config.clone().admit(&input).map_err(Failure::new)?;
     Ok(Prepared {
-        draft,
+        configs: KINDS.map(|kind| draft.config(kind)),
+        signatures: None,
+        programs: Programs::Embedded,
         input,
         rootfs: stored.path,
         digest: stored.digest,
@@ -111,6 +171,11 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             .as_ref()
             .map_or(0, |manifest| manifest.security_version),
     })
+}
+
+/// Whether a variable of the environment is meant for bulla itself.
+pub fn is_own(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(b"BULLA_")
 }
 
 /// Without a manifest whoever types the command is the owner: the options are measured.
@@ -133,7 +198,6 @@ fn from_options(
         insecure: insecure(workload),
         host: HostPolicy {
             resolver: workload.dns.is_empty(),
-            exec: workload.insecure_exec,
             ..HostPolicy::default()
         },
         hosts: added_hosts(&workload.add_host)?.into_bytes(),
@@ -187,7 +251,6 @@ pub fn host_input(
             "--insecure-host-faults",
             "insecure_host_faults",
         ),
-        (workload.insecure_exec, "--insecure-exec", "insecure_exec"),
     ];
     if let Some((_, option, key)) = locked.into_iter().find(|(given, ..)| *given) {
         return Err(Failure::new(format!(
@@ -220,29 +283,59 @@ pub fn host_input(
     })
 }
 
-enum Source<'a> {
+/// What a command is about.
+pub enum Source<'a> {
     Image(&'a OsStr),
     Directory(&'a Path),
 }
 
+/// An image, ready for use.
+pub enum Opened {
+    Plain(Stored),
+    /// A confidential one.
+    Built(Built),
+}
+
 impl Source<'_> {
-    fn stored(&self) -> Result<Stored, Failure> {
+    /// Opens it; an image that is not there is fetched, its root file system built.
+    pub fn open(&self, registry: &registry::Options) -> Result<Opened, Failure> {
         let cache = Cache::of_user()?;
-        let stored = match self {
-            Source::Image(name) => {
-                let reference = Reference::parse(name)?;
-                cache.image(&reference, &mut bulla_oci::build_rootfs)?
-            }
-            Source::Directory(path) => cache.directory(path, &mut bulla_oci::build_rootfs)?,
+        let build = &mut bulla_oci::build_rootfs;
+        let source = match self {
+            Source::Directory(path) => return Ok(Opened::Plain(cache.directory(path, build)?)),
+            Source::Image(name) => ImageSource::parse(name)?,
         };
-        Ok(stored)
+        // A file that is known as an ordinary image need not be opened at all.
+        if let ImageSource::File(reference) = &source
+            && let Some(stored) = cache.known_image(reference)?
+        {
+            return Ok(Opened::Plain(stored));
+        }
+        let image = source.open(&cache, registry)?;
+        Ok(match image.is_built() {
+            true => Opened::Built(cache.built(&image)?),
+            false => Opened::Plain(source.stored(&cache, image, build)?),
+        })
+    }
+
+    /// The same, but for an ordinary image.
+    pub fn stored(&self, registry: &registry::Options) -> Result<Stored, Failure> {
+        match self.open(registry)? {
+            Opened::Plain(stored) => Ok(stored),
+            Opened::Built(_) => Err(Failure::new(
+                "this is a confidential image already; `bulla sign` signs it again",
+            )),
+        }
     }
 }
 
 /// How an image wants to be run, without building anything.
 pub fn image_config(name: &OsStr) -> Result<ImageConfig, Failure> {
-    let reference = Reference::parse(name)?;
-    let image = bulla_oci::Image::open(&reference, &std::env::temp_dir())?;
+    let options = registry::Options {
+        progress: true,
+        ..registry::Options::default()
+    };
+    let image = ImageSource::parse(name)?.open(&Cache::of_user()?, &options)?;
     Ok(image.config)
 }
 
@@ -413,9 +506,6 @@ fn insecure(workload: &Workload) -> Vec<Insecure> {
     }
     if !workload.strace.is_empty() || !workload.strace_pid.is_empty() {
         insecure.push(Insecure::Strace);
-    }
-    if workload.insecure_exec {
-        insecure.push(Insecure::Exec);
     }
     if workload.gdb {
         insecure.push(Insecure::Debugger);

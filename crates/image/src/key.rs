@@ -157,6 +157,19 @@ impl PublicKey {
         })
     }
 
+    /// Stands in until a key is known.
+    pub const EMPTY: PublicKey = PublicKey { modulus: [0; 384] };
+
+    /// Reads DER: SubjectPublicKeyInfo or PKCS #1.
+    pub fn from_der(der: &[u8]) -> Result<Self, KeyError> {
+        let key = rsa::PublicKey::from_public_key_der(der)
+            .or_else(|_| rsa::PublicKey::from_pkcs1_der(der))
+            .map_err(format_error)?;
+        Ok(Self {
+            modulus: checked_modulus(&key)?,
+        })
+    }
+
     /// PEM text (SubjectPublicKeyInfo).
     pub fn to_pem(&self) -> Result<String, KeyError> {
         let mut big_endian = self.modulus;

@@ -85,6 +85,14 @@ impl Date {
         }
     }
 
+    /// The date that a SIGSTRUCT holds.
+    pub fn from_bcd(bcd: u32) -> Option<Date> {
+        let number = |byte: u32| byte / 16 * 10 + byte % 16;
+        let [high, low, month, day] = bcd.to_be_bytes().map(u32::from).map(number);
+        let date = Date::new((high * 100 + low) as u16, month as u8, day as u8).ok()?;
+        (date.to_bcd() == bcd).then_some(date)
+    }
+
     /// Binary coded decimal: 0xYYYYMMDD.
     pub fn to_bcd(self) -> u32 {
         let bcd = |number: u32| number + 6 * (number / 10);
@@ -209,6 +217,9 @@ mod tests {
         assert_eq!(Date::from_unix(0).to_bcd(), 0x1970_0101);
         assert_eq!(Date::from_unix(951_782_400).to_bcd(), 0x2000_0229);
         assert_eq!(Date::from_unix(1_795_478_399).to_bcd(), 0x2026_1123);
+        let date = Date::new(2026, 12, 31).unwrap();
+        assert_eq!(Date::from_bcd(date.to_bcd()), Some(date));
+        assert_eq!(Date::from_bcd(0x2026_12a1), None);
         assert_eq!(Date::new(2026, 12, 31).unwrap().to_bcd(), 0x2026_1231);
         assert_eq!(Date::from_unix(u64::MAX).to_bcd(), 0x9999_1231);
         for (year, month, day) in [(2025, 2, 29), (2026, 13, 1), (2026, 0, 1), (2026, 4, 31)] {

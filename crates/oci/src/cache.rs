@@ -94,8 +94,14 @@ impl Cache {
         &self.dir
     }
 
-    /// The root file system of an image, built if it is not there.
-    pub fn image(&self, reference: &Reference, build: Build) -> Result<Stored, Error> {
+    /// An image's root file system, if the file has not changed since it was read.
+    pub fn known_image(&self, reference: &Reference) -> Result<Option<Stored>, Error> {
+        let (key, stamp) = self.identify(reference)?;
+        Ok(self.known(&key, &stamp))
+    }
+
+    /// The key of an image's file and its present state.
+    fn identify(&self, reference: &Reference) -> Result<(Digest, String), Error> {
         let path = canonical(&reference.path)?;
         let stamp = match path.is_dir() {
             true => stamp(&path.join("index.json")).or_else(|_| stamp(&path))?,
@@ -103,6 +109,12 @@ impl Cache {
         };
         let tag = reference.tag.as_deref().unwrap_or_default();
         let key = Digest::of(&[path.as_os_str().as_bytes(), b"\0", tag.as_bytes()].concat());
+        Ok((key, stamp))
+    }
+
+    /// The root file system of an image, built if it is not there.
+    pub fn image(&self, reference: &Reference, build: Build) -> Result<Stored, Error> {
+        let (key, stamp) = self.identify(reference)?;
         if let Some(stored) = self.known(&key, &stamp) {
             return Ok(stored);
         }
@@ -122,6 +134,20 @@ impl Cache {
             rootfs: description.rootfs,
             config: image.config,
             digest: image.digest,
+            built,
+        })
+    }
+
+    /// The root file system of an image that is open already, built if it is not there.
+    pub fn opened(&self, image: Image, build: Build) -> Result<Stored, Error> {
+        let content = image.content();
+        let flatten = || image.flatten(&self.dir, Limits::default());
+        let (description, built) = self.rootfs(&content, flatten, build)?;
+        Ok(Stored {
+            path: self.rootfs_path(&content, "img"),
+            rootfs: description.rootfs,
+            digest: image.digest,
+            config: image.config,
             built,
         })
     }
@@ -273,12 +299,12 @@ fn stamp(path: &Path) -> Result<String, Error> {
 }
 
 /// A JSON file of ours; anything unreadable counts as absent.
-fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
     serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 /// Puts a JSON file in place at once.
-fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     use std::sync::atomic::{AtomicU32, Ordering};
     static COUNTER: AtomicU32 = AtomicU32::new(0);
     let text = serde_json::to_vec(value)

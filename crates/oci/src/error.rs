@@ -69,6 +69,34 @@ pub enum Error {
     /// the root file system could not be built
     #[error("cannot build the root file system image: {0}")]
     Rootfs(String),
+    /// not a name for an image
+    #[error(
+        "{name:?} is not an image name ({reason}); write for example redis:7 or host:5000/a/b:1"
+    )]
+    Name { name: String, reason: String },
+    /// pulling was forbidden
+    #[error("{0} is not on this machine, and --pull never forbids fetching it; see `bulla images`")]
+    NotStored(String),
+    /// the registry, or the way to it
+    #[error(
+        "the registry {registry} did not give or take {name}: {reason}; check the name, \
+         `docker login {registry}`, and --plain-http if it has no TLS"
+    )]
+    Registry {
+        registry: String,
+        name: String,
+        reason: String,
+    },
+    /// Docker's configuration names credentials that cannot be had
+    #[error("no credentials for {registry} can be had: {reason}; try `docker login {registry}`")]
+    Credentials { registry: String, reason: String },
+    /// another engine's images
+    #[error("{engine} did not give the image {name}: {reason}")]
+    Engine {
+        engine: &'static str,
+        name: String,
+        reason: String,
+    },
     /// the host said no
     #[error("{path}: {source}{}", remedy(source))]
     Io { path: PathBuf, source: io::Error },

@@ -114,6 +114,20 @@ impl Image {
         }
     }
 
+    /// Opens the image of a manifest among the blobs of a directory.
+    pub(crate) fn of_manifest(dir: &Path, manifest: &Digest) -> Result<Image, Error> {
+        let store = Store::Layout(dir.to_owned());
+        let name = format!("blobs/sha256/{}", manifest.hex());
+        let bytes = store.get(&name, Some(*manifest))?.read("a manifest")?;
+        let parsed = ImageManifest::from_reader(&bytes[..]).map_err(|error| Error::Damaged {
+            path: dir.join(&name),
+            what: format!("it is not an image manifest ({error})"),
+        })?;
+        let config = store.blob(dir, parsed.config())?;
+        let layers = parsed.layers().iter().map(|layer| store.blob(dir, layer));
+        Image::new(dir, &config, layers.collect::<Result<_, _>>()?)
+    }
+
     /// A name for the files of the image: equal layers, equal name.
     pub fn content(&self) -> Digest {
         let ids: String = self

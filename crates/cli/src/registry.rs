@@ -1,0 +1,121 @@
+//! `bulla pull`, `bulla push`, `bulla images`, and the options about registries.
+
+use crate::failure::Failure;
+use bulla_oci::registry::{self, Options};
+use bulla_oci::{Cache, Store};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RegistryArguments {
+    /// Speak to this registry without TLS (insecure: anyone on the way can read and change)
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub plain_http: Vec<String>,
+
+    /// When to ask the registry for an image
+    #[arg(long, value_enum, default_value_t = Pull::Missing)]
+    pub pull: Pull,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Pull {
+    /// If this machine does not have it
+    #[default]
+    Missing,
+    /// Every time
+    Always,
+    /// Not at all
+    Never,
+}
+
+impl RegistryArguments {
+    /// In the terms of the library.
+    pub fn options(&self) -> Options {
+        Options {
+            plain_http: self.plain_http.clone(),
+            progress: true,
+            always: self.pull == Pull::Always,
+            never: self.pull == Pull::Never,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PullArguments {
+    /// The image
+    pub name: String,
+
+    #[command(flatten)]
+    pub registry: RegistryArguments,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct PushArguments {
+    /// The image
+    pub name: String,
+
+    /// Also write an archive
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub registry: RegistryArguments,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct ImagesArguments {
+    /// Forget this image
+    #[arg(long, value_name = "NAME")]
+    pub remove: Vec<String>,
+
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Fetches an image; prints the digest of its manifest.
+pub fn pull(arguments: &PullArguments) -> Result<(), Failure> {
+    let store = Store::of(&Cache::of_user()?)?;
+    let options = Options {
+        always: true,
+        ..arguments.registry.options()
+    };
+    let digest = registry::image(&store, &arguments.name, &options)?;
+    crate::print(&format!("{digest}\n"))
+}
+
+/// Pushes an image of this machine under its name.
+pub fn push(arguments: &PushArguments) -> Result<(), Failure> {
+    let store = Store::of(&Cache::of_user()?)?;
+    let name = registry::full_name(&arguments.name)?;
+    let digest = store.find(&name).ok_or_else(|| {
+        Failure::new(format!(
+            "there is no image {name} on this machine; see `bulla images`"
+        ))
+    })?;
+    registry::push(&store, &digest, &name, &arguments.registry.options())?;
+    if let Some(path) = &arguments.output {
+        bulla_oci::output::write_archive(&store, &digest, Some(&name), path)?;
+    }
+    crate::print(&format!("{digest}\n"))
+}
+
+/// Lists the images of this machine.
+pub fn images(arguments: &ImagesArguments) -> Result<(), Failure> {
+    let store = Store::of(&Cache::of_user()?)?;
+    for name in &arguments.remove {
+        let name = registry::full_name(name)?;
+        if !store.forget(&name)? {
+            return Err(Failure::new(format!(
+                "there is no image {name}; see `bulla images`"
+            )));
+        }
+    }
+    let names = store.names()?;
+    if arguments.json {
+        return crate::print_json(&names);
+    }
+    let lines = names
+        .iter()
+        .map(|named| format!("{}  {}\n", named.manifest, named.name));
+    crate::print(&lines.collect::<String>())
+}
