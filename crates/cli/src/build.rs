@@ -125,6 +125,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     };
     let loader = std::env::current_exe()
         .map_err(|error| Failure::new(format!("cannot find this program's file: {error}")))?;
+    warn_of_dynamic(&loader);
     let mut last = vec![
         file("files.json", json(&list)?),
         file("about.json", json(&about)?),
@@ -307,6 +308,19 @@ pub fn print(report: &Report, json: bool) -> Result<(), Failure> {
         report.product_id,
         report.security_version,
     ))
+}
+
+/// The image has no C library of this machine's: a loader that wants one starts under `bulla run`
+/// only, which does not execute it.
+fn warn_of_dynamic(loader: &Path) {
+    let bytes = std::fs::read(loader).unwrap_or_default();
+    let program = crate::check::Program::parse("bulla".into(), &bytes);
+    if program.is_none_or(|program| !program.is_static()) {
+        eprintln!(
+            "bulla: warning: this bulla is linked dynamically, so podman, docker and Kubernetes \
+             cannot start the image; use the statically linked one (`make static`)"
+        );
+    }
 }
 
 /// The date of the signature: nothing of this day, so that equal input gives equal bytes.

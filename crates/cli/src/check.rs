@@ -108,7 +108,7 @@ struct Scan {
 }
 
 /// An ELF file.
-struct Program {
+pub struct Program {
     path: String,
     size: u64,
     machine: u16,
@@ -406,7 +406,8 @@ fn some(names: &[String]) -> String {
 }
 
 impl Program {
-    fn parse(path: String, bytes: &[u8]) -> Option<Program> {
+    /// Reads a file; `None` when it is too damaged to tell.
+    pub fn parse(path: String, bytes: &[u8]) -> Option<Program> {
         let half = |at: usize| Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
         let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
         let long = |at: usize| {
@@ -469,7 +470,8 @@ impl Program {
         }
     }
 
-    fn is_static(&self) -> bool {
+    /// Whether it needs no interpreter and is no library.
+    pub fn is_static(&self) -> bool {
         self.is_ours() && self.interpreter.is_none() && !self.library
     }
 

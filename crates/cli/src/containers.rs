@@ -88,7 +88,10 @@ impl Own {
             .into_iter()
             .find(|(other, _)| other.name == name && other.id != id)
         {
-            let _ = fs::remove_dir_all(&dir);
+            // A detached container's log is read, and then removed, by whoever started it.
+            if !dir.join("log").exists() {
+                let _ = fs::remove_dir_all(&dir);
+            }
             return Err(Failure::new(format!(
                 "the name {name} belongs to the container {} ({}); `bulla rm {name}` first, or \
                  choose another name",

@@ -59,7 +59,11 @@ impl Place {
 
     fn fail(&self, words: &[&str]) -> String {
         let output = self.run(words);
-        assert_eq!(output.status.code(), Some(125), "bulla {words:?}: {output:?}");
+        assert_eq!(
+            output.status.code(),
+            Some(125),
+            "bulla {words:?}: {output:?}"
+        );
         String::from_utf8(output.stderr).unwrap()
     }
 
@@ -120,11 +124,17 @@ fn the_host_enters_only_where_the_manifest_says_so() {
     };
     assert_eq!(text(&run(&[], &[]).stdout), "default\n");
     let env = text(&run(&["-e", "LOG=debug"], &["env"]).stdout);
-    assert!(env.contains("LOG=debug\n") && env.contains("FIXED=yes\n"), "{env}");
+    assert!(
+        env.contains("LOG=debug\n") && env.contains("FIXED=yes\n"),
+        "{env}"
+    );
     let mounts = text(&run(&[], &["mount"]).stdout);
     assert!(mounts.contains("tmpfs on /data"), "{mounts}");
     let hosts = text(&run(&["--add-host", "x:10.9.9.9"], &["cat", "/etc/hosts"]).stdout);
-    assert!(hosts.contains("10.1.2.3\tdb\n") && hosts.contains("10.9.9.9\tx\n"), "{hosts}");
+    assert!(
+        hosts.contains("10.1.2.3\tdb\n") && hosts.contains("10.9.9.9\tx\n"),
+        "{hosts}"
+    );
     for (options, words, said) in [
         (&["-e", "LOG=9"][..], &[][..], "LOG does not match"),
         (&["-e", "OTHER=x"], &[], "OTHER"),
@@ -168,38 +178,75 @@ fn a_built_image_measures_runs_and_says_what_it_is() {
     let archive = archive.to_str().unwrap();
     let source = busybox();
     let built = place.json(&[
-        "build", &source, "-t", "box:sgx", "--manifest", &manifest, "-o", archive, "--json",
+        "build",
+        &source,
+        "-t",
+        "box:sgx",
+        "--manifest",
+        &manifest,
+        "-o",
+        archive,
+        "--json",
     ]);
-    assert_eq!((&built["product_id"], &built["security_version"]), (&7.into(), &3.into()));
+    assert_eq!(
+        (&built["product_id"], &built["security_version"]),
+        (&7.into(), &3.into())
+    );
 
     // From the archive, on a machine that knows nothing else.
     let other = Place::new();
     let measured = other.json(&["measure", "--json", archive]);
-    assert_eq!(measured["layouts"][0]["mrenclave"], built["mrenclave_dynamic"]);
-    assert_eq!(measured["layouts"][1]["mrenclave"], built["mrenclave_static"]);
+    assert_eq!(
+        measured["layouts"][0]["mrenclave"],
+        built["mrenclave_dynamic"]
+    );
+    assert_eq!(
+        measured["layouts"][1]["mrenclave"],
+        built["mrenclave_static"]
+    );
     assert_eq!(measured["mrsigner"], built["mrsigner"]);
     assert_eq!(measured["isv_svn"], 3);
 
     for name in ["box:sgx", archive] {
         let output = place.start(&["-e", "LOG=abc", name, "env"]);
-        assert!(text(&output.stdout).contains("LOG=abc\n"), "{name}: {output:?}");
+        assert!(
+            text(&output.stdout).contains("LOG=abc\n"),
+            "{name}: {output:?}"
+        );
     }
     let error = text(&place.start(&["-e", "X=abc", "box:sgx"]).stderr);
     assert!(error.contains("does not let the host set it"), "{error}");
 
     let shown = place.succeed(&["inspect", "box:sgx"]);
-    for part in ["locked:", "host may decide:", "LOG matching", "insecure options:\n  none", "FIXED=yes"] {
+    for part in [
+        "locked:",
+        "host may decide:",
+        "LOG matching",
+        "insecure options:\n  none",
+        "FIXED=yes",
+    ] {
         assert!(shown.contains(part), "{part}: {shown}");
     }
     let labels = place.json(&["inspect", "--json", archive]);
     let labels = labels["config"]["labels"].as_array().unwrap();
-    let has = |name: &str, value: &Value| labels.iter().any(|label| label[0] == name && label[1] == *value);
-    assert!(has("org.bulla.mrenclave.dynamic", &built["mrenclave_dynamic"]));
+    let has = |name: &str, value: &Value| {
+        labels
+            .iter()
+            .any(|label| label[0] == name && label[1] == *value)
+    };
+    assert!(has(
+        "org.bulla.mrenclave.dynamic",
+        &built["mrenclave_dynamic"]
+    ));
     assert!(has("org.bulla.mrsigner", &built["mrsigner"]));
     assert!(has("org.bulla.svn", &"3".into()));
     // Nothing half-written beside it.
     let left = fs::read_dir(place.dir.path()).unwrap().flatten();
-    assert!(!left.map(|entry| entry.file_name()).any(|name| text(name.as_encoded_bytes()).ends_with(".tmp")));
+    assert!(
+        !left
+            .map(|entry| entry.file_name())
+            .any(|name| text(name.as_encoded_bytes()).ends_with(".tmp"))
+    );
 }
 
 #[test]
@@ -212,40 +259,80 @@ fn equal_input_gives_equal_bytes_and_differences_are_named() {
     let source = busybox();
     let build = |place: &Place, manifest: &str, name: &str| {
         let manifest = place.write("m.toml", manifest);
-        place.json(&["build", &source, "-t", name, "--manifest", &manifest, "--sign-key", key, "--json"])
+        place.json(&[
+            "build",
+            &source,
+            "-t",
+            name,
+            "--manifest",
+            &manifest,
+            "--sign-key",
+            key,
+            "--json",
+        ])
     };
     let one = build(&place, MANIFEST, "box:one");
     assert_eq!(one["digest"], build(&other, MANIFEST, "box:one")["digest"]);
 
-    let changed = MANIFEST.replace("FIXED = \"yes\"", "FIXED = \"no\"").replace("256M", "128M");
+    let changed = MANIFEST
+        .replace("FIXED = \"yes\"", "FIXED = \"no\"")
+        .replace("256M", "128M");
     let two = build(&place, &changed, "box:two");
     assert_ne!(one["mrenclave_dynamic"], two["mrenclave_dynamic"]);
     let output = place.run(&["diff", "box:one", "box:two"]);
     assert_eq!(output.status.code(), Some(1));
     let words = text(&output.stdout);
-    for part in ["variable FIXED differs: \"yes\" and \"no\"", "memory differs", "MRENCLAVE differs"] {
+    for part in [
+        "variable FIXED differs: \"yes\" and \"no\"",
+        "memory differs",
+        "MRENCLAVE differs",
+    ] {
         assert!(words.contains(part), "{part}: {words}");
     }
-    assert_eq!(place.succeed(&["diff", "box:one", "box:one"]), "no difference\n");
+    assert_eq!(
+        place.succeed(&["diff", "box:one", "box:one"]),
+        "no difference\n"
+    );
 
     // Another file in the image.
     let root = place.path("root");
     fs::create_dir_all(root.join("bin")).unwrap();
-    fs::copy(image("busybox").rootfs.join("bin/busybox"), root.join("bin/busybox")).unwrap();
+    fs::copy(
+        image("busybox").rootfs.join("bin/busybox"),
+        root.join("bin/busybox"),
+    )
+    .unwrap();
     let manifest = place.write("m.toml", MANIFEST);
     let dir = root.to_str().unwrap();
     let build = |name: &str| {
-        place.succeed(&["build", "--rootfs", dir, "-t", name, "--manifest", &manifest, "--sign-key", key])
+        place.succeed(&[
+            "build",
+            "--rootfs",
+            dir,
+            "-t",
+            name,
+            "--manifest",
+            &manifest,
+            "--sign-key",
+            key,
+        ])
     };
     build("dir:one");
     fs::write(root.join("new"), "x").unwrap();
     build("dir:two");
     let words = text(&place.run(&["diff", "dir:one", "dir:two"]).stdout);
-    assert!(words.contains("/new is in the second image only"), "{words}");
+    assert!(
+        words.contains("/new is in the second image only"),
+        "{words}"
+    );
 }
 
 fn make_key(path: &Path) {
-    let made = Command::new("openssl").args(["genrsa", "-3", "-out"]).arg(path).arg("3072").output();
+    let made = Command::new("openssl")
+        .args(["genrsa", "-3", "-out"])
+        .arg(path)
+        .arg("3072")
+        .output();
     assert!(made.unwrap().status.success());
 }
 
@@ -264,7 +351,15 @@ fn signing_again_in_one_step_and_in_two() {
     make_key(&key);
     let (key, public) = (key.to_str().unwrap(), public.to_str().unwrap());
     openssl(&["rsa", "-in", key, "-pubout", "-out", public]);
-    let once = place.json(&["sign", "box:dev", "-t", "box:once", "--sign-key", key, "--json"]);
+    let once = place.json(&[
+        "sign",
+        "box:dev",
+        "-t",
+        "box:once",
+        "--sign-key",
+        key,
+        "--json",
+    ]);
     assert_eq!(once["mrenclave_dynamic"], built["mrenclave_dynamic"]);
     assert_ne!(once["mrsigner"], built["mrsigner"]);
 
@@ -272,20 +367,48 @@ fn signing_again_in_one_step_and_in_two() {
     let dir = dir.to_str().unwrap();
     place.succeed(&["sign", "box:dev", "--digest-out", dir]);
     for layout in ["dynamic", "static"] {
-        let (from, to) = (format!("{dir}/{layout}.signed"), format!("{dir}/{layout}.signature"));
+        let (from, to) = (
+            format!("{dir}/{layout}.signed"),
+            format!("{dir}/{layout}.signature"),
+        );
         openssl(&["dgst", "-sha256", "-sign", key, "-out", &to, &from]);
     }
     let twice = place.json(&[
-        "sign", "box:dev", "-t", "box:twice", "--signature-in", dir, "--public-key", public, "--json",
+        "sign",
+        "box:dev",
+        "-t",
+        "box:twice",
+        "--signature-in",
+        dir,
+        "--public-key",
+        public,
+        "--json",
     ]);
     // The same key, the same content, the same bytes.
     assert_eq!(twice["digest"], once["digest"]);
-    let error = text(&place.start(&["box:twice", "/bin/busybox", "echo", "x"]).stderr);
+    let error = text(
+        &place
+            .start(&["box:twice", "/bin/busybox", "echo", "x"])
+            .stderr,
+    );
     assert!(error.contains("locks them"), "{error}");
 
     // A signature of other bytes.
-    fs::copy(format!("{dir}/static.signature"), format!("{dir}/dynamic.signature")).unwrap();
-    let error = place.fail(&["sign", "box:dev", "-t", "x", "--signature-in", dir, "--public-key", public]);
+    fs::copy(
+        format!("{dir}/static.signature"),
+        format!("{dir}/dynamic.signature"),
+    )
+    .unwrap();
+    let error = place.fail(&[
+        "sign",
+        "box:dev",
+        "-t",
+        "x",
+        "--signature-in",
+        dir,
+        "--public-key",
+        public,
+    ]);
     assert!(error.contains("signature"), "{error}");
 }
 
@@ -293,31 +416,95 @@ fn signing_again_in_one_step_and_in_two() {
 fn signing_on_a_token() {
     let place = Place::new();
     let module = "/usr/lib/softhsm/libsofthsm2.so";
-    assert!(Path::new(module).exists(), "SoftHSM is missing; run scripts/packages.sh test");
+    assert!(
+        Path::new(module).exists(),
+        "SoftHSM is missing; run scripts/packages.sh test"
+    );
     fs::create_dir(place.path("tokens")).unwrap();
-    let config = format!("directories.tokendir = {}\n", place.path("tokens").display());
+    let config = format!(
+        "directories.tokendir = {}\n",
+        place.path("tokens").display()
+    );
     let config = place.write("softhsm2.conf", &config);
     let key = place.path("key.pem");
     make_key(&key);
     let pkcs8 = place.path("key.p8");
-    openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", key.to_str().unwrap(), "-out", pkcs8.to_str().unwrap()]);
+    openssl(&[
+        "pkcs8",
+        "-topk8",
+        "-nocrypt",
+        "-in",
+        key.to_str().unwrap(),
+        "-out",
+        pkcs8.to_str().unwrap(),
+    ]);
     let softhsm = |words: &[&str]| {
-        let output = Command::new("softhsm2-util").args(words).env("SOFTHSM2_CONF", &config).output().unwrap();
+        let output = Command::new("softhsm2-util")
+            .args(words)
+            .env("SOFTHSM2_CONF", &config)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
     };
-    softhsm(&["--init-token", "--free", "--label", "bulla", "--pin", "1234", "--so-pin", "5678"]);
-    softhsm(&["--import", pkcs8.to_str().unwrap(), "--token", "bulla", "--label", "signer", "--id", "a1", "--pin", "1234"]);
+    softhsm(&[
+        "--init-token",
+        "--free",
+        "--label",
+        "bulla",
+        "--pin",
+        "1234",
+        "--so-pin",
+        "5678",
+    ]);
+    softhsm(&[
+        "--import",
+        pkcs8.to_str().unwrap(),
+        "--token",
+        "bulla",
+        "--label",
+        "signer",
+        "--id",
+        "a1",
+        "--pin",
+        "1234",
+    ]);
 
     place.succeed(&["build", &busybox(), "-t", "box:dev"]);
-    let file = place.json(&["sign", "box:dev", "-t", "box:file", "--sign-key", key.to_str().unwrap(), "--json"]);
+    let file = place.json(&[
+        "sign",
+        "box:dev",
+        "-t",
+        "box:file",
+        "--sign-key",
+        key.to_str().unwrap(),
+        "--json",
+    ]);
     let words = [
-        "sign", "box:dev", "-t", "box:token", "--pkcs11-module", module, "--pkcs11-key", "signer", "--json",
+        "sign",
+        "box:dev",
+        "-t",
+        "box:token",
+        "--pkcs11-module",
+        module,
+        "--pkcs11-key",
+        "signer",
+        "--json",
     ];
-    let output = place.command(&words).env("SOFTHSM2_CONF", &config).env("BULLA_PKCS11_PIN", "1234").output().unwrap();
+    let output = place
+        .command(&words)
+        .env("SOFTHSM2_CONF", &config)
+        .env("BULLA_PKCS11_PIN", "1234")
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     let token: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(token["digest"], file["digest"]);
-    let output = place.command(&words).env("SOFTHSM2_CONF", &config).env("BULLA_PKCS11_PIN", "9").output().unwrap();
+    let output = place
+        .command(&words)
+        .env("SOFTHSM2_CONF", &config)
+        .env("BULLA_PKCS11_PIN", "9")
+        .output()
+        .unwrap();
     assert!(text(&output.stderr).contains("token refused"), "{output:?}");
 }
 
@@ -329,14 +516,22 @@ fn a_changed_image_is_refused() {
     place.succeed(&["build", &busybox(), "-t", "box:x", "-o", &target]);
     // Unpacked by the first use; then the host changes a byte of a file.
     place.succeed(&["measure", "box:x"]);
-    let built = fs::read_dir(place.path("cache/built-1")).unwrap().flatten().next().unwrap().path();
+    let built = fs::read_dir(place.path("cache/built-1"))
+        .unwrap()
+        .flatten()
+        .next()
+        .unwrap()
+        .path();
     let rootfs = built.join("rootfs.img");
     let mut bytes = fs::read(&rootfs).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&rootfs, bytes).unwrap();
     let error = place.fail(&["measure", "box:x"]);
-    assert!(error.contains("block") || error.contains("damaged"), "{error}");
+    assert!(
+        error.contains("block") || error.contains("damaged"),
+        "{error}"
+    );
     let config = built.join("dynamic.config");
     let mut bytes = fs::read(&config).unwrap();
     let at = bytes.len() - 1;
@@ -354,7 +549,11 @@ struct Registry {
 
 impl Registry {
     fn new(place: &Place, extra: &str) -> Registry {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n\
              http:\n  addr: 127.0.0.1:{port}\n{extra}",
@@ -391,14 +590,31 @@ fn a_registry_takes_and_gives_images() {
     let registry = Registry::new(&place, "");
     let host = registry.host();
     let name = format!("{host}/a/box:sgx");
-    let built = place.json(&["build", &busybox(), "-t", &name, "--push", "--plain-http", &host, "--json"]);
+    let built = place.json(&[
+        "build",
+        &busybox(),
+        "-t",
+        &name,
+        "--push",
+        "--plain-http",
+        &host,
+        "--json",
+    ]);
     let other = Place::new();
     let measured = other.json(&["measure", "--json", "--plain-http", &host, &name]);
-    assert_eq!(measured["layouts"][0]["mrenclave"], built["mrenclave_dynamic"]);
+    assert_eq!(
+        measured["layouts"][0]["mrenclave"],
+        built["mrenclave_dynamic"]
+    );
     // The second time without the registry.
     drop(registry);
     other.succeed(&["measure", "--pull", "never", &name]);
-    let error = other.fail(&["measure", "--plain-http", &host, &format!("{host}/a/box:other")]);
+    let error = other.fail(&[
+        "measure",
+        "--plain-http",
+        &host,
+        &format!("{host}/a/box:other"),
+    ]);
     assert!(error.contains(&host), "{error}");
     let error = other.fail(&["measure", "--pull", "never", "nobody/has:this"]);
     assert!(error.contains("not on this machine"), "{error}");
@@ -416,7 +632,14 @@ fn ordinary_images_come_from_a_registry_with_a_password() {
     let from = format!("docker-archive:{}", busybox());
     let to = format!("docker://{host}/box:1");
     let copied = Command::new("skopeo")
-        .args(["--insecure-policy", "copy", "--dest-creds=user:secret", "--dest-tls-verify=false", &from, &to])
+        .args([
+            "--insecure-policy",
+            "copy",
+            "--dest-creds=user:secret",
+            "--dest-tls-verify=false",
+            &from,
+            &to,
+        ])
         .output()
         .unwrap();
     assert!(copied.status.success(), "{copied:?}");
@@ -431,7 +654,10 @@ fn ordinary_images_come_from_a_registry_with_a_password() {
     login(&place);
     let first = place.succeed(&["pull", "--plain-http", &host, &digest]);
     let by_digest = format!("{host}/box@{}", first.trim());
-    assert_eq!(place.succeed(&["pull", "--plain-http", &host, &by_digest]), first);
+    assert_eq!(
+        place.succeed(&["pull", "--plain-http", &host, &by_digest]),
+        first
+    );
     let output = place.start(&["--plain-http", &host, &digest, "/bin/busybox", "echo", "hi"]);
     assert!(output.status.success(), "{output:?}");
     // Damaged on the way: the registry's own file is changed.
@@ -452,7 +678,9 @@ fn ordinary_images_come_from_a_registry_with_a_password() {
     let error = other.fail(&["pull", "--plain-http", &host, &digest]);
     assert!(error.contains("digest"), "{error}");
     let blobs = other.path("cache/images-1/blobs/sha256");
-    let kept = walk(&blobs).into_iter().filter(|path| fs::metadata(path).unwrap().len() > 100_000);
+    let kept = walk(&blobs)
+        .into_iter()
+        .filter(|path| fs::metadata(path).unwrap().len() > 100_000);
     assert_eq!(kept.count(), 0, "a damaged blob was kept");
 }
 
@@ -475,7 +703,14 @@ fn containers_are_listed_stopped_and_removed() {
     let platform = platform_options();
     let mut words = vec!["run", "-d", "--name", "web"];
     words.extend(platform.iter().map(String::as_str));
-    words.extend(["--manifest", &manifest, &image, "sh", "-c", "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 1; done"]);
+    words.extend([
+        "--manifest",
+        &manifest,
+        &image,
+        "sh",
+        "-c",
+        "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 1; done",
+    ]);
     let id = place.succeed(&words).trim().to_owned();
     assert_eq!(id.len(), 12);
     let until = |wanted: &str| {
@@ -486,12 +721,21 @@ fn containers_are_listed_stopped_and_removed() {
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
         }
-        panic!("{wanted} never appeared: {}", place.succeed(&["logs", "web"]));
+        panic!(
+            "{wanted} never appeared: {}",
+            place.succeed(&["logs", "web"])
+        );
     };
     until("up\n");
     let listed = place.json(&["ps", "--json"]);
-    assert_eq!((&listed[0]["name"], &listed[0]["status"]), (&"web".into(), &"running".into()));
-    assert_eq!(place.json(&["inspect", "web"])["id"], Value::from(id.clone()));
+    assert_eq!(
+        (&listed[0]["name"], &listed[0]["status"]),
+        (&"web".into(), &"running".into())
+    );
+    assert_eq!(
+        place.json(&["inspect", "web"])["id"],
+        Value::from(id.clone())
+    );
     let error = place.fail(&words);
     assert!(error.contains("the name web belongs to"), "{error}");
     assert!(place.fail(&["rm", "web"]).contains("runs"));
@@ -499,7 +743,10 @@ fn containers_are_listed_stopped_and_removed() {
     until("bye\n");
     assert_eq!(place.succeed(&["wait", "web"]), "3\n");
     assert_eq!(place.json(&["ps", "--json"]), Value::Array(vec![]));
-    assert_eq!(place.json(&["ps", "-a", "--json"])[0]["status"], "exited (3)");
+    assert_eq!(
+        place.json(&["ps", "-a", "--json"])[0]["status"],
+        "exited (3)"
+    );
     assert!(place.fail(&["kill", "web"]).contains("does not run"));
     place.succeed(&["rm", "web"]);
     assert!(place.fail(&["logs", "web"]).contains("no container web"));
@@ -535,7 +782,16 @@ fn podman_runs_a_built_image() {
     let manifest = place.write("bulla.toml", MANIFEST);
     let archive = place.path("box.tar");
     let archive = archive.to_str().unwrap();
-    place.succeed(&["build", &busybox(), "-t", "bulla-test:box", "--manifest", &manifest, "-o", archive]);
+    place.succeed(&[
+        "build",
+        &busybox(),
+        "-t",
+        "bulla-test:box",
+        "--manifest",
+        &manifest,
+        "-o",
+        archive,
+    ]);
     let config = place.write("containers.conf", "[containers]\ndefault_ulimits = []\n");
     let storage = place.path("storage");
     let podman = |words: &[&str]| {
@@ -545,15 +801,32 @@ fn podman_runs_a_built_image() {
             .arg(&storage)
             .arg("--runroot")
             .arg(place.path("run"))
-            .args(["--runtime", "runc", "--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"])
+            .args([
+                "--runtime",
+                "runc",
+                "--storage-driver",
+                "vfs",
+                "--cgroup-manager",
+                "cgroupfs",
+            ])
             .args(words)
             .env("CONTAINERS_CONF", &config);
-        command.output().expect("podman is missing; run scripts/packages.sh test")
+        command
+            .output()
+            .expect("podman is missing; run scripts/packages.sh test")
     };
     let loaded = podman(&["load", "-q", "-i", archive]);
     assert!(loaded.status.success(), "{loaded:?}");
     let run = |words: &[&str]| {
-        let mut all = vec!["run", "--rm", "--network", "host", "-e", "LOG=podman", "localhost/bulla-test:box"];
+        let mut all = vec![
+            "run",
+            "--rm",
+            "--network",
+            "host",
+            "-e",
+            "LOG=podman",
+            "localhost/bulla-test:box",
+        ];
         if !loaded.stdout.windows(9).any(|part| part == b"localhost") {
             all[6] = "docker.io/library/bulla-test:box";
         }
@@ -574,12 +847,21 @@ fn bad_output_leaves_nothing_behind() {
     let error = place.fail(&["build", &source, "-t", "x", "-o", "/nowhere/at/all.tar"]);
     assert!(error.contains("/nowhere"), "{error}");
     let mut truncated = Vec::new();
-    fs::File::open(&source).unwrap().take(100_000).read_to_end(&mut truncated).unwrap();
+    fs::File::open(&source)
+        .unwrap()
+        .take(100_000)
+        .read_to_end(&mut truncated)
+        .unwrap();
     let path = place.path("cut.tar");
-    fs::File::create(&path).unwrap().write_all(&truncated).unwrap();
+    fs::File::create(&path)
+        .unwrap()
+        .write_all(&truncated)
+        .unwrap();
     place.fail(&["build", path.to_str().unwrap(), "-t", "x"]);
     assert!(!walk(&place.path("cache")).iter().any(|path| {
         let name = text(path.file_name().unwrap().as_encoded_bytes());
-        name.ends_with(".img") && path.to_string_lossy().contains("rootfs-3") && name.contains("tmp")
+        name.ends_with(".img")
+            && path.to_string_lossy().contains("rootfs-3")
+            && name.contains("tmp")
     }));
 }
