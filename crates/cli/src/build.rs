@@ -318,7 +318,7 @@ fn warn_of_dynamic(loader: &Path) {
     if program.is_none_or(|program| !program.is_static()) {
         eprintln!(
             "bulla: warning: this bulla is linked dynamically, so podman, docker and Kubernetes \
-             cannot start the image; use the statically linked one (`make static`)"
+             cannot start the image from its empty root; `bulla run` can"
         );
     }
 }
