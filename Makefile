@@ -45,7 +45,7 @@ test-full: build ## Also run what takes longer: everything ignored by `make test
 
 .PHONY: bench
 bench: build ## Measure enclave and native side by side; writes docs/manual/performance.md
-	@scripts/packages.sh images test
+	@scripts/packages.sh images test bench
 	@tests/images/build.sh
 	$(CARGO) run --release --locked --package bulla-bench -- --runs $(BENCH_RUNS)
 

@@ -1,9 +1,11 @@
 #!/bin/bash
 # Installs the Debian packages for a purpose, quietly and only what is missing.
-#   packages.sh PURPOSE..      purposes: build images conformance demo test
+#   packages.sh PURPOSE..      purposes: bench build conformance demo images test
 set -euo pipefail
 
 declare -A packages=(
+    # What the benchmarks compare with.
+    [bench]="runsc"
     [build]="gcc libc6-dev"
     # Building test images: Debian's own tools, compilers for the test programs.
     # The keyring is for Ubuntu, which builds the same Debian images.

@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
 # mariadb is built on request: no test needs it yet.
-names=(busybox java postgresql programs python redis servers shell tools)
+names=(busybox java micro postgresql programs python redis servers shell tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \
@@ -61,6 +61,25 @@ recipe_programs() {
         -o "$out/hello-rust" "$src/hello.rs"
     pack "$work/root" "$work/rootfs.tar"
     config=(--config.entrypoint /bin/http-go --config.exposedports 8080/tcp)
+}
+
+recipe_micro() {
+    # Dynamic programs use this machine's own C library: tests/bench compares with it.
+    mkdir -p "$work/root"/{bin,tmp,lib64,lib/x86_64-linux-gnu}
+    local out="$work/root/bin" src="$here/micro"
+    gcc -O2 -o "$out/micro-glibc" "$src/micro.c"
+    gcc -O2 -static -o "$out/micro-glibc-static" "$src/micro.c"
+    musl-gcc -O2 -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu \
+        -o "$out/micro-musl" "$src/micro.c"
+    musl-gcc -O2 -static -idirafter /usr/include -idirafter /usr/include/x86_64-linux-gnu \
+        -o "$out/micro-musl-static" "$src/micro.c"
+    cp /lib/x86_64-linux-musl/libc.so "$work/root/lib/ld-musl-x86_64.so.1"
+    cp /lib64/ld-linux-x86-64.so.2 "$work/root/lib64"
+    cp /lib/x86_64-linux-gnu/libc.so.6 "$work/root/lib/x86_64-linux-gnu"
+    CGO_ENABLED=0 GO111MODULE=off GOFLAGS= GOCACHE="$work/go" \
+        go build -o "$out/micro-go" "$src/micro.go"
+    pack "$work/root" "$work/rootfs.tar"
+    config=(--config.cmd /bin/micro-glibc)
 }
 
 recipe_python() {
@@ -128,6 +147,7 @@ build() { # NAME
     case $name in
         java | mariadb | postgresql | python | redis | servers | shell)
             key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
+        micro) key=$({ declare -f recipe_micro; cat "$here"/micro/*; } | sha256sum | cut -c1-16) ;;
         tools) key=$({ declare -f debian recipe_tools; cat "$here"/programs/*.c; } |
             sha256sum | cut -c1-16) ;;
     esac

@@ -15,7 +15,8 @@ pub struct Server {
 }
 
 impl Server {
-    pub(crate) fn start(mut command: Command, side: Side, port: u16, limit: Duration) -> Server {
+    /// Starts a command; ready when `port` accepts connections.
+    pub fn start(mut command: Command, side: Side, port: u16, limit: Duration) -> Server {
         command.stdin(Stdio::null());
         let shown = format!("{command:?}");
         let mut running = Running::start(command);

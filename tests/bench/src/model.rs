@@ -63,6 +63,11 @@ impl Counters {
         }
     }
 
+    /// EENTER and EEXIT pairs, and asynchronous exits.
+    pub fn transitions(self) -> f64 {
+        self.entries + self.aexs
+    }
+
     /// Per operation.
     pub fn per(self, operations: f64) -> Counters {
         Counters {
