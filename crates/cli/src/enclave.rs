@@ -132,7 +132,7 @@ pub fn for_loader(image: EnclaveImage, signature: &SigStruct) -> bulla_loader::E
         flags: run.info.0,
         measured: run.measured,
         content: match run.content {
-            Content::Data(bytes) => bulla_loader::Content::Data(bytes[..].into()),
+            Content::Data(bytes) => bulla_loader::Content::Data(bytes),
             Content::Zero(len) => bulla_loader::Content::Zero(len),
         },
     });

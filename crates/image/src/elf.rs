@@ -37,8 +37,8 @@ pub enum ElfError {
     /// A relocation outside writable, file-backed data.
     #[error("a relocation at {0:#x} lies outside of the writable data")]
     RelocationOutside(u64),
-    /// Two segments with different permissions share a page.
-    #[error("segments with different permissions share the page at {0:#x}: align them to 4096")]
+    /// Two segments that cannot share a page do.
+    #[error("segments share the page at {0:#x}: align them to 4096")]
     SharedPage(u64),
     /// A segment is both writable and executable.
     #[error("the segment at {0:#x} is writable and executable")]
@@ -77,7 +77,9 @@ pub(crate) enum PagesContent {
 pub(crate) struct Program {
     base: u64,
     pub entry: u64,
-    /// Memory from `base` on, segments in place.
+    file: Bytes,
+    /// Memory from `base` on, segments in place, but for pages that are taken from the file as
+    /// they are.
     memory: Vec<u8>,
     pages: Vec<Page>,
 }
@@ -89,11 +91,14 @@ struct Page {
     permissions: u64,
     /// Has bytes from the file.
     from_file: bool,
+    /// Where in the file the page is, whole and unchanged: code, which nothing relocates.
+    as_is: Option<u64>,
 }
 
 impl Program {
     /// Loads `file` at `base`, where `room` bytes are free.
-    pub(crate) fn load(file: &[u8], base: u64, room: u64) -> Result<Program, ElfError> {
+    pub(crate) fn load(bytes: Bytes, base: u64, room: u64) -> Result<Program, ElfError> {
+        let file = &bytes[..];
         let header = FileHeader64::<LittleEndian>::parse(file).map_err(malformed)?;
         let endian_ok = header.is_little_endian() && header.e_ident().class == elf::ELFCLASS64;
         if !endian_ok || header.e_machine(LE) != EM_X86_64 || header.e_type(LE) != ET_DYN {
@@ -125,6 +130,7 @@ impl Program {
         let mut program = Program {
             base,
             entry: base + header.e_entry(LE).min(room),
+            file: bytes.clone(),
             memory: vec![0; end as usize],
             pages: vec![Page::default(); (end / PAGE) as usize],
         };
@@ -170,13 +176,30 @@ impl Program {
         if permissions & 6 == 6 {
             return Err(ElfError::WritableCode(start));
         }
-        // `load` has checked that the segment ends inside `memory`.
-        self.memory[start as usize..][..data.len()].copy_from_slice(data);
         let file_end = start + data.len() as u64;
+        let (offset, _) = segment.file_range(LE);
+        let whole = match permissions & 4 != 0 && (offset ^ start).is_multiple_of(PAGE) {
+            true => start.next_multiple_of(PAGE)..file_end / PAGE * PAGE,
+            false => start..start,
+        };
+        // `load` has checked that the segment ends inside `memory`.
+        for part in [
+            start..whole.start.min(file_end),
+            whole.end.max(start)..file_end,
+        ] {
+            if part.start < part.end {
+                let from = (part.start - start) as usize..(part.end - start) as usize;
+                self.memory[part.start as usize..part.end as usize].copy_from_slice(&data[from]);
+            }
+        }
         for number in start / PAGE..(start + size).div_ceil(PAGE) {
             let page = &mut self.pages[number as usize];
-            if page.permissions != 0 && page.permissions != permissions {
+            let is_whole = page.as_is.is_some() || whole.contains(&(number * PAGE));
+            if page.permissions != 0 && (page.permissions != permissions || is_whole) {
                 return Err(ElfError::SharedPage(number * PAGE));
+            }
+            if whole.contains(&(number * PAGE)) {
+                page.as_is = Some(offset + (number * PAGE - start));
             }
             page.permissions = permissions;
             page.from_file |= number * PAGE < file_end;
@@ -233,9 +256,9 @@ impl Program {
         let pages = range.start as u64 / PAGE..(range.end as u64).div_ceil(PAGE);
         if pages
             .clone()
-            .any(|page| self.pages[page as usize].permissions & 2 != 0)
+            .any(|page| self.pages[page as usize].permissions & 6 != 0)
         {
-            return Err(malformed("the relocation table is writable"));
+            return Err(malformed("the relocation table is not in constant data"));
         }
         for at in range.step_by(24) {
             let (head, _) = object::from_bytes::<Rela64<LittleEndian>>(&self.memory[at..])
@@ -288,7 +311,8 @@ impl Program {
         let pages = range.start as u64 / PAGE..(range.end as u64).div_ceil(PAGE);
         if pages
             .clone()
-            .any(|page| !self.pages[page as usize].from_file)
+            .map(|page| self.pages[page as usize])
+            .any(|page| !page.from_file || page.as_is.is_some())
         {
             return Err(malformed(format!("{name} has no content in the file")));
         }
@@ -304,13 +328,20 @@ impl Program {
             let page = self.pages[start];
             let same = self.pages[start..]
                 .iter()
-                .take_while(|&&next| next == page)
+                .enumerate()
+                .take_while(|&(index, &next)| {
+                    let as_is = page.as_is.map(|at| at + index as u64 * PAGE);
+                    next == Page { as_is, ..page }
+                })
                 .count();
             let (from, len) = (start * PAGE as usize, same * PAGE as usize);
             if page.permissions != 0 {
-                let content = match page.from_file {
-                    true => PagesContent::Data(memory.slice(from..from + len)),
-                    false => PagesContent::Zero(len as u64),
+                let content = match (page.as_is, page.from_file) {
+                    (Some(at), _) => {
+                        PagesContent::Data(self.file.slice(at as usize..at as usize + len))
+                    }
+                    (None, true) => PagesContent::Data(memory.slice(from..from + len)),
+                    (None, false) => PagesContent::Zero(len as u64),
                 };
                 let address = self.base + from as u64;
                 runs.push(Pages {

@@ -1,9 +1,10 @@
 //! The enclave programs, built from this workspace by `build.rs`: equal sources, lock file and
 //! compiler give equal bytes, wherever they are built.
 
-use crate::layout::{EnclaveImage, LayoutError, Options, layout};
+use crate::layout::{EnclaveImage, LayoutError, Options, layout_of};
 use bulla_abi::config::Config;
 use bulla_abi::layout::LayoutKind;
+use bytes::Bytes;
 
 /// ELF file of the bootstrap.
 pub const BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
@@ -16,5 +17,6 @@ pub fn image(
     kind: LayoutKind,
     options: &Options,
 ) -> Result<EnclaveImage, LayoutError> {
-    layout(BOOTSTRAP, RUNTIME, config, kind, options)
+    let [bootstrap, runtime] = [BOOTSTRAP, RUNTIME].map(Bytes::from_static);
+    layout_of(bootstrap, runtime, config, kind, options)
 }

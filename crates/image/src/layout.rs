@@ -19,8 +19,9 @@ use bulla_sgx::{Attributes, Measurement, SecInfo, Secs, Tcs, flags, misc, xfrm};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-/// Kernel heap that a dynamic enclave starts with; it grows by EAUG.
-const HEAP_DYNAMIC: u64 = 1 << 20;
+/// Kernel heap that a dynamic enclave starts with; it grows by EAUG. What the smallest program
+/// needs, and a whole huge page.
+const HEAP_DYNAMIC: u64 = 2 << 20;
 /// Kernel heap of a static enclave, and the share of the application's memory that is added: an
 /// object of the kernel (inode, page descriptor, socket buffer) goes with what applications use.
 const HEAP_STATIC: u64 = 64 << 20;
@@ -150,6 +151,18 @@ impl EnclaveImage {
 pub fn layout(
     bootstrap: &[u8],
     runtime: &[u8],
+    config: &Config,
+    kind: LayoutKind,
+    options: &Options,
+) -> Result<EnclaveImage, LayoutError> {
+    let [bootstrap, runtime] = [bootstrap, runtime].map(Bytes::copy_from_slice);
+    layout_of(bootstrap, runtime, config, kind, options)
+}
+
+/// [`layout`] without copying the files.
+pub(crate) fn layout_of(
+    bootstrap: Bytes,
+    runtime: Bytes,
     config: &Config,
     kind: LayoutKind,
     options: &Options,
@@ -380,16 +393,16 @@ fn unmeasured(pages: Pages) -> PageRun {
 
 /// Adds the bootstrap with its header filled in; gives its entry point.
 fn place_bootstrap(
-    file: &[u8],
+    file: Bytes,
     boot: &BootHeader,
     address: u64,
     runs: &mut Vec<PageRun>,
 ) -> Result<u64, LayoutError> {
     // Room for more than is allowed, so that the message can say by how much it is too large.
-    let mut program = Program::load(file, address, map::IMAGE_OFFSET - map::BOOTSTRAP_OFFSET)
-        .map_err(LayoutError::Bootstrap)?;
+    let room = map::IMAGE_OFFSET - map::BOOTSTRAP_OFFSET;
+    let mut program = Program::load(file.clone(), address, room).map_err(LayoutError::Bootstrap)?;
     let header = program
-        .object_mut(file, HEADER_SYMBOL, BootHeader::SIZE as u64)
+        .object_mut(&file, HEADER_SYMBOL, BootHeader::SIZE as u64)
         .map_err(LayoutError::Bootstrap)?
         .ok_or(LayoutError::NoHeader)?;
     if header[..8] != MAGIC.to_le_bytes() {

@@ -1,8 +1,7 @@
 //! What the loader is given to load: an enclave image in plain terms.
 
-use std::sync::Arc;
-
 use bulla_abi::layout::LayoutKind;
+use bytes::Bytes;
 
 /// An enclave image, ready to be added page by page.
 #[derive(Clone)]
@@ -33,7 +32,7 @@ pub struct PageRun {
 /// What the pages of a [`PageRun`] hold; lengths are multiples of 4096.
 #[derive(Clone)]
 pub enum Content {
-    Data(Arc<[u8]>),
+    Data(Bytes),
     /// This many bytes of zeros.
     Zero(u64),
 }

@@ -12,8 +12,8 @@ use bulla_abi::boot::BootHeader;
 use bulla_libos::sync::SpinLock;
 use talc::{ErrOnOom, Span, Talc};
 
-/// Least growth of the heap in bytes.
-const GROWTH: u64 = 1 << 20;
+/// Least growth of the heap in bytes: a huge page.
+const GROWTH: u64 = 2 << 20;
 /// Sizes of the classes in bytes.
 const CLASSES: [usize; 10] = [16, 32, 48, 64, 96, 128, 192, 256, 512, 1024];
 /// What a class takes from `talc` at once.
