@@ -89,6 +89,13 @@ pub trait Platform: Send + Sync {
     }
     /// Give pages back. Pages that are not committed are skipped.
     fn decommit(&self, address: u64, len: u64);
+    /// The same for pages of a process that has ended, at addresses that are nobody's now: until
+    /// they are taken again the pages may keep their protection, which saves telling the host.
+    fn abandon(&self, address: u64, len: u64, _protection: Protection) {
+        self.decommit(address, len);
+    }
+    /// Addresses have been taken: pages that are not committed must fault.
+    fn close(&self, _address: u64, _len: u64) {}
     /// Change the protection of committed pages (uncommitted ones are skipped).
     fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()>;
     /// Whether the page at `address` is committed.
@@ -201,6 +208,11 @@ pub trait Platform: Send + Sync {
     fn cpus(&self) -> u32;
     /// Address user code jumps to for a system call from a trampoline (`jmp gs:[offset]`).
     fn gate_offset(&self) -> u32;
+    /// Address of a [`ClockPage`](crate::elf::vdso::ClockPage) that user code may read; `None`
+    /// where it may not read the TSC.
+    fn clock_page(&self) -> Option<u64> {
+        None
+    }
     /// Bytes of kernel heap in use and available.
     fn heap_usage(&self) -> (u64, u64);
 }

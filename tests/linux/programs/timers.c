@@ -14,6 +14,19 @@ int main(void) {
     CHECK(clock_getres(CLOCK_MONOTONIC, &res) == 0 && res.tv_nsec == 1);
     CHECK(clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts) == 0);
     CHECK(clock_gettime(12345, &ts) == -1 && errno == EINVAL);
+    /* the C library's clock (vDSO) and the system call tell one time, which never goes back */
+    int64_t last = 0;
+    for (int64_t end = now_ms() + 100; now_ms() < end;) {
+        CHECK(clock_gettime(CLOCK_MONOTONIC, &ts) == 0);
+        int64_t one = ts.tv_sec * 1000000000LL + ts.tv_nsec;
+        CHECK(syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &ts) == 0);
+        int64_t two = ts.tv_sec * 1000000000LL + ts.tv_nsec;
+        CHECK(last <= one && one <= two && ts.tv_nsec < 1000000000);
+        last = two;
+    }
+    struct timeval tv;
+    CHECK(clock_gettime(CLOCK_REALTIME, &ts) == 0 && gettimeofday(&tv, 0) == 0 && tv.tv_usec < 1000000);
+    CHECK(tv.tv_sec * 1000000LL + tv.tv_usec - (ts.tv_sec * 1000000LL + ts.tv_nsec / 1000) < 1000000);
     int64_t start = now_ms();
     usleep(30000);
     int64_t slept = now_ms() - start;

@@ -7,6 +7,7 @@ use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bulla_abi::hostcall::HostCall;
+use bulla_libos::elf::vdso::ClockPage;
 use bulla_libos::sync::SpinLock;
 
 use crate::hostcall;
@@ -47,6 +48,15 @@ pub fn set_tsc(usable: bool, hz: u64) {
     }
 }
 
+/// For the vDSO: [`BASE`] for those who cannot take its lock.
+static PAGE: ClockPage = ClockPage::new();
+
+/// The address of the vDSO's clock page, if programs may read the TSC.
+pub fn page() -> Option<u64> {
+    let usable = USE_TSC.load(Ordering::Relaxed);
+    usable.then_some(core::ptr::from_ref(&PAGE) as u64)
+}
+
 fn ask(clock: u64) -> u64 {
     u64::try_from(hostcall::call(HostCall::Clock, [clock, 0, 0, 0])).unwrap_or(0)
 }
@@ -75,15 +85,29 @@ fn now() -> (u64, u64) {
     if shared.first.0 == 0 {
         shared.first = (ticks, monotonic);
     }
+    let old_rate = shared.rate;
     let (first_ticks, first_time) = shared.first;
     let span = monotonic.saturating_sub(first_time);
     if span > RATE_SPAN && ticks > first_ticks {
         shared.rate = ((u128::from(span) << 32) / u128::from(ticks - first_ticks)) as u64;
     }
+    // Whoever reads the page must not see time go back either: the new line starts no lower than
+    // where the old one is, as far as it was used.
+    let mut start = monotonic;
+    if shared.rate != 0 && shared.monotonic != 0 {
+        let ahead = (u128::from(ticks.wrapping_sub(shared.tsc)) * u128::from(old_rate)) >> 32;
+        let ahead = u64::try_from(ahead).unwrap_or(u64::MAX).min(FRESH);
+        start = start.max(shared.monotonic.saturating_add(ahead));
+    }
     shared.tsc = ticks;
-    shared.monotonic = monotonic;
+    shared.monotonic = start;
     shared.realtime = realtime;
-    (monotonic, realtime)
+    if shared.rate != 0 {
+        let fresh = (u128::from(FRESH) << 32) / u128::from(shared.rate);
+        let fresh = u64::try_from(fresh).unwrap_or(0);
+        PAGE.publish([ticks, start, realtime, shared.rate, fresh]);
+    }
+    (start, realtime)
 }
 
 /// Monotonic time in ns; never goes back.
