@@ -15,7 +15,49 @@ static int child_fn(void *arg) { *(int *)arg = 99; return 5; }
 
 static void *exec_thread(void *arg) { char *argv[] = {arg, "--pid", 0}; execv(arg, argv); return 0; }
 
+/* Memory of all kinds: what a process leaves in it, its successor must not find. */
+static char zeros[300 << 10];
+static char ones[300 << 10] = {1};
+enum { AREA = 600 << 10 };
+
+static int leave(void) {
+    char *area = mmap(0, AREA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    memset(area, 0xab, AREA);
+    mprotect(area + AREA / 2, 64 << 10, PROT_READ);
+    mprotect(area + AREA / 4, 64 << 10, PROT_NONE);
+    memset(zeros, 0xab, sizeof zeros);
+    memset(ones, 0xab, sizeof ones);
+    char *heap = sbrk(600 << 10);
+    memset(heap, 0xab, 600 << 10);
+    return 21;
+}
+
+static int all(const char *bytes, size_t from, size_t len, char value) {
+    for (size_t i = from; i < len; i++) if (bytes[i] != value) return 0;
+    return 1;
+}
+
+static int fresh(void) {
+    char *area = mmap(0, AREA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *read_only = mmap(0, AREA, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    char *heap = sbrk(600 << 10);
+    /* the middle first: a walk would bring it in before it is read */
+    int good = all(area, AREA / 2, AREA / 2 + 4096, 0) && all(area, 0, AREA, 0) && all(read_only, 0, AREA, 0) && all(heap, 0, 600 << 10, 0);
+    good &= all(zeros, 0, sizeof zeros, 0) && ones[0] == 1 && all(ones, 1, sizeof ones, 0);
+    return good ? 22 : 23;
+}
+
+static int spawn(char *self, char *argument) {
+    char *argv[] = {self, argument, 0};
+    pid_t p;
+    int status;
+    if (posix_spawn(&p, self, 0, 0, argv, environ) || waitpid(p, &status, 0) != p) return -1;
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -2;
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--leave")) return leave();
+    if (argc > 1 && !strcmp(argv[1], "--fresh")) return fresh();
     if (argc > 1 && !strcmp(argv[1], "--exit")) return atoi(argv[2]);
     if (argc > 1 && !strcmp(argv[1], "--pid")) return syscall(SYS_gettid) == getpid() ? 17 : 18;
     int status;
@@ -121,6 +163,12 @@ int main(int argc, char **argv) {
         p = fork();
         if (p == 0) _exit(i);
         CHECK(waitpid(p, &status, 0) == p && WEXITSTATUS(status) == i);
+    }
+
+    /* nothing of one process shows in the next */
+    for (int i = 0; i < 4; i++) {
+        CHECK(spawn(argv[0], "--leave") == 21);
+        CHECK(spawn(argv[0], "--fresh") == 22);
     }
     return finish("processes");
 }

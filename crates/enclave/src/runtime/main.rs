@@ -15,6 +15,7 @@
 extern crate alloc;
 
 mod area;
+mod bitmap;
 mod boot;
 mod clock;
 mod cpu;
@@ -22,6 +23,7 @@ mod entry;
 mod exception;
 mod heap;
 mod hostcall;
+mod kept;
 mod memory;
 mod panic;
 mod platform;

@@ -1,91 +1,26 @@
 //! Which pages are committed, and how they become so.
 //!
 //! The bitmap is the truth: a page is accepted once per commit, whatever the host's page tables
-//! say. It covers the application's part of the enclave in two levels; leaves appear on first use.
+//! say. Pages that were given back may stay accepted for a while, to be used again ([`kept`]).
 
-use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use alloc::boxed::Box;
 use bulla_abi::hostcall::HostCall;
 use bulla_abi::layout::{LayoutKind, slot, slot_start, tcs_address};
 use bulla_libos::Result;
 use bulla_libos::errno::{EFAULT, EINVAL, ENOMEM};
 use bulla_libos::platform::Protection;
 
+use crate::bitmap::{self, Mark, PAGE, for_runs};
+use crate::kept::{self, Access, Piece};
 use crate::sgx::{SecInfo, eaccept, emodpe, secinfo};
 use crate::{hostcall, threads};
 
-const PAGE: u64 = 4096;
-/// Pages that one leaf covers: 512 words of 64 bits.
-const LEAF_PAGES: u64 = 512 * 64;
-/// Leaves for the widest ELRANGE, 2^40 bytes.
-const LEAVES: usize = (1 << 28) / LEAF_PAGES as usize;
-
-type Leaf = [AtomicU64; 512];
-
-static COMMITTED: [AtomicPtr<Leaf>; LEAVES] =
-    [const { AtomicPtr::new(core::ptr::null_mut()) }; LEAVES];
-
-fn leaf(page: u64, create: bool) -> Option<&'static Leaf> {
-    let entry = &COMMITTED[(page / LEAF_PAGES) as usize];
-    let mut pointer = entry.load(Ordering::Acquire);
-    if pointer.is_null() {
-        if !create {
-            return None;
-        }
-        let fresh = Box::into_raw(Box::new([const { AtomicU64::new(0) }; 512]));
-        match entry.compare_exchange(
-            core::ptr::null_mut(),
-            fresh,
-            Ordering::AcqRel,
-            Ordering::Acquire,
-        ) {
-            Ok(_) => pointer = fresh,
-            Err(other) => {
-                // SAFETY: `fresh` was not published.
-                drop(unsafe { Box::from_raw(fresh) });
-                pointer = other;
-            }
-        }
-    }
-    // SAFETY: leaves are never freed.
-    Some(unsafe { &*pointer })
-}
+const READ_WRITE: u64 = secinfo::R | secinfo::W;
 
 /// Whether the page at `address` is committed.
 pub fn is_committed(address: u64) -> bool {
-    let page = address / PAGE;
-    match leaf(page, false) {
-        Some(leaf) => {
-            let index = page % LEAF_PAGES;
-            leaf[(index / 64) as usize].load(Ordering::Relaxed) & 1 << (index % 64) != 0
-        }
-        None => false,
-    }
-}
-
-/// Sets or clears the bits of a run of pages.
-fn mark(address: u64, len: u64, committed: bool) {
-    let (mut page, end) = (address / PAGE, (address + len) / PAGE);
-    while page < end {
-        let index = page % LEAF_PAGES;
-        let count = (64 - index % 64).min(end - page);
-        if let Some(leaf) = leaf(page, committed) {
-            let ones = if count == 64 {
-                u64::MAX
-            } else {
-                (1 << count) - 1
-            };
-            let mask = ones << (index % 64);
-            let word = &leaf[(index / 64) as usize];
-            if committed {
-                word.fetch_or(mask, Ordering::Relaxed);
-            } else {
-                word.fetch_and(!mask, Ordering::Relaxed);
-            }
-        }
-        page += count;
-    }
+    bitmap::has(Mark::Committed, address)
 }
 
 /// Static layout: no page of the application is accessible until it is committed, as far as the
@@ -93,38 +28,6 @@ fn mark(address: u64, len: u64, committed: bool) {
 pub fn close_user_memory(start: u64, end: u64) {
     // A host that does not is dealt with by committing all mappings at once.
     let _ = host(HostCall::MemProtect, start, end - start, 0);
-}
-
-/// Calls `act` for each maximal run of pages in the range whose state is `committed`.
-fn for_runs(
-    address: u64,
-    len: u64,
-    committed: bool,
-    mut act: impl FnMut(u64, u64) -> Result<()>,
-) -> Result<()> {
-    let end = address + len;
-    let mut at = address;
-    while at < end {
-        let page = at / PAGE;
-        // A leaf that does not exist is a long uncommitted run.
-        if leaf(page, false).is_none() {
-            let run_end = ((page / LEAF_PAGES + 1) * LEAF_PAGES * PAGE).min(end);
-            if !committed {
-                act(at, run_end - at)?;
-            }
-            at = run_end;
-            continue;
-        }
-        let start = at;
-        let state = is_committed(at);
-        while at < end && is_committed(at) == state && leaf(at / PAGE, false).is_some() {
-            at += PAGE;
-        }
-        if state == committed {
-            act(start, at - start)?;
-        }
-    }
-    Ok(())
 }
 
 fn check(address: u64, len: u64) -> Result<()> {
@@ -144,32 +47,102 @@ fn bits(protection: Protection) -> u64 {
 /// Commits pages that are not committed: zeroed.
 pub fn commit(address: u64, len: u64, protection: Protection) -> Result<()> {
     check(address, len)?;
-    for_runs(address, len, false, |start, len| {
+    for_runs(Mark::Committed, address, len, false, |start, len| {
         match threads::layout_kind() {
-            LayoutKind::Dynamic => {
-                accept_fresh(start, len, bits(protection))?;
-            }
+            LayoutKind::Dynamic => bring(start, len, bits(protection))?,
             LayoutKind::Static => {
-                let writable = bits(Protection::READ | Protection::WRITE);
-                host(HostCall::MemProtect, start, len, writable)?;
-                // SAFETY: pages of the application that are in no mapping yet: nothing refers to
-                // them, and they were added before EINIT.
-                unsafe { core::ptr::write_bytes(start as *mut u8, 0, len as usize) };
-                if bits(protection) != writable {
+                host(HostCall::MemProtect, start, len, READ_WRITE)?;
+                clear(start, len);
+                if bits(protection) != READ_WRITE {
                     host(HostCall::MemProtect, start, len, bits(protection))?;
                 }
             }
         }
-        mark(start, len, true);
+        bitmap::set(Mark::Committed, start, len, true);
         Ok(())
     })
+}
+
+/// Writes zeros over pages that are in the enclave and that nobody uses.
+fn clear(start: u64, len: u64) {
+    // SAFETY: pages of the application that are in no mapping yet: nothing refers to them, and
+    // they were accepted, or added before EINIT. A host that has not made them accessible only
+    // makes this fault, which ends the container.
+    unsafe { core::ptr::write_bytes(start as *mut u8, 0, len as usize) };
+}
+
+/// Pages for a range that has none in use: those that were kept are cleared, the others are new.
+fn bring(start: u64, len: u64, protection: u64) -> Result<()> {
+    let kept = kept::take(start, len);
+    if kept.is_empty() {
+        return accept_with_room(start, len, protection);
+    }
+    let give_back = |errno| {
+        for piece in &kept {
+            kept::put(Piece {
+                access: Access::Other,
+                ..*piece
+            });
+        }
+        Err(errno)
+    };
+    let whole = kept.iter().map(|piece| piece.len).sum::<u64>() == len;
+    let accessible = if protection & secinfo::W != 0 {
+        protection
+    } else {
+        READ_WRITE
+    };
+    let open = whole
+        && kept.iter().all(|piece| piece.access == Access::ReadWrite)
+        && accessible == READ_WRITE;
+    if !open {
+        // One call for all: it adds what is missing and opens the rest.
+        if let Err(errno) = host(HostCall::MemCommit, start, len, accessible) {
+            return give_back(errno);
+        }
+        let mut at = start;
+        for piece in kept.iter().chain([&Piece::closed(start + len, 0)]) {
+            if let Err(errno) = accept(at, piece.start - at) {
+                return give_back(errno);
+            }
+            at = piece.start + piece.len;
+        }
+    }
+    for piece in &kept {
+        clear(piece.start, piece.len);
+    }
+    if protection & secinfo::X != 0 {
+        extend(start, len);
+    }
+    if accessible != protection {
+        host(HostCall::MemProtect, start, len, protection)?;
+    }
+    Ok(())
+}
+
+/// [`accept_fresh`]; when the host has no page left, kept ones make room.
+fn accept_with_room(start: u64, len: u64, protection: u64) -> Result<()> {
+    match accept_fresh(start, len, protection) {
+        Err(errno) if errno == ENOMEM && kept::release_all() => {
+            accept_fresh(start, len, protection)
+        }
+        result => result,
+    }
 }
 
 /// EAUG by the host, EACCEPT by us; EMODPE where code is to run.
 fn accept_fresh(start: u64, len: u64, protection: u64) -> Result<()> {
     host(HostCall::MemCommit, start, len, protection)?;
+    accept(start, len)?;
+    if protection & secinfo::X != 0 {
+        extend(start, len);
+    }
+    Ok(())
+}
+
+/// EACCEPT of new pages.
+fn accept(start: u64, len: u64) -> Result<()> {
     let fresh = SecInfo::new(secinfo::TYPE_REG | secinfo::R | secinfo::W | secinfo::PENDING);
-    let extended = SecInfo::new(secinfo::TYPE_REG | secinfo::R | secinfo::W | secinfo::X);
     let mut page = start;
     while page < start + len {
         // SAFETY: a page that is not committed: nothing of ours is in it.
@@ -177,13 +150,24 @@ fn accept_fresh(start: u64, len: u64, protection: u64) -> Result<()> {
         if code != 0 {
             return Err(ENOMEM.because("the host gave no page"));
         }
-        if protection & secinfo::X != 0 {
-            // SAFETY: the page was accepted just now.
-            unsafe { emodpe(&extended, page) };
-        }
         page += PAGE;
     }
     Ok(())
+}
+
+/// Lets accepted pages hold code.
+fn extend(start: u64, len: u64) {
+    let extended = SecInfo::new(secinfo::TYPE_REG | secinfo::R | secinfo::W | secinfo::X);
+    let _ = for_runs(Mark::Code, start, len, false, |start, len| {
+        let mut page = start;
+        while page < start + len {
+            // SAFETY: an accepted page of the application; permissions are only extended.
+            unsafe { emodpe(&extended, page) };
+            page += PAGE;
+        }
+        Ok(())
+    });
+    bitmap::set(Mark::Code, start, len, true);
 }
 
 fn host(call: HostCall, address: u64, len: u64, argument: u64) -> Result<()> {
@@ -193,54 +177,93 @@ fn host(call: HostCall, address: u64, len: u64, argument: u64) -> Result<()> {
     }
 }
 
-/// Gives pages back.
+/// Gives pages back. Nobody can reach them afterwards, if the host plays along.
 pub fn decommit(address: u64, len: u64) {
     if check(address, len).is_err() {
         return;
     }
-    let kind = threads::layout_kind();
-    let _ = for_runs(address, len, true, |start, len| {
+    let dynamic = threads::layout_kind() == LayoutKind::Dynamic;
+    let _ = for_runs(Mark::Committed, address, len, true, |start, len| {
         // Not committed from here on, whatever the host does: the pages are trimmed or cleared
         // before they are used again.
-        if kind == LayoutKind::Dynamic {
-            // The application has given them up and may map them anew, as zeros: a host that keeps
-            // them cannot be lived with.
-            if host(HostCall::MemType, start, len, secinfo::TYPE_TRIM >> 8).is_err() {
-                crate::panic::fatal("the host did not take back memory");
-            }
-            let trimmed = SecInfo::new(secinfo::TYPE_TRIM | secinfo::MODIFIED);
-            let mut page = start;
-            while page < start + len {
-                // SAFETY: a page that the application has given up.
-                if unsafe { eaccept(&trimmed, page) } != 0 {
-                    crate::panic::fatal("the host did not trim a page");
-                }
-                page += PAGE;
-            }
-            mark(start, len, false);
-            // A host that leaves them there cannot add them again, that is all.
-            let _ = host(HostCall::MemRemove, start, len, 0);
-        } else {
-            mark(start, len, false);
-            let _ = host(HostCall::MemProtect, start, len, 0);
+        bitmap::set(Mark::Committed, start, len, false);
+        if !dynamic {
+            return host(HostCall::MemProtect, start, len, 0);
         }
-        Ok(())
+        give_up(start, len, |start, len| {
+            let is_closed = host(HostCall::MemProtect, start, len, 0);
+            is_closed.map(|()| Piece::closed(start, len))
+        })
     });
+}
+
+/// Gives back pages of a process that has ended, which have this protection: they may stay
+/// accessible until the addresses are taken again ([`kept::close`]).
+pub fn abandon(address: u64, len: u64, protection: Protection) {
+    if threads::layout_kind() != LayoutKind::Dynamic {
+        return decommit(address, len);
+    }
+    if check(address, len).is_err() {
+        return;
+    }
+    let access = match bits(protection) {
+        0 => Access::None,
+        READ_WRITE => Access::ReadWrite,
+        _ => Access::Other,
+    };
+    let _ = for_runs(Mark::Committed, address, len, true, |start, len| {
+        bitmap::set(Mark::Committed, start, len, false);
+        give_up(start, len, |start, len| Ok(Piece { start, len, access }))
+    });
+}
+
+/// Asks the host to make pages inaccessible that are not in use. If it does not, whoever finds
+/// them sees what a process left that has ended: all of a container is one trust domain.
+pub fn hide(start: u64, len: u64) {
+    let _ = host(HostCall::MemProtect, start, len, 0);
+}
+
+/// Keeps pages for later as `keep` says, or gives them to the host: code, and what is too much.
+fn give_up(start: u64, len: u64, mut keep: impl FnMut(u64, u64) -> Result<Piece>) -> Result<()> {
+    if len > kept::LARGEST {
+        return remove(start, len);
+    }
+    for_runs(Mark::Code, start, len, false, |start, len| {
+        kept::put(keep(start, len)?);
+        Ok(())
+    })?;
+    for_runs(Mark::Code, start, len, true, remove)
+}
+
+/// Trims pages that are not in use and lets the host have them.
+pub fn remove(start: u64, len: u64) -> Result<()> {
+    // The application has given them up and may map them anew, as zeros: a host that keeps them
+    // cannot be lived with.
+    if host(HostCall::MemType, start, len, secinfo::TYPE_TRIM >> 8).is_err() {
+        crate::panic::fatal("the host did not take back memory");
+    }
+    let trimmed = SecInfo::new(secinfo::TYPE_TRIM | secinfo::MODIFIED);
+    let mut page = start;
+    while page < start + len {
+        // SAFETY: a page that the application has given up.
+        if unsafe { eaccept(&trimmed, page) } != 0 {
+            crate::panic::fatal("the host did not trim a page");
+        }
+        page += PAGE;
+    }
+    bitmap::set(Mark::Code, start, len, false);
+    // A host that leaves them there cannot add them again, that is all.
+    let _ = host(HostCall::MemRemove, start, len, 0);
+    Ok(())
 }
 
 /// Changes the protection of committed pages.
 pub fn protect(address: u64, len: u64, protection: Protection) -> Result<()> {
     check(address, len)?;
     let dynamic = threads::layout_kind() == LayoutKind::Dynamic;
-    for_runs(address, len, true, |start, len| {
+    for_runs(Mark::Committed, address, len, true, |start, len| {
         if dynamic && protection.contains(Protection::EXECUTE) {
-            let extended = SecInfo::new(secinfo::TYPE_REG | secinfo::R | secinfo::W | secinfo::X);
-            let mut page = start;
-            while page < start + len {
-                // SAFETY: a committed page of the application; permissions are only extended.
-                unsafe { emodpe(&extended, page) };
-                page += PAGE;
-            }
+            extend(start, len);
         }
         host(HostCall::MemProtect, start, len, bits(protection))
     })

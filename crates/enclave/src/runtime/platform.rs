@@ -12,7 +12,7 @@ use bulla_libos::{Platform, Result, Thread};
 
 use crate::area::{self, XSAVE_SIZE};
 use crate::boot::HOST;
-use crate::{clock, heap, hostcall, memory, sgx, threads, untrusted, usercopy};
+use crate::{clock, heap, hostcall, kept, memory, sgx, threads, untrusted, usercopy};
 
 /// The platform that the kernel sees.
 pub static ENCLAVE: Enclave = Enclave;
@@ -134,6 +134,14 @@ impl Platform for Enclave {
 
     fn decommit(&self, address: u64, len: u64) {
         memory::decommit(address, len);
+    }
+
+    fn abandon(&self, address: u64, len: u64, protection: Protection) {
+        memory::abandon(address, len, protection);
+    }
+
+    fn close(&self, address: u64, len: u64) {
+        kept::close(address, len);
     }
 
     fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
@@ -377,6 +385,10 @@ impl Platform for Enclave {
 
     fn gate_offset(&self) -> u32 {
         area::GATE as u32
+    }
+
+    fn clock_page(&self) -> Option<u64> {
+        clock::page()
     }
 
     fn heap_usage(&self) -> (u64, u64) {

@@ -111,7 +111,7 @@ pub fn load(
     let span = elf.span();
     let brk = base.wrapping_add(span.end);
     let gap = if elf.kind == Kind::Relocatable {
-        random_below(4096) * PAGE
+        mm.brk_gap()
     } else {
         0
     };
@@ -240,6 +240,11 @@ fn map_program(mm: &Space, file: &Executable, elf: &Elf) -> Result<u64> {
         }
         Kind::Relocatable => {
             // Far from where mmap starts, so that the heap has room behind the program.
+            if let Some(start) = crate::mm::warm::claim(&*file.inode, span.end - span.start)
+                && let Ok(base) = map_anywhere(mm, file, elf, Placement::Free(start))
+            {
+                return Ok(base);
+            }
             let user = platform().user_range();
             let (low, high) = (user.end / 16, user.end / 2);
             for _ in 0..4 {
@@ -268,11 +273,20 @@ fn map_anywhere(mm: &Space, file: &Executable, elf: &Elf, placement: Placement) 
     let mut request =
         Request::anonymous(len.checked_add(slack).ok_or(ENOMEM)?, Protection::empty());
     request.placement = placement;
+    // A mapping of the file, so that what is ready of it stays so.
+    request.source = Source::File(FileBacking {
+        inode: file.inode.clone(),
+        offset: 0,
+        path: file.path.clone(),
+    });
     let found = mm.map(request)?;
     // The first address at which the segments are aligned as they want to be.
     let wanted = span.start & (elf.align - 1);
     let start = found + (wanted.wrapping_sub(found) & (elf.align - 1)).min(slack);
     let base = start.wrapping_sub(span.start);
+    if placement != Placement::Hint(0) {
+        mm.note_image(start..start + len, &*file.inode);
+    }
     let mut at = found;
     for segment in &elf.segments {
         let pages = segment.pages();

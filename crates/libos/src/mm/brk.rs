@@ -21,6 +21,8 @@ pub struct Brk {
 
 /// Room kept free for the heap where addresses are plenty.
 const ROOM: u64 = 8 << 30;
+/// With less, the heap goes elsewhere.
+const ROOM_MIN: u64 = 64 << 20;
 
 impl Space {
     /// Places the heap behind a program, with as much room as there is. Its addresses cost nothing
@@ -34,9 +36,29 @@ impl Space {
             // Leave most of the lowest 2 GiB to MAP_32BIT.
             room = room.min(1 << 30);
         }
+        super::warm::leave(&(start..start.saturating_add(room)));
+        let wanted = room;
         let mut locked = self.lock();
         while room >= PAGE && !allocator::allocate_at(start..start + room) {
             room = (room / 2) & !(PAGE - 1);
+        }
+        let mut start = start;
+        if room < ROOM_MIN {
+            // Another program is linked at the same addresses and has the room behind it. Nothing
+            // says that the heap must be there.
+            let elsewhere = allocator::allocate(&allocator::Wanted {
+                len: ROOM_MIN.max(wanted),
+                align: PAGE,
+                within: user,
+                below: locked.mmap_base,
+            });
+            if let Ok(at) = elsewhere {
+                if room >= PAGE {
+                    allocator::release(start..start + room);
+                }
+                start = at;
+                room = ROOM_MIN.max(wanted);
+            }
         }
         if room >= PAGE {
             locked.reserved.push(start..start + room);

@@ -128,7 +128,10 @@ impl Space {
             }
             return Ok(Resolved::Brought);
         }
-        locked.bring_in(&vma, page)?;
+        locked.adopt(&(page..page + PAGE));
+        if !locked.is_live(page) {
+            locked.bring_in(&vma, page)?;
+        }
         Ok(Resolved::Brought)
     }
 
@@ -181,10 +184,12 @@ impl Locked<'_> {
         if !allocator::allocate_at(start..above.start) {
             return None;
         }
+        let above_start = above.start;
         self.vmas.remove(&above.range());
         self.total += above.start - start;
         let grown = Vma { start, ..above };
         self.vmas.insert(grown.clone());
+        self.close(&(start..above_start));
         Some(grown)
     }
 
@@ -306,6 +311,7 @@ impl Locked<'_> {
             if !self.resident {
                 continue;
             }
+            self.adopt(&vma.range());
             let holes: alloc::vec::Vec<_> = self.live.holes(vma.range()).collect();
             for hole in holes {
                 let mut at = hole.start;
@@ -364,11 +370,9 @@ fn commit(vma: &Vma, range: Range<u64>) -> Result<bool> {
     let len = range.end - range.start;
     let protection = vma.page_protection();
     let Backing::File(file) = &vma.backing else {
-        return platform()
-            .commit(range.start, len, protection)
-            .map(|()| false);
+        return super::commit(&range, protection).map(|()| false);
     };
-    platform().commit(range.start, len, READ_WRITE)?;
+    super::commit(&range, READ_WRITE)?;
     let offset = file.offset + (range.start - vma.start);
     let result = platform()
         .fill(range.start, len, &mut |bytes| {

@@ -110,7 +110,11 @@ impl Space {
         }
         child.reserved = parent.reserved.clone();
         child.brk = parent.brk.clone();
+        // It has its parent's layout: another one is for a process that executes something.
+        child.layout().leave();
         child.mmap_base = parent.mmap_base;
+        child.brk_gap = parent.brk_gap;
+        child.images = parent.images.clone();
         child.program = parent.program.clone();
         child.peak_pages = child.live.count();
         let mut vmas = VmaMap::default();

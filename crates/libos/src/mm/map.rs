@@ -89,11 +89,27 @@ impl Space {
         if request.flags.contains(VmaFlags::SHARED) {
             return self.map_shared(request, len);
         }
-        let (mut locked, start) = self.take_addresses(request.placement, len, None)?;
+        let mut placement = request.placement;
+        let mut image = None;
         let backing = match request.source {
             Source::Anonymous => Backing::Anonymous,
-            Source::File(file) => Backing::File(file),
+            Source::File(file) => {
+                // As ld.so starts with a library: what is missing of it is mapped over it then.
+                if placement == Placement::Hint(0) && file.offset == 0 {
+                    let warm = super::warm::claim(&*file.inode, len);
+                    placement = warm.map_or(placement, Placement::Hint);
+                    image = Some(file.inode.clone());
+                }
+                Backing::File(file)
+            }
         };
+        let (mut locked, start) = self.take_addresses(placement, len, None)?;
+        // Of a whole image the beginning; more when its parts get their protections.
+        let mut ready = start..start + len;
+        if let Some(inode) = image {
+            locked.note_image(ready.clone(), &*inode);
+            ready.end = start + PAGE;
+        }
         locked.add(Vma {
             start,
             end: start + len,
@@ -102,6 +118,7 @@ impl Space {
             backing,
             around: Around::default(),
         });
+        locked.adopt(&ready);
         let result = locked.bring_in_new(start..start + len, request.populate);
         if let Err(errno) = result {
             locked.unmap(&(start..start + len));
@@ -129,6 +146,7 @@ impl Space {
             }
             Placement::Free(at) | Placement::Fixed(at) => {
                 let range = at..at + len;
+                super::warm::leave(&range);
                 if placement == Placement::Free(at)
                     && locked.vmas.overlapping(&range).next().is_some()
                 {
@@ -230,9 +248,11 @@ impl Locked<'_> {
             && let Some(hint) = page_up(hint).filter(|&hint| hint != 0)
             && hint >= user.start
             && hint.checked_add(len).is_some_and(|end| end <= user.end)
-            && allocator::allocate_at(hint..hint + len)
         {
-            return Ok(hint);
+            super::warm::leave(&(hint..hint + len));
+            if allocator::allocate_at(hint..hint + len) {
+                return Ok(hint);
+            }
         }
         let low = placement == Placement::Low;
         let within = if low {
@@ -261,8 +281,24 @@ impl Locked<'_> {
         self.vmas.insert(vma);
     }
 
-    /// Brings in a new mapping where that is cheaper than waiting for its faults.
+    /// Brings in a new mapping where that is cheaper than waiting for its faults, and sees to it
+    /// that the rest of it faults.
     pub(super) fn bring_in_new(&mut self, range: Range<u64>, populate: bool) -> Result<()> {
+        let result = self.bring_in_eagerly(range.clone(), populate);
+        self.close(&range);
+        result
+    }
+
+    /// Nothing may be accessible in a new mapping but its own pages.
+    pub(super) fn close(&self, range: &Range<u64>) {
+        let vma = self.vmas.find(range.start);
+        if !vma.is_some_and(Vma::is_clean) {
+            super::warm::make_room(range);
+        }
+        platform().close(range.start, range.end - range.start);
+    }
+
+    fn bring_in_eagerly(&mut self, range: Range<u64>, populate: bool) -> Result<()> {
         if !self.resident {
             return Ok(());
         }
@@ -272,12 +308,15 @@ impl Locked<'_> {
         if platform().must_commit_at_once() && !vma.protection.is_empty() {
             return self.populate_all(&range);
         }
+        /// Most bytes of a library's data that are brought in when it is mapped.
+        const DATA: u64 = 64 << 10;
         let small = range.end - range.start <= EAGER_MAX && !accounting::is_scarce();
         let writable = vma.protection.contains(Protection::WRITE);
         let text = vma.protection.contains(Protection::EXECUTE);
         match vma.backing {
             Backing::Anonymous if small && writable => self.populate(&range),
-            Backing::File(_) if small && text => {
+            // What a program writes to at once: relocations and initialised data.
+            Backing::File(_) if small && (text || writable && range.end - range.start <= DATA) => {
                 // What cannot be read now faults later, if it is needed at all.
                 let _ = self.populate(&range);
                 Ok(())
@@ -305,6 +344,7 @@ impl Locked<'_> {
             .overlapping(range)
             .any(|vma| vma.flags.contains(VmaFlags::SITES));
         for part in self.take_out(range) {
+            super::warm::make_room(&part);
             for part in self.without_reserved(&part) {
                 allocator::release(part);
             }
@@ -316,7 +356,7 @@ impl Locked<'_> {
 
     /// Removes all mappings in a range but keeps their addresses, which it returns (those of
     /// shared memory stay the object's).
-    fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
+    pub(super) fn take_out(&mut self, range: &Range<u64>) -> Vec<Range<u64>> {
         let mut parts = Vec::new();
         for vma in self.vmas.remove(range) {
             self.total -= vma.len();
@@ -389,7 +429,12 @@ impl Locked<'_> {
         let range = vma.range();
         let runs: Vec<_> = self.live.runs(range.clone()).collect();
         for run in runs {
-            platform().decommit(run.start, run.end - run.start);
+            // Where nobody waits for a fault.
+            if self.alone_at_end {
+                platform().abandon(run.start, run.end - run.start, vma.page_protection());
+            } else {
+                platform().decommit(run.start, run.end - run.start);
+            }
         }
         let mut freed = self.live.remove(range.clone());
         if !self.saved.is_empty() {
@@ -417,6 +462,7 @@ impl Locked<'_> {
             return Ok(());
         }
         let range = piece.range();
+        super::warm::make_room(&range);
         let was_reserved = piece.protection.is_empty();
         let pages = effective(protection);
         match &piece.backing {

@@ -73,7 +73,9 @@ impl Space {
                     protection: vma.protection,
                     shared: vma.is_shared(),
                     offset,
-                    file: inode.map(|inode| inode.id()),
+                    file: inode
+                        .map(|inode| inode.id())
+                        .filter(|_| !vma.flags.contains(VmaFlags::VDSO)),
                     path,
                     name,
                     resident: locked.resident_pages(vma) * PAGE,

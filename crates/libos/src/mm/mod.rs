@@ -12,11 +12,12 @@
 //! - [`shared`]: shared memory, each object at one home address. [`view`]: its mappings, there and
 //!   elsewhere.
 //! - [`sysv`]: System V segments.
+//! - [`warm`]: file pages that wait for the next process.
 //! - [`sites`]: system-call sites in program text, rewritten before they can trap.
 //!
 //! # Invariants
-//! A committed user page is live in exactly one address space or belongs to one shared object. A
-//! resident space has no saved pages.
+//! A committed user page is live in exactly one address space, belongs to one shared object or is kept
+//! by [`warm`]. A resident space has no saved pages.
 //!
 //! # Lock order
 //! making a shared object → residency → a space's state → shared object → allocator → site lists.
@@ -40,6 +41,7 @@ pub(crate) mod swap;
 pub mod sysv;
 pub(crate) mod view;
 pub mod vma;
+pub mod warm;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -47,11 +49,11 @@ use alloc::vec::Vec;
 use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use crate::Thread;
 use crate::fs::inode::Execution;
 use crate::fs::path::PathRef;
-use crate::platform::platform;
+use crate::platform::{Protection, platform};
 use crate::sync::{SpinGuard, SpinLock};
+use crate::{Result, Thread};
 
 pub use allocator::PAGE;
 pub use fault::{Fault, Resolved};
@@ -119,6 +121,10 @@ pub(crate) struct State {
     brk: brk::Brk,
     /// New mappings are searched for downward from here.
     mmap_base: u64,
+    /// Bytes between a relocatable program and its heap.
+    brk_gap: u64,
+    /// ELF images that were mapped whole.
+    images: Vec<warm::Image>,
     /// mlockall(MCL_FUTURE).
     lock_future: bool,
     /// Bytes mapped.
@@ -127,6 +133,8 @@ pub(crate) struct State {
     program: ProgramInfo,
     /// Torn down: every access faults.
     dead: bool,
+    /// And nobody else had the same addresses then.
+    alone_at_end: bool,
 }
 
 /// What exec leaves for /proc and prctl.
@@ -254,6 +262,11 @@ impl Space {
             .collect()
     }
 
+    /// Bytes to leave between a relocatable program and its heap.
+    pub fn brk_gap(&self) -> u64 {
+        self.lock().brk_gap
+    }
+
     /// What exec recorded about the program.
     pub fn program(&self) -> ProgramInfo {
         self.lock().program.clone()
@@ -266,21 +279,70 @@ impl Space {
 }
 
 impl State {
+    fn layout(&self) -> Layout {
+        Layout {
+            mmap_base: self.mmap_base,
+            brk_gap: self.brk_gap,
+        }
+    }
+
     fn new() -> State {
+        let layout = Layout::new();
         State {
             vmas: VmaMap::default(),
             live: PageSet::new(),
             saved: BTreeMap::new(),
             reserved: Vec::new(),
             brk: brk::Brk::default(),
-            mmap_base: random_mmap_base(),
+            mmap_base: layout.mmap_base,
+            brk_gap: layout.brk_gap,
+            images: Vec::new(),
             lock_future: false,
             total: 0,
             peak_pages: 0,
             program: ProgramInfo::default(),
             dead: false,
+            alone_at_end: false,
         }
     }
+}
+
+/// What is random about the addresses of a process, but for its images.
+#[derive(Clone, Copy)]
+pub(crate) struct Layout {
+    mmap_base: u64,
+    brk_gap: u64,
+}
+
+/// Layouts of processes that have ended. The next ones take them over: the pages that are still
+/// there serve again (docs/design/warm-images.md).
+static LEFT: SpinLock<Vec<Layout>> = SpinLock::new(Vec::new());
+
+impl Layout {
+    /// As many as processes may end at about the same time.
+    const LEFT_MAX: usize = 16;
+
+    fn new() -> Layout {
+        let left = LEFT.lock().pop();
+        left.unwrap_or_else(|| Layout {
+            mmap_base: random_mmap_base(),
+            brk_gap: random_below(4096) * PAGE,
+        })
+    }
+
+    /// For the next process.
+    fn leave(self) {
+        let mut left = LEFT.lock();
+        if left.len() < Layout::LEFT_MAX {
+            left.push(self);
+        }
+    }
+}
+
+/// Commits pages at addresses that are the caller's.
+pub(crate) fn commit(range: &Range<u64>, protection: Protection) -> Result<()> {
+    warm::make_room(range);
+    platform().commit(range.start, range.end - range.start, protection)
 }
 
 /// A random number below `limit`.

@@ -236,6 +236,7 @@ impl Locked<'_> {
         self.saved.extend(saved);
         self.total += moved.len();
         self.vmas.insert(moved);
+        self.close(to);
         Ok(())
     }
 }
@@ -247,7 +248,7 @@ fn copy_run(run: &Range<u64>, target: u64, from: Protection, to: Protection) -> 
     if !from.contains(Protection::READ) {
         platform().protect(run.start, len, Protection::READ)?;
     }
-    platform().commit(target, len, READ_WRITE)?;
+    super::commit(&(target..target + len), READ_WRITE)?;
     let result = platform()
         .fill(target, len, &mut |bytes| {
             platform()

@@ -375,6 +375,12 @@ impl Space {
         let all = platform().user_range();
         let reserved = {
             let mut locked = self.lock_with(guard);
+            if neighbours.is_empty() && was_resident {
+                locked.alone_at_end = true;
+                locked.resident = true;
+                locked.keep_images();
+                locked.layout().leave();
+            }
             locked.unmap(&all);
             core::mem::take(&mut locked.reserved)
         };

@@ -294,9 +294,9 @@ impl SharedObject {
     fn commit(&self, at: u64, part: Range<u64>, protection: Protection) -> Result<()> {
         let len = part.end - part.start;
         let Some(file) = &self.file else {
-            return platform().commit(at, len, protection);
+            return super::commit(&(at..at + len), protection);
         };
-        platform().commit(at, len, READ_WRITE)?;
+        super::commit(&(at..at + len), READ_WRITE)?;
         let offset = file.offset + part.start;
         let result = platform()
             .fill(at, len, &mut |bytes| read_file(file, offset, bytes))
@@ -322,7 +322,7 @@ impl SharedObject {
         let Some(from) = self.place_of(pages, offset).filter(|&from| from != to) else {
             return Ok(());
         };
-        platform().commit(to, PAGE, READ_WRITE)?;
+        super::commit(&(to..to + PAGE), READ_WRITE)?;
         let copy = || {
             platform().fill(to, PAGE, &mut |bytes| {
                 platform()

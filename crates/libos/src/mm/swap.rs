@@ -285,7 +285,7 @@ pub(super) fn restore_all(state: &mut State) {
 /// Brings a run of saved pages of one mapping back.
 pub(super) fn restore(state: &mut State, vma: &Vma, range: Range<u64>) -> Result<()> {
     let len = range.end - range.start;
-    platform().commit(range.start, len, READ_WRITE)?;
+    super::commit(&range, READ_WRITE)?;
     let saved = &state.saved;
     platform().fill(range.start, len, &mut |bytes| {
         let pages = saved.range(range.clone()).map(|(_, page)| page);

@@ -327,6 +327,7 @@ impl Locked<'_> {
             backing,
             around: Around::default(),
         });
+        self.close(&view.range);
         Ok(())
     }
 

@@ -329,7 +329,10 @@ impl Space {
         let Backing::File(file) = &vma.backing else {
             return None;
         };
-        let text = vma.is_clean() && vma.protection.contains(Protection::EXECUTE);
+        // The vDSO is ours: its `syscall` instructions are never reached from its functions.
+        let text = vma.is_clean()
+            && vma.protection.contains(Protection::EXECUTE)
+            && !vma.flags.contains(VmaFlags::VDSO);
         (text && address + 2 <= vma.end).then(|| (vma.clone(), file.clone()))
     }
 

@@ -201,7 +201,7 @@ impl Table {
                 patch.trampoline = start + index as u64 * SLOT;
                 code.extend_from_slice(&patch.code());
             }
-            platform().write_protected(start, &code)?;
+            self.write(start, &code)?;
             for patch in chunk {
                 self.trampolines.insert(patch.trampoline, patch.site);
                 self.patches.insert(patch.site, patch.clone());
@@ -233,6 +233,21 @@ impl Table {
         Ok(slot)
     }
 
+    /// Writes trampolines; they can be executed afterwards.
+    fn write(&mut self, start: u64, code: &[u8]) -> Result<()> {
+        let page = start & !(PAGE - 1);
+        let is_fresh = self
+            .islands
+            .get(&page)
+            .is_some_and(|island| island.next * SLOT == code.len() as u64);
+        if !is_fresh {
+            return platform().write_protected(start, code);
+        }
+        let copied = platform().copy_to_user(start, code);
+        copied.map_err(|_| crate::errno::EFAULT)?;
+        platform().protect(page, PAGE, Protection::READ | Protection::EXECUTE)
+    }
+
     fn make_island(&mut self, site: u64, near: Range<u64>) -> Result<u64> {
         accounting::charge(PAGE)?;
         let wanted = Wanted {
@@ -242,8 +257,9 @@ impl Table {
             below: site,
         };
         let start = allocator::allocate(&wanted).inspect_err(|_| accounting::uncharge(PAGE))?;
-        let text = Protection::READ | Protection::EXECUTE;
-        if let Err(errno) = platform().commit(start, PAGE, text) {
+        // Writable until there is something in it, which spares two changes.
+        let open = Protection::READ | Protection::WRITE;
+        if let Err(errno) = crate::mm::commit(&(start..start + PAGE), open) {
             allocator::release(start..start + PAGE);
             accounting::uncharge(PAGE);
             return Err(errno);
