@@ -17,7 +17,6 @@ declare -A packages=(
         libnuma-dev libkeyutils-dev util-linux"
     # Clients that drive servers, and foreign tools that our formats are checked with.
     [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
-    [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev strace gdb binutils protobuf-compiler libssl-dev pkg-config docker-registry
         softhsm2 opensc podman runc"
 )
