@@ -36,14 +36,16 @@ pub enum Signer {
         key: Box<SigningKey>,
         development: bool,
     },
-    Token(Token),
+    Token(Box<Token>),
 }
 
 impl Signer {
     /// The signer that the arguments name.
     pub fn new(arguments: &KeyArguments) -> Result<Signer, Failure> {
         if let (Some(module), Some(label)) = (&arguments.pkcs11_module, &arguments.pkcs11_key) {
-            return Ok(Signer::Token(Token::new(arguments, module, label)?));
+            return Ok(Signer::Token(Box::new(Token::new(
+                arguments, module, label,
+            )?)));
         }
         let (key, development) = match &arguments.sign_key {
             Some(path) => (SigningKey::read(path)?, false),

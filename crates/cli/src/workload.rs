@@ -131,7 +131,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
     };
     let registry = workload.registry.options();
     let stored = match source.open(&registry)? {
-        Opened::Plain(stored) => stored,
+        Opened::Plain(stored) => *stored,
         Opened::Built(built) => {
             if workload.manifest.is_some() {
                 return Err(Failure::new(
@@ -291,7 +291,7 @@ pub enum Source<'a> {
 
 /// An image, ready for use.
 pub enum Opened {
-    Plain(Stored),
+    Plain(Box<Stored>),
     /// A confidential one.
     Built(Built),
 }
@@ -302,26 +302,28 @@ impl Source<'_> {
         let cache = Cache::of_user()?;
         let build = &mut bulla_oci::build_rootfs;
         let source = match self {
-            Source::Directory(path) => return Ok(Opened::Plain(cache.directory(path, build)?)),
+            Source::Directory(path) => {
+                return Ok(Opened::Plain(cache.directory(path, build)?.into()));
+            }
             Source::Image(name) => ImageSource::parse(name)?,
         };
         // A file that is known as an ordinary image need not be opened at all.
         if let ImageSource::File(reference) = &source
             && let Some(stored) = cache.known_image(reference)?
         {
-            return Ok(Opened::Plain(stored));
+            return Ok(Opened::Plain(stored.into()));
         }
         let image = source.open(&cache, registry)?;
         Ok(match image.is_built() {
             true => Opened::Built(cache.built(&image)?),
-            false => Opened::Plain(source.stored(&cache, image, build)?),
+            false => Opened::Plain(source.stored(&cache, image, build)?.into()),
         })
     }
 
     /// The same, but for an ordinary image.
     pub fn stored(&self, registry: &registry::Options) -> Result<Stored, Failure> {
         match self.open(registry)? {
-            Opened::Plain(stored) => Ok(stored),
+            Opened::Plain(stored) => Ok(*stored),
             Opened::Built(_) => Err(Failure::new(
                 "this is a confidential image already; `bulla sign` signs it again",
             )),
