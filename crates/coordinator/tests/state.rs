@@ -439,6 +439,43 @@ async fn every_flipped_bit_of_the_state_is_noticed() {
     }
 }
 
+/// A crash between the new snapshot and the new key's final name leaves both keys.
+#[test]
+fn a_crash_while_the_key_changes_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    let keys = keys(dir.path());
+    let header = Header::new(SealMode::UniqueKey, Plan::default()).unwrap();
+    let content = Content::from([("n".to_owned(), b"0".to_vec())]);
+    let mut store = DirectoryStore::open(&state, None).unwrap();
+    store
+        .begin(&keys, &Key::random().unwrap(), header, content)
+        .unwrap();
+    let old = std::fs::read(state.join("sealed_key")).unwrap();
+    let batch = Batch::default().put("n", "1");
+    let key = Key::random().unwrap();
+    assert!(
+        store
+            .rekey(&keys, &key, SealMode::UniqueKey, Plan::default(), batch)
+            .unwrap()
+    );
+    drop(store);
+    std::fs::rename(state.join("sealed_key"), state.join("sealed_key.next")).unwrap();
+    std::fs::write(state.join("sealed_key"), old).unwrap();
+    for _ in 0..2 {
+        let loaded = DirectoryStore::open(&state, None).unwrap().load(&keys);
+        let Ok(Opened::State {
+            content: Some(content),
+            ..
+        }) = loaded
+        else {
+            panic!("the state cannot be unsealed");
+        };
+        assert_eq!(content["n"], b"1");
+    }
+    assert!(!state.join("sealed_key.next").exists());
+}
+
 const CHILD: &str = "BULLA_STORE_CHILD";
 
 /// The child of the kill test: commits, and says so, until it is killed.

@@ -323,6 +323,8 @@ fn unreadable_files_are_named() {
     };
     set("755", directory.path());
     set("600", &file);
+    std::fs::create_dir(directory.path().join("cache")).unwrap();
+    set("777", &directory.path().join("cache"));
     let binary = directory.path().join("bulla");
     std::fs::copy(bulla(), &binary).unwrap();
     let output = Command::new("setpriv")

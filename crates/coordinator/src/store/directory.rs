@@ -112,19 +112,32 @@ impl DirectoryStore {
 
     /// Reads the state and begins to write if it can be unsealed.
     pub fn load(&mut self, keys: &dyn SealingKeys) -> Result<Opened, StoreError> {
-        let Some((header, _)) = self.read_snapshot()? else {
+        let Some((header, sealed_data)) = self.read_snapshot()? else {
             return Ok(Opened::Empty);
         };
         let sealing = keys.key(header.seal_mode).ok();
-        let key = [SEALED_KEY, NEXT_KEY].iter().find_map(|name| {
-            let path = self.path.join(name);
-            let sealed = fs::read(&path).ok()?;
-            let key = sealing
-                .as_ref()?
-                .open(&key_context(&header), &sealed)
-                .ok()?;
-            Some((path, Key(key.as_slice().try_into().ok()?)))
-        });
+        let context = serde_json::to_vec(&header).unwrap_or_default();
+        let mut candidates: Vec<(PathBuf, Key)> = [SEALED_KEY, NEXT_KEY]
+            .iter()
+            .filter_map(|name| {
+                let path = self.path.join(name);
+                let sealed = fs::read(&path).ok()?;
+                let key = sealing
+                    .as_ref()?
+                    .open(&key_context(&header), &sealed)
+                    .ok()?;
+                Some((path, Key(key.as_slice().try_into().ok()?)))
+            })
+            .collect();
+        // A crash while the key changes leaves two keys for one state: the snapshot tells which is
+        // its own. If it is neither's, it is damaged, which opening it with the first will say.
+        let own = candidates
+            .iter()
+            .position(|(_, key)| key.open(&context, &sealed_data).is_ok());
+        let key = match candidates.is_empty() {
+            true => None,
+            false => Some(candidates.swap_remove(own.unwrap_or(0))),
+        };
         let Some((key_path, key)) = key else {
             return Ok(Opened::State {
                 header,
