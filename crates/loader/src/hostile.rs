@@ -579,9 +579,8 @@ mod tests {
             let wrong = wrong_answers(theme, HostCall::Clock, invalid);
             assert!((20..400).contains(&wrong), "{theme:?}: {wrong}");
         }
-        // An entry besides the answer does not change it.
-        assert_eq!(wrong_answers(Theme::Entries, HostCall::Clock, invalid), 0);
-        // And this one is about other calls.
+        // This one is about other calls. (Of entries besides the answer nothing can be said here: the
+        // fake enclave does not refuse one at a slot that nobody plays.)
         assert_eq!(wrong_answers(Theme::Memory, HostCall::Clock, invalid), 0);
         let wrong = wrong_answers(Theme::Memory, HostCall::MemProtect, invalid);
         assert!(wrong > 0);
