@@ -127,9 +127,8 @@ impl Own {
 /// A fresh id, as engines have them.
 pub fn new_id() -> Result<String, Failure> {
     let mut bytes = [0; 6];
-    File::open("/dev/urandom")
-        .and_then(|mut file| file.read_exact(&mut bytes))
-        .map_err(|error| Failure::new(format!("cannot read /dev/urandom: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Failure::new(format!("the kernel gives no random numbers: {error}")))?;
     Ok(crate::state::hex(&bytes))
 }
 

@@ -105,6 +105,8 @@ fn full_screen_programs() {
             "import time; print('sl' + 'eeps', flush=True); time.sleep(100)\n",
             "sleeps",
         );
+        // Python looks for signals before it sleeps: one between the two would wait for the sleep.
+        std::thread::sleep(Duration::from_millis(500));
         shell.step("\x03", "KeyboardInterrupt");
         shell.expect(">>> ");
         shell.step("\x04", "ready> ");
