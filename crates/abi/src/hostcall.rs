@@ -86,6 +86,9 @@ pub mod platform {
     pub const RDTSC: u64 = 4;
     /// The platform is emulated. For messages: trust comes from the attestation, never from here.
     pub const EMULATED: u64 = 8;
+    /// System-call sites are not rewritten: each one traps every time. For tests and comparisons; a
+    /// host can slow a program down in many ways.
+    pub const SITES_TRAP: u64 = 16;
 }
 
 macro_rules! host_calls {
@@ -115,7 +118,8 @@ macro_rules! host_calls {
 host_calls! {
     /// Exception stage 1 is done: the host executes ERESUME.
     Resume = 0,
-    /// The container ends. (status as `wait` reports it: exit code << 8, or signal number).
+    /// The container ends. (status as `wait` reports it: exit code << 8, or signal number;
+    /// system-call sites that were rewritten; calls that trapped).
     Exit = 1,
     /// The runtime stopped itself. (len): message in the buffer.
     Panic = 2,

@@ -269,6 +269,10 @@ pub struct RunArguments {
     #[arg(long)]
     pub stats: bool,
 
+    /// For tests and comparisons: no system-call site is rewritten, so that each call traps
+    #[arg(long, hide = true)]
+    pub no_site_rewriting: bool,
+
     /// For tests: answer the enclave's host calls as a hostile host would, with this seed
     #[arg(long, hide = true, value_name = "SEED")]
     pub hostile_host: Option<u64>,
@@ -291,6 +295,14 @@ pub struct PlatformArguments {
     /// Which machine the emulated platform imitates
     #[arg(long, value_name = "NAME", help = PROFILE_HELP)]
     pub profile: Option<String>,
+
+    /// For tests: catch the emulated enclave's system calls as on kernels before 5.11
+    #[arg(long, hide = true)]
+    pub emulate_with_seccomp: bool,
+
+    /// For tests: look at all registers at every exit of an emulated enclave (slow)
+    #[arg(long, hide = true)]
+    pub examine_exits: bool,
 }
 
 const PROFILE_HELP: &str = "Machine that the emulated platform imitates: dcsv2, dcsv3-5.15, \

@@ -31,10 +31,15 @@ pub fn open(arguments: &PlatformArguments) -> Result<Opened, Failure> {
         Platform::Auto => std::fs::File::open(ENCLAVE_DEVICE).is_ok(),
     };
     if !hardware {
-        return emulated(arguments.profile.as_deref());
+        return emulated(arguments);
     }
     if arguments.profile.is_some() {
         return Err(Failure::new("--profile is for the emulated platform only"));
+    }
+    if arguments.examine_exits || arguments.emulate_with_seccomp {
+        return Err(Failure::new(
+            "--examine-exits and --emulate-with-seccomp are for the emulated platform only",
+        ));
     }
     if !Path::new(ENCLAVE_DEVICE).exists() {
         return Err(Failure::new(format!(
@@ -53,8 +58,8 @@ fn open_hardware() -> Result<Opened, Failure> {
     })
 }
 
-fn emulated(profile: Option<&str>) -> Result<Opened, Failure> {
-    let profile = match profile {
+fn emulated(arguments: &PlatformArguments) -> Result<Opened, Failure> {
+    let profile = match arguments.profile.as_deref() {
         // Whatever the emulator can do: programs find the most there.
         None => DEFAULT_PROFILE,
         Some(name) => name,
@@ -66,7 +71,10 @@ fn emulated(profile: Option<&str>) -> Result<Opened, Failure> {
             names.join(", ")
         ))
     })?;
-    let backend = Emulated::new(profile, &State::of_user().emulated_fuses());
+    let mut machine = profile;
+    machine.examined = arguments.examine_exits;
+    machine.seccomp = arguments.emulate_with_seccomp;
+    let backend = Emulated::new(machine, &State::of_user().emulated_fuses());
     Ok(Opened {
         backend: Box::new(backend.map_err(Failure::new)?),
         profile: Some(profile.name),

@@ -21,7 +21,7 @@ use std::os::fd::{AsRawFd, IntoRawFd};
 /// Runs the command; the result is the exit code.
 pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     for publish in &arguments.publish {
-        check_port(publish)?;
+        check_free(publish, check_port(publish)?)?;
     }
     let terminal = std::io::stdin().is_terminal();
     if arguments.workload.tty && arguments.interactive && !terminal {
@@ -66,6 +66,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
             layout: arguments.layout,
             interactive: arguments.interactive,
             stats: arguments.stats,
+            sites_trap: arguments.no_site_rewriting,
             hostile_host: arguments.hostile_host,
             register: Some(register),
             style: match (arguments.json, arguments.quiet) {
@@ -145,6 +146,7 @@ pub struct Launch<'a> {
     /// Standard input is passed on.
     pub interactive: bool,
     pub stats: bool,
+    pub sites_trap: bool,
     pub hostile_host: Option<u64>,
     /// How `bulla ps` lists it.
     pub register: Option<Register>,
@@ -159,6 +161,7 @@ impl<'a> Launch<'a> {
             layout: None,
             interactive: false,
             stats: false,
+            sites_trap: false,
             hostile_host: None,
             register: None,
             style: Style::Text,
@@ -245,6 +248,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         leftover = Some(debugger.directory().to_owned());
         launch.debugger = Some(Box::new(debugger));
     }
+    launch.sites_trap = how.sites_trap;
     launch.hostile = how.hostile_host;
     if !how.interactive {
         // As with Docker: without -i there is nothing to read.
@@ -272,17 +276,42 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
     Ok(code)
 }
 
+/// Protocols of a published port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A port that is somebody else's already: better said now than by the program, or not at all.
+fn check_free(text: &str, (port, protocol): (u16, Protocol)) -> Result<(), Failure> {
+    let bound = match protocol {
+        Protocol::Tcp => std::net::TcpListener::bind(("0.0.0.0", port)).map(drop),
+        Protocol::Udp => std::net::UdpSocket::bind(("0.0.0.0", port)).map(drop),
+    };
+    match bound {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::new(format!(
+            "--publish {text}: port {port} is in use on this machine (`ss -lnp` says by whom); end \
+             that program, or let yours listen on another port"
+        ))),
+        // What else there may be is between the program and the host.
+        _ => Ok(()),
+    }
+}
+
 /// With the host's network a port cannot be mapped to another one, only named.
-fn check_port(text: &str) -> Result<(), Failure> {
+fn check_port(text: &str) -> Result<(u16, Protocol), Failure> {
     let (ports, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let invalid = || {
         Failure::new(format!(
             "--publish {text:?} is not a port; write PORT or PORT:PORT, with /udp for UDP"
         ))
     };
-    if !matches!(protocol, "tcp" | "udp") {
-        return Err(invalid());
-    }
+    let protocol = match protocol {
+        "tcp" => Protocol::Tcp,
+        "udp" => Protocol::Udp,
+        _ => return Err(invalid()),
+    };
     let mut parts: Vec<&str> = ports.rsplitn(3, ':').collect();
     parts.reverse();
     if parts.len() == 3 && !matches!(parts[0], "" | "0.0.0.0" | "[::]") {
@@ -304,8 +333,8 @@ fn check_port(text: &str) -> Result<(), Failure> {
              {container} on the host too; let the program listen on {host}, or publish \
              {container}:{container}"
         ))),
-        [] => Err(invalid()),
-        _ => Ok(()),
+        [port] | [_, port] => Ok((port, protocol)),
+        _ => Err(invalid()),
     }
 }
 

@@ -23,6 +23,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod attestation;
+pub mod cpuid;
 mod debugger;
 pub mod elf;
 pub mod errno;

@@ -215,6 +215,12 @@ pub trait Platform: Send + Sync {
     }
     /// Bytes of kernel heap in use and available.
     fn heap_usage(&self) -> (u64, u64);
+    /// Refuse objects ([`Platform::heap_is_short`]) once the heap has this size.
+    fn limit_heap(&self, _bytes: u64) {}
+    /// Whether there is no kernel memory for another object. Never called with a lock held.
+    fn heap_is_short(&self) -> bool {
+        false
+    }
 }
 
 static PLATFORM: Once<&'static dyn Platform> = Once::new();

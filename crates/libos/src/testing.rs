@@ -45,6 +45,7 @@ std::thread_local! {
     static HOST: RefCell<Option<HostHook>> = const { RefCell::new(None) };
     static BUFFER: RefCell<Vec<u8>> = RefCell::new(std::vec![0; DATA_SIZE as usize]);
     static FS_BASE: Cell<u64> = const { Cell::new(0) };
+    static HEAP_IS_SHORT: Cell<bool> = const { Cell::new(false) };
     static FPU: RefCell<[u8; FPU_SIZE]> = const { RefCell::new([0; FPU_SIZE]) };
 }
 
@@ -75,6 +76,11 @@ pub fn platform() -> &'static TestPlatform {
     });
     SET.call_once(|| crate::platform::set_platform(platform));
     platform
+}
+
+/// Whether kernel memory is used up, for this host thread.
+pub fn set_heap_is_short(is_short: bool) {
+    HEAP_IS_SHORT.set(is_short);
 }
 
 /// A thread of a fresh process with an empty address space.
@@ -579,6 +585,10 @@ impl Platform for TestPlatform {
 
     fn heap_usage(&self) -> (u64, u64) {
         (0, 1 << 30)
+    }
+
+    fn heap_is_short(&self) -> bool {
+        HEAP_IS_SHORT.get()
     }
 }
 

@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::descriptors::{Descriptors, Standard};
 use crate::host::{Debugger, Quoter};
 use crate::hostile::Hostile;
-use crate::stats::{Phase, Stats};
+use crate::stats::{self, Phase, Stats};
 use crate::sys::terminal::Settings;
 use crate::sys::time::Moment;
 use crate::sys::{file, map, signal, time};
@@ -39,6 +39,8 @@ pub struct Options {
     /// The container uses the terminal behind its standard descriptors: SIGTSTP is forwarded, and
     /// the terminal's settings are put back at the end, whatever the end is.
     pub terminal: bool,
+    /// For tests: no system-call site is rewritten, so that each call traps.
+    pub sites_trap: bool,
     /// For tests: answer as a hostile host would, with this seed.
     pub hostile: Option<u64>,
 }
@@ -56,6 +58,7 @@ impl Options {
             quoter: None,
             debugger: None,
             terminal: false,
+            sites_trap: false,
             hostile: None,
         }
     }
@@ -130,6 +133,9 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
 
     let hostile = options.hostile.map(Hostile::new);
     let mut parameters = boot_parameters(&*backend, rootfs, options.input, clock.moment);
+    if options.sites_trap {
+        parameters.platform |= platform::SITES_TRAP;
+    }
     if let Some(hostile) = &hostile {
         hostile.spoil(&mut parameters);
     }
@@ -301,6 +307,7 @@ fn collect(engine: &Engine, clock: Stopwatch, added_bytes: u64) -> Stats {
         added_bytes,
         ..Stats::default()
     };
+    (stats.sites_rewritten, stats.syscall_traps) = stats::sites();
     for slot in engine.slots.used() {
         stats.add(&slot.counters);
     }

@@ -60,6 +60,23 @@ impl Counters {
     }
 }
 
+static SITES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+
+/// What the enclave says at its exit about system-call sites.
+pub(crate) fn note_sites(rewritten: u64, trapped: u64) {
+    for (counter, value) in SITES.iter().zip([rewritten, trapped]) {
+        counter.store(value, Ordering::Relaxed);
+    }
+}
+
+/// What it said: rewritten and trapped.
+pub(crate) fn sites() -> (u64, u64) {
+    let [rewritten, trapped] = SITES
+        .each_ref()
+        .map(|counter| counter.load(Ordering::Relaxed));
+    (rewritten, trapped)
+}
+
 /// A step of the start or the whole run, in wall time.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
@@ -91,6 +108,10 @@ pub struct Stats {
     /// Bytes of files and network that went into the enclave, and out of it.
     pub bytes_in: u64,
     pub bytes_out: u64,
+    /// By the enclave's own word, when it has exited: system-call sites that it rewrote, and system
+    /// calls that trapped.
+    pub sites_rewritten: u64,
+    pub syscall_traps: u64,
     /// Host calls by name.
     pub host_calls: BTreeMap<String, u64>,
     /// What the platform itself counted.
@@ -142,6 +163,8 @@ impl fmt::Display for Stats {
             ("kicks", self.kicks),
             ("bytes in", self.bytes_in),
             ("bytes out", self.bytes_out),
+            ("sites rewritten", self.sites_rewritten),
+            ("system-call traps", self.syscall_traps),
             ("host calls", self.host_calls_total()),
         ] {
             writeln!(f, "{label:<24} {value:>14}")?;

@@ -184,6 +184,57 @@ fn nothing_outside_the_area_or_the_own_descriptors() {
     );
 }
 
+/// A host call has no addresses: whatever is passed, memory outside the slot's area is neither read
+/// (it would come back in the area, or leave through a descriptor) nor written. So no call shows the
+/// kernel a page of the enclave, nor lets one be changed.
+#[test]
+fn no_host_call_reaches_memory_by_its_address() {
+    const PATTERN: u8 = 0xa7;
+    const LEN: usize = 64 << 10;
+    let secret: &'static [u8] = vec![PATTERN; LEN].leak();
+    let address = secret.as_ptr() as u64;
+    let inside = Inside::fresh();
+    let (client, server) = connection(&inside);
+    let is_shown = |bytes: &[u8]| bytes.windows(8).any(|window| window == [PATTERN; 8]);
+    let endless = |call: HostCall| {
+        use HostCall::*;
+        // They do not return, wait for somebody, or change other threads.
+        matches!(
+            call,
+            Resume | Exit | Panic | ThreadStart | ThreadExit | Wait | Wake | Kick | Close
+                // Logged text goes to standard error, from the area.
+                | Log
+        )
+    };
+    for &call in HostCall::ALL.iter().filter(|&&call| !endless(call)) {
+        for place in 0..4 {
+            for (other, len) in [(client, 64), (client, 4096), (server, 8), (address, 64)] {
+                inside.put(0, &[0; 4096]);
+                // Also where structures have pointers or lengths.
+                for at in (0..256).step_by(8) {
+                    inside.put(at, &address.to_le_bytes());
+                }
+                let mut arguments = [other, len, 0, 0];
+                arguments[place] = address;
+                inside.call(call, arguments);
+                let data = inside.get(0, DATA_SIZE.min(1 << 20));
+                assert!(!is_shown(&data), "{call:?} with the address at {place}");
+                assert!(
+                    secret.iter().all(|byte| *byte == PATTERN),
+                    "{call:?} wrote to it"
+                );
+                // And what went out through the connection comes in again here.
+                for end in [client, server] {
+                    while inside.call(HostCall::Recv, [end, 0, 65536, 0]) > 0 {
+                        let data = inside.get(RecvHeader::SIZE, 65536);
+                        assert!(!is_shown(&data), "{call:?} sent it");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn memory_calls_are_checked_and_passed_on() {
     use std::sync::atomic::Ordering;

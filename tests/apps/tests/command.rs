@@ -350,32 +350,169 @@ fn unreadable_files_are_named() {
 }
 
 #[test]
+fn a_port_in_use_is_named() {
+    for protocol in ["tcp", "udp"] {
+        let tcp = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+        let udp = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        let port = match protocol {
+            "tcp" => tcp.local_addr().unwrap().port(),
+            _ => udp.local_addr().unwrap().port(),
+        };
+        let archive = image("busybox").archive;
+        let publish = format!("{port}/{protocol}");
+        let output = run_bulla(&["run", "-p", &publish, archive.to_str().unwrap(), "true"]);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{stderr}");
+        let said = format!("port {port} is in use");
+        assert!(
+            stderr.contains(&said) && stderr.lines().count() == 1,
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn programs_and_images_for_other_machines_are_refused() {
+    // An image for another architecture, by its configuration.
+    let directory = tempfile::tempdir().unwrap();
+    let layout = directory.path().join("oci");
+    let script = r#"set -e
+        mkdir "$1" && cd "$1" && tar -xf "$0"
+        config=$(sed 's/.*"Config":"\([^"]*\)".*/\1/' manifest.json)
+        sed 's/"architecture":"amd64"/"architecture":"arm64"/' "$config" > other
+        new=$(sha256sum other | cut -d' ' -f1).json
+        mv other "$new"
+        sed -i "s/$config/$new/" manifest.json
+        tar -cf ../other.tar *"#;
+    let status = Command::new("sh")
+        .args(["-c", script])
+        .arg(image("busybox").archive)
+        .arg(&layout)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let other = directory.path().join("other.tar");
+    let output = run_bulla(&["run", other.to_str().unwrap(), "true"]);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    assert!(
+        stderr.contains("linux/arm64") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+    if !only_enclave() {
+        return;
+    }
+    // A program for another one in an image for this.
+    let mut program = std::fs::read(image("busybox").rootfs.join("bin/busybox")).unwrap();
+    const MACHINE: usize = 18;
+    const AARCH64: u16 = 183;
+    program[MACHINE..MACHINE + 2].copy_from_slice(&AARCH64.to_le_bytes());
+    let root = directory.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    std::fs::write(root.join("program"), program).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(root.join("program"), mode).unwrap();
+    let root = root.to_str().unwrap();
+    let options = platform_options();
+    let mut words: Vec<&str> = vec!["run", "--quiet"];
+    words.extend(options.iter().map(String::as_str));
+    words.extend(["--rootfs", root, "/program"]);
+    let output = run_bulla(&words);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(126), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().filter(|l| l.contains("/program")).collect();
+    assert!(lines.len() == 1 && lines[0].contains("x86-64"), "{stderr}");
+}
+
+#[test]
+fn too_little_memory_is_said() {
+    if !only_enclave() {
+        return;
+    }
+    // The host's: no room for the enclave's address range.
+    let archive = image("busybox").archive;
+    let archive = archive.to_str().unwrap();
+    let output = Command::new("prlimit")
+        .arg("--as=4000000000")
+        .arg(bulla())
+        .args(["run", "--quiet", "--platform", "emulated", archive, "true"])
+        .output()
+        .unwrap();
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(125), "{stderr}");
+    let lines = stderr.lines().filter(|line| !line.contains("WARNING"));
+    let lines: Vec<&str> = lines.collect();
+    assert!(
+        lines.len() == 1 && lines[0].contains("ulimit -v"),
+        "{stderr}"
+    );
+    // The container's: the program finds the limit, and says so itself.
+    for profile in ["full", "dcsv3-5.15"] {
+        let script = "x=0123456789abcdef; while true; do x=$x$x; done";
+        let finished = shell(script)
+            .option(&["--memory", "64M", "--profile", profile])
+            .run(Side::Enclave);
+        assert_ne!(finished.code, Some(0), "{profile}: {finished}");
+        assert_ne!(finished.code, Some(125), "{profile}: {finished}");
+        assert!(finished.stderr.contains("out of memory"), "{finished}");
+    }
+}
+
+/// Names in a directory, if it is there.
+fn names(path: &std::path::Path) -> Vec<std::ffi::OsString> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    names
+}
+
+#[test]
 fn killing_bulla_leaves_nothing() {
     if !only_enclave() {
         return;
     }
     let marker = format!("marker-{}", std::process::id());
-    let mut child = Program::new(
-        "busybox",
-        &["/bin/sh", "-c", "sleep 60 & sleep 60", &marker],
-    )
-    .command(Side::Enclave)
-    .stdout(std::process::Stdio::null())
-    .spawn()
-    .unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1500));
-    assert!(child.try_wait().unwrap().is_none(), "ended early");
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let processes = Command::new("ps").args(["-eo", "args"]).output().unwrap();
-    let left = text(&processes.stdout);
-    assert!(!left.lines().any(|line| line.contains(&marker)), "{left}");
-    let left: Vec<_> = std::fs::read_dir("/dev/shm").unwrap().flatten().collect();
-    assert!(
-        left.iter()
-            .all(|e| !e.file_name().to_string_lossy().contains("bulla")),
-        "{left:?}"
-    );
+    let directory = tempfile::tempdir().unwrap();
+    let temporary = directory.path().join("tmp");
+    let state = directory.path().join("state");
+    std::fs::create_dir(&temporary).unwrap();
+    // While it starts, and when it runs.
+    for wait in [20, 100, 1500] {
+        let mut child = Program::new(
+            "busybox",
+            &["/bin/sh", "-c", "sleep 60 & sleep 60", &marker],
+        )
+        .command(Side::Enclave)
+        .env("TMPDIR", &temporary)
+        .env("BULLA_STATE", &state)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(wait));
+        assert!(child.try_wait().unwrap().is_none(), "ended early");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let processes = Command::new("ps").args(["-eo", "args"]).output().unwrap();
+        let left = text(&processes.stdout);
+        assert!(!left.lines().any(|line| line.contains(&marker)), "{left}");
+        let shared = names("/dev/shm".as_ref());
+        assert!(
+            !shared
+                .iter()
+                .any(|name| name.to_string_lossy().contains("bulla")),
+            "{shared:?}"
+        );
+        assert!(names(&temporary).is_empty(), "{:?}", names(&temporary));
+    }
+    // Nor does the next command find anything of it.
+    let listed = Command::new(bulla())
+        .args(["ps", "-a"])
+        .env("BULLA_STATE", &state)
+        .output()
+        .unwrap();
+    let listed = text(&listed.stdout);
+    assert!(listed.lines().count() <= 1, "{listed}");
 }
 
 #[test]
@@ -388,6 +525,40 @@ fn every_profile_runs_a_program() {
             .option(&["--profile", profile, "--memory", "256M"])
             .run(Side::Enclave);
         assert_eq!(finished.stdout, "42\n", "{profile}: {finished}");
+    }
+}
+
+/// Pages, not time: what the runtime itself has in the enclave when a program of some size has run,
+/// all of it: code, heap, stacks and areas of the threads.
+#[test]
+fn the_runtime_takes_at_most_32_mib() {
+    if !only_enclave() {
+        return;
+    }
+    for argv in [
+        &[
+            "/bin/sh",
+            "-c",
+            "ls -R / | wc -l; for i in 1 2 3 4; do echo $i | cat; done",
+        ][..],
+        &["/bin/busybox", "true"],
+    ] {
+        let finished = Program::new("busybox", argv)
+            .option(&["--json", "--stats", "--profile", "full"])
+            .run(Side::Enclave);
+        let end: serde_json::Value = finished
+            .messages
+            .lines()
+            .chain(finished.stderr.lines())
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .find(|value: &serde_json::Value| value["event"] == "end")
+            .unwrap_or_else(|| panic!("no counters: {finished}"));
+        let stats = &end["stats"];
+        let added = stats["added_bytes"].as_u64().unwrap();
+        let later = stats["platform_counters"]["eaug_pages_runtime"].as_u64();
+        let total = added + later.unwrap() * 4096;
+        assert!(total > 1 << 20, "{stats}");
+        assert!(total <= 32 << 20, "{argv:?}: {} KiB\n{stats}", total >> 10);
     }
 }
 

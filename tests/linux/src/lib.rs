@@ -2,7 +2,7 @@
 //! enclave. A program passes natively, or it is the program that is wrong.
 //!
 //! Each program in `programs/` prints `name: ok`, or a line per failed check. They are linked
-//! statically by the machine's C compiler. BULLA_TEST_SIDE=native or enclave runs one side only;
+//! statically by the machine's C compiler unless [`Linked`] says otherwise. BULLA_TEST_SIDE=native or enclave runs one side only;
 //! BULLA_BIN names a ready `bulla`.
 #![forbid(unsafe_code)]
 
@@ -15,42 +15,151 @@ use bulla_test_apps::{Side, bulla, platform_options, sides};
 /// The longest that one program may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Compiles `programs/NAME.c` and runs it on both sides.
-pub fn check(name: &str) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("programs")
-        .join(format!("{name}.c"));
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let root = directory.path().join("root");
-    std::fs::create_dir_all(root.join("bin")).expect("a directory for the program");
-    let program = root.join("bin").join(name);
-    let compiled = Command::new("cc")
-        .args(["-O1", "-static", "-pthread", "-o"])
-        .arg(&program)
-        .arg(&source)
-        .status()
-        .expect("a C compiler (package gcc)");
-    assert!(compiled.success(), "{name}.c does not compile");
-    for side in sides() {
-        let mut command = match side {
-            Side::Native => Command::new(&program),
-            Side::Enclave => {
-                let mut command = Command::new(bulla());
-                command
-                    .arg("run")
-                    .args(platform_options())
-                    .arg("--rootfs")
-                    .arg(&root);
-                command.arg(format!("/bin/{name}"));
+/// How a program is linked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linked {
+    GlibcStatic,
+    GlibcDynamic,
+    MuslStatic,
+    MuslDynamic,
+}
+
+impl Linked {
+    pub const ALL: [Linked; 4] = [
+        Linked::GlibcStatic,
+        Linked::GlibcDynamic,
+        Linked::MuslStatic,
+        Linked::MuslDynamic,
+    ];
+
+    /// The compiler with its options.
+    fn compiler(self) -> Command {
+        // musl has no headers of the kernel's own.
+        let musl = [
+            "-idirafter",
+            "/usr/include",
+            "-idirafter",
+            "/usr/include/x86_64-linux-gnu",
+        ];
+        let mut command = match self {
+            Linked::GlibcStatic | Linked::GlibcDynamic => Command::new("cc"),
+            Linked::MuslStatic | Linked::MuslDynamic => {
+                let mut command = Command::new("musl-gcc");
+                command.args(musl);
                 command
             }
         };
-        let output = run(&mut command, directory.path().join("output"));
-        assert!(
-            output.lines().any(|line| line == format!("{name}: ok")),
-            "{name} fails ({side:?}):\n{output}"
-        );
+        if matches!(self, Linked::GlibcStatic | Linked::MuslStatic) {
+            command.arg("-static");
+        }
+        command.args(["-O1", "-pthread"]);
+        command
     }
+
+    /// What the program needs beside itself: on this machine, and in its root.
+    fn libraries(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Linked::GlibcStatic | Linked::MuslStatic => &[],
+            Linked::GlibcDynamic => &[
+                ("/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2"),
+                (
+                    "/lib/x86_64-linux-gnu/libc.so.6",
+                    "lib/x86_64-linux-gnu/libc.so.6",
+                ),
+            ],
+            Linked::MuslDynamic => &[("/lib/x86_64-linux-musl/libc.so", "lib/ld-musl-x86_64.so.1")],
+        }
+    }
+}
+
+/// A program to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Check<'a> {
+    pub name: &'a str,
+    pub linked: Linked,
+    /// Options of `bulla run`, and arguments, for the enclave's side only.
+    pub options: &'a [&'a str],
+    pub arguments: &'a [&'a str],
+}
+
+/// Compiles `programs/NAME.c` and runs it on both sides.
+pub fn check(name: &str) {
+    Check::new(name).run();
+}
+
+impl<'a> Check<'a> {
+    pub fn new(name: &'a str) -> Check<'a> {
+        Check {
+            name,
+            linked: Linked::GlibcStatic,
+            options: &[],
+            arguments: &[],
+        }
+    }
+
+    /// Runs both sides; what the enclave's run wrote, if there was one.
+    pub fn run(&self) -> Option<String> {
+        let name = self.name;
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("programs")
+            .join(format!("{name}.c"));
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let root = directory.path().join("root");
+        let bin = root.join("bin");
+        std::fs::create_dir_all(&bin).expect("a directory for the program");
+        let program = bin.join(name);
+        let mut compiler = self.linked.compiler();
+        let compiled = compiler.arg("-o").arg(&program).arg(&source).status();
+        let compiled = compiled.expect("a C compiler (packages gcc, musl-tools)");
+        assert!(compiled.success(), "{name}.c does not compile");
+        for (from, to) in self.linked.libraries() {
+            let to = root.join(to);
+            let parent = to.parent().expect("a file in a directory");
+            std::fs::create_dir_all(parent).expect("a directory for a library");
+            std::fs::copy(from, &to).unwrap_or_else(|error| panic!("{from}: {error}"));
+        }
+        let mut of_enclave = None;
+        for side in sides() {
+            let mut command = match side {
+                Side::Native => Command::new(&program),
+                Side::Enclave => {
+                    let mut command = Command::new(bulla());
+                    command
+                        .arg("run")
+                        .args(platform_options())
+                        .args(self.options)
+                        .arg("--rootfs")
+                        .arg(&root)
+                        .arg(format!("/bin/{name}"))
+                        .args(self.arguments);
+                    command
+                }
+            };
+            let output = run(&mut command, directory.path().join("output"));
+            assert!(
+                output.lines().any(|line| line == format!("{name}: ok")),
+                "{self:?} fails ({side:?}):\n{output}"
+            );
+            if matches!(side, Side::Enclave) {
+                of_enclave = Some(output);
+            }
+        }
+        of_enclave
+    }
+}
+
+/// A counter in what a run with `--json --stats` wrote.
+pub fn counter(output: &str, name: &str) -> u64 {
+    let end = output
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find(|value| value["event"] == "end")
+        .unwrap_or_else(|| panic!("no counters:\n{output}"));
+    let stats = &end["stats"];
+    [&stats[name], &stats["platform_counters"][name]]
+        .into_iter()
+        .find_map(serde_json::Value::as_u64)
+        .unwrap_or_else(|| panic!("no counter {name}:\n{stats}"))
 }
 
 /// Runs a command to its end and returns what it wrote; kills it at the limit.

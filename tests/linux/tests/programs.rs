@@ -1,6 +1,6 @@
 //! One test for each program.
 
-use bulla_test_linux::check;
+use bulla_test_linux::{Check, Linked, check, counter};
 
 #[test]
 fn signals() {
@@ -55,4 +55,106 @@ fn faults() {
 #[test]
 fn futexes() {
     check("futexes");
+}
+
+/// All registers are full whenever the program exits; the host sees nothing of it.
+#[test]
+fn registers() {
+    for profile in ["full", "dcsv3-6.8", "dcsv3-5.15", "dcsv2"] {
+        let check = Check {
+            options: &[
+                "--json",
+                "--stats",
+                "--examine-exits",
+                "--profile",
+                profile,
+                "--memory",
+                "256M",
+            ],
+            ..Check::new("registers")
+        };
+        let Some(output) = check.run() else {
+            return;
+        };
+        let exits = counter(&output, "exits");
+        assert!(exits > 100, "{profile}: {exits} exits\n{output}");
+        // The last exits of threads that the container's end overtakes are counted by one side only.
+        assert!(
+            counter(&output, "exits_examined") + 8 >= exits,
+            "{profile}:\n{output}"
+        );
+        assert_eq!(counter(&output, "exits_unclean"), 0, "{profile}:\n{output}");
+    }
+}
+
+/// Kernel objects until there is no memory for any more.
+fn exhaust(profile: &str) {
+    Check {
+        options: &["--quiet", "--profile", profile, "--memory", "64M"],
+        arguments: &["100000000"],
+        ..Check::new("exhaust")
+    }
+    .run();
+}
+
+#[test]
+fn exhaustion_in_the_dynamic_layout() {
+    exhaust("full");
+}
+
+#[test]
+fn exhaustion_in_the_static_layout() {
+    exhaust("dcsv3-5.15");
+}
+
+/// Runs a program with sites rewritten, and with each call trapping.
+fn with_and_without_rewriting(name: &str, linked: Linked) {
+    let common = ["--json", "--stats"];
+    let mut traps = [0; 2];
+    for (index, options) in [&[][..], &["--no-site-rewriting"]].into_iter().enumerate() {
+        let options = [&common[..], options].concat();
+        let check = Check {
+            linked,
+            options: &options,
+            ..Check::new(name)
+        };
+        let Some(output) = check.run() else {
+            return;
+        };
+        traps[index] = counter(&output, "syscall_traps");
+        let rewritten = counter(&output, "sites_rewritten");
+        assert_eq!(rewritten > 0, index == 0, "{linked:?}: {rewritten} sites");
+    }
+    assert!(
+        traps[0] * 2 < traps[1],
+        "{linked:?}: {} traps with rewriting, {} without",
+        traps[0],
+        traps[1]
+    );
+}
+
+#[test]
+fn sites() {
+    for linked in Linked::ALL {
+        with_and_without_rewriting("sites", linked);
+    }
+}
+
+#[test]
+fn cancel() {
+    for linked in Linked::ALL {
+        with_and_without_rewriting("cancel", linked);
+    }
+}
+
+/// Kernels without Syscall User Dispatch: the emulator catches system calls by seccomp.
+#[test]
+fn without_user_dispatch() {
+    for name in ["sites", "threads", "signals"] {
+        Check {
+            options: &["--quiet", "--emulate-with-seccomp"],
+            ..Check::new(name)
+        }
+        .run();
+    }
 }

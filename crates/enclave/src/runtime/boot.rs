@@ -48,6 +48,9 @@ pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
         .store(params.cpus.clamp(1, 1024), Ordering::Relaxed);
     HOST.exinfo
         .store(params.platform & platform::EXINFO != 0, Ordering::Relaxed);
+    if params.platform & platform::SITES_TRAP != 0 {
+        bulla_libos::mm::sites::keep();
+    }
     crate::clock::set_tsc(params.platform & platform::RDTSC != 0, params.tsc_hz);
     if params.features & features::RDRAND == 0 {
         crate::panic::fatal("the CPU has no RDRAND; an enclave cannot run here");

@@ -235,9 +235,9 @@ pub extern "C" fn stage2(frame: &mut Frame) {
 /// #UD: a system call or CPUID or RDTSC that must be served, or a fault.
 fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libos::Thread>) {
     let registers = &mut frame.registers;
-    let mut bytes = [0u8; 3];
-    let readable = crate::usercopy::copy_from_user(registers.rip, &mut bytes[..2]).is_ok();
-    match bytes[..2] {
+    let mut bytes = [0u8; 2];
+    let readable = crate::usercopy::copy_from_user(registers.rip, &mut bytes).is_ok();
+    match bytes {
         [0x0f, 0x05] if readable => {
             let site = registers.rip;
             registers.rip = site + 2;
@@ -259,6 +259,14 @@ fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libo
             registers.rdx = ticks >> 32;
             registers.rip += 2;
         }
+        // RDTSCP: as on processor 0.
+        [0x0f, 0x01] if readable && is_rdtscp(registers.rip) => {
+            let ticks = crate::clock::monotonic();
+            registers.rax = ticks & 0xffff_ffff;
+            registers.rdx = ticks >> 32;
+            registers.rcx = 0;
+            registers.rip += 3;
+        }
         _ => {
             let exception = Exception {
                 vector: 6,
@@ -268,6 +276,12 @@ fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libo
             bulla_libos::handle_exception(thread, registers, exception);
         }
     }
+}
+
+/// Whether the instruction, which starts with 0F 01, is RDTSCP.
+fn is_rdtscp(rip: u64) -> bool {
+    let mut last = [0u8; 1];
+    crate::usercopy::copy_from_user(rip + 2, &mut last).is_ok() && last[0] == 0xf9
 }
 
 /// A system call from a trampoline.

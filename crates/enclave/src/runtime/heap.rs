@@ -1,12 +1,18 @@
 //! The kernel's allocator: size classes with free lists for small objects, `talc` behind them.
 //!
-//! Small objects (at most 1 KiB) never go back to `talc`, so that allocation and release are a few
-//! instructions under the lock of their class. The heap grows in steps while the host gives pages;
-//! when it does not, allocation fails and the kernel panics: limits on objects come before that.
+//! Small objects (at most 1 KiB) come from chunks of their class, so that allocation and release are
+//! a few instructions under the lock of their class; chunks go back to `talc` only when memory is
+//! short ([`trim`]).
+//!
+//! The heap grows in steps while the host gives pages. A kernel whose allocation fails cannot go on,
+//! so the library OS asks [`is_short`] before every call that makes objects: it grows the heap
+//! ahead of need, and says when that fails or the limit is reached; such calls are refused then.
+//!
+//! Lock order: a class before the heap.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bulla_abi::boot::BootHeader;
 use bulla_libos::sync::SpinLock;
@@ -16,8 +22,19 @@ use talc::{ErrOnOom, Span, Talc};
 const GROWTH: u64 = 2 << 20;
 /// Sizes of the classes in bytes.
 const CLASSES: [usize; 10] = [16, 32, 48, 64, 96, 128, 192, 256, 512, 1024];
-/// What a class takes from `talc` at once.
-const REFILL: usize = 8 << 10;
+/// Chunks of small objects lie at multiples of this. They are a little smaller, so that one with
+/// `talc`'s own words fits in between.
+const CHUNK_STRIDE: usize = 8 << 10;
+const CHUNK_SIZE: usize = CHUNK_STRIDE - 32;
+/// Start of a chunk that is not used for objects: [`trim`] counts there.
+const CHUNK_HEADER: usize = 16;
+/// Free memory that is kept ready, for what calls in progress need.
+const AHEAD: u64 = 1 << 20;
+/// Part of the heap that calls which make objects must leave to all others.
+const RESERVE_SHARE: u64 = 16;
+const RESERVE_MAX: u64 = 16 << 20;
+/// How far use must fall before it is worth looking for empty chunks again.
+const TRIM_STEP: u64 = 1 << 20;
 
 struct Heap {
     talc: Talc<ErrOnOom>,
@@ -25,6 +42,11 @@ struct Heap {
     start: u64,
     end: u64,
     max: u64,
+    /// Bytes taken from `talc`, and how many may be before objects are refused.
+    taken: u64,
+    limit: u64,
+    /// Bytes in use when empty chunks were looked for last.
+    trimmed_at: u64,
 }
 
 static HEAP: SpinLock<Heap> = SpinLock::new(Heap {
@@ -33,8 +55,15 @@ static HEAP: SpinLock<Heap> = SpinLock::new(Heap {
     start: 0,
     end: 0,
     max: 0,
+    taken: 0,
+    limit: 0,
+    trimmed_at: u64::MAX,
 });
 static USED: AtomicU64 = AtomicU64::new(0);
+/// Whether [`is_short`] has to look.
+static LOW: AtomicBool = AtomicBool::new(false);
+/// Whether an allocation has failed.
+static FAILED: AtomicBool = AtomicBool::new(false);
 
 /// A free object: the address of the next one, 0 at the end.
 struct Class {
@@ -55,6 +84,7 @@ pub fn init(header: &BootHeader) {
     heap.start = header.heap_start;
     heap.end = header.heap_start + header.heap_committed;
     heap.max = header.heap_start + header.heap_max;
+    heap.limit = header.heap_max - (header.heap_max / RESERVE_SHARE).min(RESERVE_MAX);
     let span = Span::new(header.heap_start as *mut u8, heap.end as *mut u8);
     // SAFETY: these pages are the heap's, used by nothing else; talc wants no content.
     match unsafe { heap.talc.claim(span) } {
@@ -71,6 +101,148 @@ pub fn usage() -> (u64, u64) {
     (used, size.saturating_sub(used))
 }
 
+/// Whether an allocation has failed, which a kernel seldom survives.
+pub fn has_failed() -> bool {
+    FAILED.load(Ordering::Relaxed)
+}
+
+/// Lowers the size from which on objects are refused.
+pub fn set_limit(bytes: u64) {
+    let mut heap = HEAP.lock();
+    heap.limit = heap.limit.min(bytes);
+    heap.note();
+}
+
+/// Whether calls that make objects must be refused: the limit is reached, or the heap cannot grow.
+/// Grows it when there is little left.
+pub fn is_short() -> bool {
+    if !LOW.load(Ordering::Relaxed) {
+        return false;
+    }
+    let used = USED.load(Ordering::Relaxed);
+    let (taken, trimmed_at) = {
+        let heap = HEAP.lock();
+        (heap.taken, heap.trimmed_at)
+    };
+    if taken > used + TRIM_STEP && used < trimmed_at.saturating_sub(TRIM_STEP) {
+        trim();
+        HEAP.lock().trimmed_at = used;
+    }
+    let mut heap = HEAP.lock();
+    if heap.taken >= heap.limit || heap.free() < AHEAD && !heap.grow(GROWTH) {
+        return true;
+    }
+    heap.note();
+    false
+}
+
+/// Gives chunks back that hold no object.
+fn trim() {
+    for (class, size) in SMALL.iter().zip(CLASSES) {
+        let capacity = (CHUNK_SIZE - CHUNK_HEADER) / size;
+        let mut class = class.lock();
+        // SAFETY: with the lock held the list holds free objects only, each in a chunk of the
+        // class whose header nobody else uses. A chunk all of whose objects are in the list is
+        // used by nobody, and they leave the list before it is given back.
+        unsafe {
+            let counter = |object: usize| (object & !(CHUNK_STRIDE - 1)) as *mut usize;
+            let mut object = class.head;
+            while object != 0 {
+                counter(object).write(0);
+                object = (object as *const usize).read();
+            }
+            object = class.head;
+            while object != 0 {
+                *counter(object) += 1;
+                object = (object as *const usize).read();
+            }
+            object = core::mem::take(&mut class.head);
+            let mut empty = 0;
+            while object != 0 {
+                let next = (object as *const usize).read();
+                if *counter(object) < capacity {
+                    (object as *mut usize).write(class.head);
+                    class.head = object;
+                } else if object & (CHUNK_STRIDE - 1) == CHUNK_HEADER {
+                    // One object stands for its chunk: the first, which is there as all are.
+                    (object as *mut usize).write(empty);
+                    empty = object;
+                }
+                object = next;
+            }
+            while empty != 0 {
+                let next = (empty as *const usize).read();
+                HEAP.lock()
+                    .release((empty - CHUNK_HEADER) as *mut u8, CHUNK);
+                empty = next;
+            }
+        }
+    }
+}
+
+/// A chunk of small objects.
+const CHUNK: Layout = match Layout::from_size_align(CHUNK_SIZE, CHUNK_STRIDE) {
+    Ok(layout) => layout,
+    Err(_) => panic!("the stride is a power of two"),
+};
+
+impl Heap {
+    fn free(&self) -> u64 {
+        (self.end - self.start).saturating_sub(self.taken)
+    }
+
+    /// Says whether there is something to look at.
+    fn note(&self) {
+        let low = self.free() < AHEAD || self.taken >= self.limit;
+        LOW.store(low, Ordering::Relaxed);
+    }
+
+    fn grow(&mut self, by: u64) -> bool {
+        if self.end + by > self.max || crate::memory::extend_heap(self.end, by).is_err() {
+            return false;
+        }
+        self.end += by;
+        let wider = Span::new(
+            self.span
+                .get_base_acme()
+                .unwrap_or((null_mut(), null_mut()))
+                .0,
+            self.end as *mut u8,
+        );
+        let old = self.span;
+        // SAFETY: the span only grows, into pages accepted just now.
+        self.span = unsafe { self.talc.extend(old, wider) };
+        true
+    }
+
+    fn take(&mut self, layout: Layout) -> *mut u8 {
+        loop {
+            // SAFETY: the size is not 0.
+            if let Ok(pointer) = unsafe { self.talc.malloc(layout) } {
+                self.taken += layout.size() as u64;
+                self.note();
+                return pointer.as_ptr();
+            }
+            let wanted = (layout.size() + layout.align() + 4096) as u64;
+            if !self.grow(wanted.max(GROWTH).next_multiple_of(GROWTH)) {
+                FAILED.store(true, Ordering::Relaxed);
+                return null_mut();
+            }
+        }
+    }
+
+    /// # Safety
+    /// The block came from [`Heap::take`] with this layout and is used by nobody.
+    unsafe fn release(&mut self, pointer: *mut u8, layout: Layout) {
+        if let Some(pointer) = core::ptr::NonNull::new(pointer) {
+            // SAFETY: as for this function.
+            unsafe { self.talc.free(pointer, layout) };
+            self.taken -= layout.size() as u64;
+            self.note();
+        }
+    }
+}
+
 fn class_of(layout: &Layout) -> Option<usize> {
     let size = layout.size().max(layout.align());
     if layout.align() > 16 && !size.is_power_of_two() || size > 1024 {
@@ -83,54 +255,25 @@ fn class_of(layout: &Layout) -> Option<usize> {
     CLASSES.iter().position(|&class| class >= size)
 }
 
-impl Kernel {
-    fn large(&self, layout: Layout) -> *mut u8 {
-        let mut heap = HEAP.lock();
-        loop {
-            // SAFETY: the size is not 0.
-            if let Ok(pointer) = unsafe { heap.talc.malloc(layout) } {
-                return pointer.as_ptr();
-            }
-            let wanted = (layout.size() + layout.align() + 4096) as u64;
-            let grow = wanted.max(GROWTH).next_multiple_of(GROWTH);
-            if heap.end + grow > heap.max || crate::memory::extend_heap(heap.end, grow).is_err() {
-                return null_mut();
-            }
-            heap.end += grow;
-            let wider = Span::new(
-                heap.span
-                    .get_base_acme()
-                    .unwrap_or((null_mut(), null_mut()))
-                    .0,
-                heap.end as *mut u8,
-            );
-            let old = heap.span;
-            // SAFETY: the span only grows, into pages accepted just now.
-            heap.span = unsafe { heap.talc.extend(old, wider) };
-        }
-    }
-}
-
 // SAFETY: blocks come from talc or from a class list, which hold each block once; sizes and
 // alignments are at least what was asked for (see `class_of`).
 unsafe impl GlobalAlloc for Kernel {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         USED.fetch_add(layout.size() as u64, Ordering::Relaxed);
         let Some(index) = class_of(&layout) else {
-            return self.large(layout);
+            return HEAP.lock().take(layout);
         };
         let mut class = SMALL[index].lock();
         if class.head == 0 {
             let size = CLASSES[index];
-            // SAFETY: the alignment is a power of two.
-            let chunk = self.large(unsafe { Layout::from_size_align_unchecked(REFILL, 16) });
+            let chunk = HEAP.lock().take(CHUNK);
             if chunk.is_null() {
                 return null_mut();
             }
-            for at in (0..REFILL / size).rev() {
+            for at in (0..(CHUNK_SIZE - CHUNK_HEADER) / size).rev() {
                 // SAFETY: inside the chunk, aligned to 16.
                 unsafe {
-                    let object = chunk.add(at * size).cast::<usize>();
+                    let object = chunk.add(CHUNK_HEADER + at * size).cast::<usize>();
                     object.write(class.head);
                     class.head = object as usize;
                 }
@@ -151,13 +294,8 @@ unsafe impl GlobalAlloc for Kernel {
                 unsafe { pointer.cast::<usize>().write(class.head) };
                 class.head = pointer as usize;
             }
-            None => {
-                let Some(pointer) = core::ptr::NonNull::new(pointer) else {
-                    return;
-                };
-                // SAFETY: it came from `large` with this layout.
-                unsafe { HEAP.lock().talc.free(pointer, layout) };
-            }
+            // SAFETY: it came from the heap with this layout.
+            None => unsafe { HEAP.lock().release(pointer, layout) },
         }
     }
 }

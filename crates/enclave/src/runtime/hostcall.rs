@@ -61,8 +61,13 @@ pub fn get(offset: u64, bytes: &mut [u8]) -> Result<()> {
     untrusted::copy_in(data(offset, bytes.len())?, bytes)
 }
 
-/// CPUID as the host reports it, cut to what the enclave may use.
+/// CPUID as programs get it.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    bulla_libos::cpuid::answer(leaf, subleaf, host_cpuid, crate::platform::xfrm())
+}
+
+/// CPUID as the host reports it.
+fn host_cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let mut bytes = [0u8; 16];
     if call(HostCall::Cpuid, [u64::from(leaf), u64::from(subleaf), 0, 0]) < 0
         || get(0, &mut bytes).is_err()
@@ -72,17 +77,6 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let mut out = [0; 4];
     for (word, chunk) in out.iter_mut().zip(bytes.chunks_exact(4)) {
         *word = u32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]);
-    }
-    sanitize_cpuid(leaf, out)
-}
-
-/// Bits that must be set whatever the host says, so that it cannot talk a program into software
-/// cryptography with data-dependent timing (AES, PCLMULQDQ, RDRAND; RDSEED).
-fn sanitize_cpuid(leaf: u32, mut out: [u32; 4]) -> [u32; 4] {
-    match leaf {
-        1 => out[2] |= 1 << 25 | 1 << 1 | 1 << 30,
-        7 => out[1] |= 1 << 18,
-        _ => {}
     }
     out
 }

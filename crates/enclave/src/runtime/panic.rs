@@ -31,6 +31,13 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         bytes: [0; 512],
         len: 0,
     };
+    // `alloc` panics when it is given no memory. That is no mistake of ours.
+    if crate::heap::has_failed() {
+        let _ = message.write_str(
+            "the runtime's memory is used up: the host gives no more, or the container needs a \
+             larger --memory (",
+        );
+    }
     let _ = write!(message, "{info}");
     end(&message)
 }

@@ -26,6 +26,18 @@ const XSTATE_SIZE: usize = 832;
 
 const _: () = assert!(XSTATE_SIZE <= XSAVE_SIZE && XSTATE_SIZE <= FPU_STATE_MAX);
 
+/// The extended state that this enclave really has: XFRM, which is XCR0 inside (SDM volume 3D,
+/// section 42.7.2). The signature allows enclaves without AVX.
+pub fn xfrm() -> u64 {
+    let xcr0: u32;
+    // SAFETY: reads a register.
+    unsafe {
+        asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _,
+            options(nomem, nostack, preserves_flags));
+    }
+    u64::from(xcr0) & XFRM
+}
+
 pub fn set_fs_base(base: u64) {
     // SAFETY: FS is the user's; nothing in the runtime uses it. A non-canonical base would fault,
     // so bits above the lower half are refused by the kernel before (arch_prctl) and cut here.
@@ -76,7 +88,7 @@ pub fn fpu_restore(from: &[u8]) {
     let len = from.len().min(XSTATE_SIZE);
     bytes[..len].copy_from_slice(&from[..len]);
     // Reserved bits of the header and of MXCSR would fault.
-    bytes[512] &= XFRM as u8;
+    bytes[512] &= xfrm() as u8;
     bytes[513..576].fill(0);
     let word = |bytes: &[u8], at: usize| {
         u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -190,7 +202,11 @@ impl Platform for Enclave {
     }
 
     fn fpu_size(&self) -> usize {
-        XSTATE_SIZE
+        bulla_libos::cpuid::xsave_size(xfrm()) as usize
+    }
+
+    fn fpu_features(&self) -> u64 {
+        xfrm()
     }
 
     fn fpu_save(&self, to: &mut [u8]) {
@@ -345,7 +361,9 @@ impl Platform for Enclave {
 
     fn exit(&self, status: u32) -> ! {
         loop {
-            hostcall::call(HostCall::Exit, [u64::from(status), 0, 0, 0]);
+            let (rewritten, trapped) = bulla_libos::mm::sites::counts();
+            let arguments = [u64::from(status), rewritten, trapped, 0];
+            hostcall::call(HostCall::Exit, arguments);
         }
     }
 
@@ -393,6 +411,14 @@ impl Platform for Enclave {
 
     fn heap_usage(&self) -> (u64, u64) {
         heap::usage()
+    }
+
+    fn limit_heap(&self, bytes: u64) {
+        heap::set_limit(bytes);
+    }
+
+    fn heap_is_short(&self) -> bool {
+        heap::is_short()
     }
 }
 

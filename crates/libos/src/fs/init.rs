@@ -14,6 +14,8 @@ use super::file::{OpenFile, flags};
 use super::host;
 use super::inode::{FileType, Inode, NewNode, Owner};
 use super::lower;
+use crate::mm::accounting;
+
 use super::memfs::{Budget, DEVPTS_MAGIC, MemFs, OVERLAY_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC};
 use super::mount::{self, MountSpec};
 use super::namei;
@@ -97,8 +99,11 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
     // Files may not take the memory that the kernel needs for everything else.
     let limit = (config.memory / 2).min(heap / 4 * 3).max(1 << 20);
     BUDGET.call_once(|| Arc::new(Budget::new(limit)));
-    // A sixteenth of the kernel's heap for verified pages that may be read again.
-    super::memfs::cache::set_limit((heap / 16).clamp(4 << 20, 256 << 20));
+    // A sixteenth of the kernel's heap for verified pages that may be read again, but no more than
+    // a quarter of what the container has.
+    let cache = (heap / 16).min(config.memory / 4).clamp(4 << 20, 256 << 20);
+    super::memfs::cache::set_limit(cache);
+    accounting::set_kernel_limit(limit + cache);
     TERMINAL.store(config.terminal, Ordering::Relaxed);
     let lower = lower::open_rootfs(&config.rootfs).map_err(|error| InitError {
         message: format!("the root file system cannot be opened: {error}"),

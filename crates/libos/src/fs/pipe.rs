@@ -17,6 +17,7 @@ use super::file::{FileOps, OpenFile, flags};
 use super::inode::Metadata;
 use super::permission::Caller;
 use crate::errno::{EAGAIN, EBADF, EBUSY, EINVAL, ENOTTY, ENXIO, EPERM, EPIPE};
+use crate::mm::accounting;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::syscall::Context;
@@ -433,6 +434,7 @@ impl FileOps for PipeEnd {
         if !self.write {
             return Err(EBADF);
         }
+        accounting::admit()?;
         match from.remaining() {
             0 => Ok(0),
             1..=256 => self.write_with(thread, file, from, &mut [0; 256]),

@@ -20,6 +20,9 @@ pub const ADDRESS_MAX: usize = 128;
 /// Most bytes that one receive or send moves through the shared buffer.
 pub const TRANSFER_MAX: usize = 128 << 10;
 
+/// No datagram of IP is longer.
+const DATAGRAM_MAX: usize = 0xffff;
+
 /// Bytes of a `RecvHeader` before the address.
 const HEADER_WORDS: usize = RecvHeader::SIZE as usize - ADDRESS_MAX;
 const _: () = assert!(TRANSFER_MAX as u64 + RecvHeader::SIZE <= DATA_SIZE);
@@ -183,7 +186,7 @@ pub fn receive(
     // A datagram may be longer than the buffer when MSG_TRUNC asks for its real length.
     let answer = call_waiting(HostCall::Recv, arguments, wait)? as usize;
     let got = answer.min(len);
-    if answer > len && (is_stream || flags & msg::TRUNC == 0) {
+    if answer > len && (is_stream || flags & msg::TRUNC == 0 || answer > DATAGRAM_MAX) {
         return Err(EIO.because("host received more than there was room"));
     }
     let mut received = Received {
@@ -263,9 +266,12 @@ pub fn peer_name(fd: &HostFd) -> Result<Vec<u8>> {
 pub fn ioctl(fd: &HostFd, request: u32, value: &mut [u8]) -> Result<usize> {
     platform().host_put(0, value)?;
     let arguments = [fd.argument(), u64::from(request), value.len() as u64, 0];
-    let answer = call(HostCall::Ioctl, arguments)? as usize;
+    // None of the requests that sockets have has another result.
+    if call(HostCall::Ioctl, arguments)? != 0 {
+        return Err(EIO.because("host gave an ioctl a result that it cannot have"));
+    }
     platform().host_get(0, value)?;
-    Ok(answer)
+    Ok(0)
 }
 
 fn read_back(len: usize, max: usize) -> Result<Vec<u8>> {
@@ -304,9 +310,19 @@ pub fn poll(
     }
     platform().host_get(0, &mut bytes)?;
     for (entry, chunk) in descriptors.iter_mut().zip(bytes.chunks_exact(8)) {
-        entry.revents = u16::from_le_bytes([chunk[6], chunk[7]]);
+        // What was asked for, or what poll(2) always reports: ERR, HUP, NVAL.
+        const ALWAYS: u16 = 0x38;
+        let asked = if entry.fd < 0 {
+            0
+        } else {
+            entry.events | ALWAYS
+        };
+        entry.revents = u16::from_le_bytes([chunk[6], chunk[7]]) & asked;
     }
-    Ok(ready.min(descriptors.len()))
+    Ok(descriptors
+        .iter()
+        .filter(|entry| entry.revents != 0)
+        .count())
 }
 
 fn timeout(
@@ -382,3 +398,7 @@ pub fn epoll_wait(
     }
     Ok(ready)
 }
+
+#[cfg(test)]
+#[path = "host_tests.rs"]
+mod tests;

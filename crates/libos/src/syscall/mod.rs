@@ -1,5 +1,6 @@
 //! System calls: dispatch. [`table`] lists them; each family has its file.
 
+pub mod admission;
 pub mod aio;
 pub mod at;
 pub mod attribute;
@@ -146,7 +147,11 @@ static HANDLERS: [Handler; NUMBERS] = {
     let mut handlers: [Handler; NUMBERS] = [missing; NUMBERS];
     let mut at = 0;
     while at < table::ROWS.len() {
-        handlers[table::ROWS[at].number] = table::ROWS[at].handler;
+        let row = &table::ROWS[at];
+        handlers[row.number] = match admission::is_needed(row.number) {
+            true => admission::admitted,
+            false => row.handler,
+        };
         at += 1;
     }
     handlers

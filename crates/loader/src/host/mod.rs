@@ -14,7 +14,7 @@ use bulla_abi::hostcall::{HostCall, log_level};
 use crate::backend::Registers;
 use crate::descriptors::resolve;
 use crate::launch::ExitStatus;
-use crate::stats::CALLS;
+use crate::stats::{self, CALLS};
 use crate::sys::area::Span;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::time;
@@ -83,7 +83,9 @@ pub fn serve(engine: &'static Engine, slot: &Slot, registers: &Registers) -> Rep
     };
     let answer = match HostCall::from_number(number) {
         Some(HostCall::Exit) => {
-            let status = ExitStatus::from_wait(call.arguments[0]);
+            let [status, rewritten, trapped, _] = call.arguments;
+            stats::note_sites(rewritten, trapped);
+            let status = ExitStatus::from_wait(status);
             engine.finish(Ok(status))
         }
         Some(HostCall::Panic) => {

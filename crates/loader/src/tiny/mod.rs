@@ -291,7 +291,8 @@ fn child() {
     let Ok(name) = std::env::var("BULLA_TINY") else {
         return;
     };
-    let fuses = std::env::temp_dir().join("bulla-tiny-fuses");
+    let fuses = std::env::var_os("BULLA_TINY_FUSES").expect("the parent says where");
+    let fuses = std::path::PathBuf::from(fuses);
     let machine = Emulated::new(Profile::named("full").unwrap(), &fuses).unwrap();
     let backend: Box<dyn Backend> = match std::env::var("BULLA_TINY_PLATFORM").as_deref() {
         Ok("double") => Box::new(Hardware::with(Double::new(Box::new(machine), true)).unwrap()),
@@ -325,12 +326,21 @@ fn start(name: &str, platform: &str) -> Child {
     prepare(name, platform).spawn().unwrap()
 }
 
+thread_local! {
+    /// Where this test's machine keeps its fuses; goes with its thread.
+    static FUSES: tempfile::TempDir = tempfile::tempdir().unwrap();
+}
+
 fn prepare(name: &str, platform: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
         .args(["--exact", "tiny::child", "--nocapture", "--test-threads=1"])
         .env("BULLA_TINY", name)
         .env("BULLA_TINY_PLATFORM", platform)
+        .env(
+            "BULLA_TINY_FUSES",
+            FUSES.with(|fuses| fuses.path().to_owned()),
+        )
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -1,5 +1,7 @@
 //! Building the hand-made enclave, and looking into it from outside (it is emulated).
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ptr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -7,6 +9,7 @@ use bulla_image::{Date, Description, SigningKey};
 use bulla_loader::backend::emulated::{Emulated, Profile};
 use bulla_loader::backend::{Backend, EnterLeaf, Error, Outcome, Registers};
 use bulla_sgx::{Attributes, Measurement, SecInfo, Secs, SigStruct, Tcs, flags, misc};
+use tempfile::TempDir;
 
 use crate::code;
 
@@ -57,8 +60,19 @@ pub struct Options {
 pub const SIGNER_A: &str = include_str!("signer-a.pem");
 pub const SIGNER_B: &str = include_str!("signer-b.pem");
 
+thread_local! {
+    /// This test's machines by name; they go with its thread.
+    static MACHINES: RefCell<HashMap<String, TempDir>> = RefCell::new(HashMap::new());
+}
+
+/// A directory for the fuses of a machine.
 pub fn fuses(name: &str) -> std::path::PathBuf {
-    std::env::temp_dir().join(format!("bulla-fuses-{}-{name}", std::process::id()))
+    MACHINES.with_borrow_mut(|machines| {
+        let machine = machines
+            .entry(name.to_owned())
+            .or_insert_with(|| tempfile::tempdir().unwrap());
+        machine.path().join("fuses")
+    })
 }
 
 impl Options {

@@ -79,36 +79,47 @@ fn the_hole_lets_sites_be_patched() {
 #[test]
 fn illegal_instructions_raise_ud() {
     for profile in Profile::NAMED {
-        let enclave = TestEnclave::new(profile);
-        let mut cases = vec![
-            (at::do_syscall(), 5, 2),
-            (at::do_int80(), 5, 2),
-            (at::do_ud2(), 0, 2),
-            (at::do_rdpmc(), 2, 2),
-            (at::do_in(), 5, 1),
-            (at::do_int7(), 0, 2),
-        ];
-        if !profile.features.rdtsc {
-            cases.push((at::do_rdtsc(), 0, 2));
-        }
-        for (snippet, offset, len) in cases {
-            assert_eq!(enclave.fault(snippet, [0; 4]), (6, 0, 0), "{snippet:#x}");
-            let gprs = enclave.gprs(0, 0);
-            assert_eq!(
-                enclave.peek(gprs + 136),
-                enclave.base + CODE + snippet + offset
-            );
-            assert_eq!(enclave.peek(gprs + 160), 0x8000_0306);
-            let (outcome, ..) = enclave.skip(len);
-            assert_eq!(outcome, Outcome::Exit);
-        }
-        if profile.features.rdtsc {
-            assert_eq!(enclave.call(at::do_rdtsc(), [0; 4]).0, 1);
-        }
-        // The host's own system calls and clocks still work.
-        let _ = std::time::Instant::now();
-        assert!(std::fs::metadata("/").is_ok());
+        illegal_instructions(profile);
     }
+}
+
+#[test]
+fn illegal_instructions_raise_ud_with_seccomp_too() {
+    for profile in Profile::NAMED {
+        illegal_instructions(profile.seccomp());
+    }
+}
+
+fn illegal_instructions(profile: Profile) {
+    let enclave = TestEnclave::new(profile);
+    let mut cases = vec![
+        (at::do_syscall(), 5, 2),
+        (at::do_int80(), 5, 2),
+        (at::do_ud2(), 0, 2),
+        (at::do_rdpmc(), 2, 2),
+        (at::do_in(), 5, 1),
+        (at::do_int7(), 0, 2),
+    ];
+    if !profile.features.rdtsc {
+        cases.push((at::do_rdtsc(), 0, 2));
+    }
+    for (snippet, offset, len) in cases {
+        assert_eq!(enclave.fault(snippet, [0; 4]), (6, 0, 0), "{snippet:#x}");
+        let gprs = enclave.gprs(0, 0);
+        assert_eq!(
+            enclave.peek(gprs + 136),
+            enclave.base + CODE + snippet + offset
+        );
+        assert_eq!(enclave.peek(gprs + 160), 0x8000_0306);
+        let (outcome, ..) = enclave.skip(len);
+        assert_eq!(outcome, Outcome::Exit);
+    }
+    if profile.features.rdtsc {
+        assert_eq!(enclave.call(at::do_rdtsc(), [0; 4]).0, 1);
+    }
+    // The host's own system calls and clocks still work.
+    let _ = std::time::Instant::now();
+    assert!(std::fs::metadata("/").is_ok());
 }
 
 #[test]

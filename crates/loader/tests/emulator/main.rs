@@ -4,6 +4,7 @@ mod build;
 mod code;
 mod enclave;
 mod entry;
+mod exits;
 mod keys;
 mod memory;
 mod storm;

@@ -20,7 +20,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bulla_abi::sites::{Form, Kind, SiteList};
 
@@ -51,6 +51,23 @@ static FILES: SpinLock<BTreeMap<FileId, Known>> = SpinLock::new(BTreeMap::new())
 static TABLE: RwSpinLock<Table> = RwSpinLock::new(Table::new());
 /// Whether the table has anything, so that most look-ups cost one load.
 static PATCHED: AtomicBool = AtomicBool::new(false);
+
+/// Whether sites are rewritten at all.
+static IS_ON: AtomicBool = AtomicBool::new(true);
+/// Sites that were rewritten, each time that it was, and calls that trapped.
+static REWRITTEN: AtomicU64 = AtomicU64::new(0);
+static TRAPPED: AtomicU64 = AtomicU64::new(0);
+
+/// Leaves all sites as they are, from now on: each call traps.
+pub fn keep() {
+    IS_ON.store(false, Ordering::Relaxed);
+}
+
+/// Sites that were rewritten, and calls that trapped.
+pub fn counts() -> (u64, u64) {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    (load(&REWRITTEN), load(&TRAPPED))
+}
 
 /// Most sites learned per file: a bound on kernel memory.
 const LEARNED_MAX: usize = 4096;
@@ -103,7 +120,8 @@ pub fn resume_address(rip: u64) -> u64 {
 /// Rewrites the known sites in text that was just brought in: its pages are readable and writable
 /// and nobody executes them yet. Whether there were any.
 pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Result<bool> {
-    if !vma.protection.contains(Protection::EXECUTE) || !vma.is_clean() {
+    let is_text = vma.protection.contains(Protection::EXECUTE) && vma.is_clean();
+    if !is_text || !IS_ON.load(Ordering::Relaxed) {
         return Ok(false);
     }
     let first = file.offset + (range.start - vma.start);
@@ -133,6 +151,7 @@ pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Resul
     for patch in &patches {
         let _ = platform().copy_to_user(patch.range().start, &patch.replacement());
     }
+    REWRITTEN.fetch_add(patches.len() as u64, Ordering::Relaxed);
     Ok(!patches.is_empty())
 }
 
@@ -207,6 +226,10 @@ pub(super) fn undo(vma: &Vma, live: &super::pages::PageSet) {
 
 /// The `syscall` at `site` trapped, called with `number`: learns it, and rewrites it where it is.
 pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
+    TRAPPED.fetch_add(1, Ordering::Relaxed);
+    if !IS_ON.load(Ordering::Relaxed) {
+        return;
+    }
     let mm = thread.mm();
     let Some((vma, file)) = mm.text_at(site) else {
         return;
@@ -366,7 +389,9 @@ impl Space {
         };
         PATCHED.store(true, Ordering::Release);
         for patch in patches {
-            let _ = store(&patch, one_store, vma.page_protection());
+            if store(&patch, one_store, vma.page_protection()).is_ok() {
+                REWRITTEN.fetch_add(1, Ordering::Relaxed);
+            }
         }
         locked
             .vmas

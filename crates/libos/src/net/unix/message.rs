@@ -13,6 +13,7 @@ use crate::errno::{
     EAGAIN, ECONNREFUSED, ECONNRESET, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN, EOPNOTSUPP,
     EPIPE,
 };
+use crate::mm::accounting;
 use crate::net::timeout::wait_error;
 use crate::net::{Incoming, Outgoing, Received, msg};
 use crate::sync::wait::block_on;
@@ -64,6 +65,7 @@ impl UnixSocket {
         if message.flags & msg::OOB != 0 {
             return Err(EOPNOTSUPP.because("no out-of-band data on UNIX sockets"));
         }
+        accounting::admit()?;
         let (target, own) = self.target(thread, message.address)?;
         let limit = if self.is_stream() {
             CHUNK

@@ -16,7 +16,7 @@ use super::profile::Profile;
 use super::sys;
 use super::thread::{Fault, TcsState, Thread};
 use crate::backend::{Error, Protection, page_type};
-use bulla_abi::layout::{HOLE_OFFSET, LayoutKind};
+use bulla_abi::layout::{HOLE_OFFSET, LayoutKind, RUNTIME_SPAN};
 use bulla_sgx::{Measurement, SecInfo, Secs, Tcs, misc};
 
 /// What EINIT found out.
@@ -56,7 +56,9 @@ pub struct Enclave {
     hole: u64,
     pub sites: Mutex<Vec<u64>>,
     pub patched: AtomicU64,
+    /// Pages of EAUG, and those of them that are the runtime's.
     pub augmented: AtomicU64,
+    pub augmented_runtime: AtomicU64,
 }
 
 impl Drop for Enclave {
@@ -106,6 +108,7 @@ impl Enclave {
             sites: Mutex::new(Vec::new()),
             patched: AtomicU64::new(0),
             augmented: AtomicU64::new(0),
+            augmented_runtime: AtomicU64::new(0),
         });
         for kind in [LayoutKind::Dynamic, LayoutKind::Static] {
             if kind.elrange_size() == size {
@@ -388,8 +391,12 @@ impl Enclave {
                 let entry = Entry::new(VALID | PENDING | TYPE_REG, 3, protection);
                 self.epcm.fill(page, fresh - page, entry)?;
                 let writable = self.epcm.get(page).host() & 2 != 0;
-                self.augmented
-                    .fetch_add((fresh - page) / PAGE, Ordering::Relaxed);
+                let pages = (fresh - page) / PAGE;
+                self.augmented.fetch_add(pages, Ordering::Relaxed);
+                // The runtime has the top of ELRANGE.
+                if page - self.secs.base_addr >= self.secs.size.saturating_sub(RUNTIME_SPAN) {
+                    self.augmented_runtime.fetch_add(pages, Ordering::Relaxed);
+                }
                 // Without the lock, since it takes long.
                 drop(guard);
                 if writable {

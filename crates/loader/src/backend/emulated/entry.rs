@@ -118,6 +118,7 @@ global_asm!(
     "push r13",
     "push r14",
     "push r15",
+    "xor ebp, ebp", // the same at every entry, so that exits can be examined
     "mov [rdi + {caller_rsp}], rsp",
     "mov rsp, [rdi + {host_rsp}]",
     "mov [rsp], rdi",
@@ -146,8 +147,10 @@ global_asm!(
     "mov rdi, [rdi + {registers} + {rdi}]",
     "xor r10d, r10d",
     "jmp r11",
-    "21:", // after EEXIT
-    "mov rax, [rsp]",
+    // After EEXIT. RSP is the enclave's word; a host that mixes up its threads gets another's.
+    "21:",
+    "mov rax, rcx",
+    "mov rsp, [rcx + {host_rsp}]",
     "mov [rax + {registers} + {rdi}], rdi",
     "mov [rax + {registers} + {rsi}], rsi",
     "mov [rax + {registers} + {rdx}], rdx",
@@ -268,8 +271,7 @@ global_asm!(
     "mov rax, [rcx + {host_fs}]",
     "wrfsbase rax",
     "mov eax, 4",
-    "lea rcx, [rip + bulla_emu_aep]",
-    "jmp rbx",
+    "jmp rbx", // RCX: this thread, see `exits`
     "59:", // no TCS found: as if the site were not patched
     "mov eax, 4",
     "pop rcx",

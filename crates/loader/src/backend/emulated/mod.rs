@@ -4,8 +4,9 @@
 //! ENCLU leaves is made, and what traps on hardware traps here:
 //! - [`Profile`]: which machine is emulated.
 //! - `secs`, `enclave`, `epcm`: building an enclave, its pages, the driver's operations on them.
+//! - `seccomp`: how system calls are caught where the kernel has no Syscall User Dispatch.
 //! - `entry`, `thread`, `ssa`: EENTER, EEXIT, AEX, ERESUME; `signals`: what becomes an AEX;
-//!   `kick`: making a thread look.
+//!   `kick`: making a thread look; `exits`: what an EEXIT shows the host.
 //! - `sites`, `leaves`, `keys`, `report`: what the enclave itself executes with ENCLU.
 //!
 //! # Not reproduced
@@ -20,11 +21,13 @@
 mod enclave;
 mod entry;
 mod epcm;
+mod exits;
 mod keys;
 mod kick;
 mod leaves;
 mod profile;
 mod report;
+mod seccomp;
 mod secs;
 mod signals;
 mod sites;
@@ -39,6 +42,7 @@ use std::sync::{OnceLock, PoisonError};
 
 use super::{Backend, EnterLeaf, Error, Features, Outcome, Protection, Registers};
 use enclave::Enclave;
+pub use exits::CANARY;
 pub use keys::{CPU_SVN, Fuses};
 pub use profile::Profile;
 pub use report::verify as verify_report;
@@ -147,7 +151,7 @@ impl Backend for Emulated {
 
     fn prepare_thread(&self) -> Result<(), Error> {
         thread::prepare()?;
-        signals::filter_thread(self.profile.features.rdtsc)
+        signals::filter_thread(&self.profile)
     }
 
     fn enter(&self, tcs: u64, leaf: EnterLeaf, registers: &mut Registers) -> Outcome {
@@ -251,9 +255,18 @@ impl Backend for Emulated {
         out.extend(AEX_NAMES.into_iter().map(|(_, name)| name).zip(aex));
         out.push(("eaug_pages", enclave.augmented.load(Ordering::Relaxed)));
         out.push((
+            "eaug_pages_runtime",
+            enclave.augmented_runtime.load(Ordering::Relaxed),
+        ));
+        out.push((
             "enclu_sites_patched",
             enclave.patched.load(Ordering::Relaxed),
         ));
+        if self.profile.examined {
+            let (examined, unclean) = exits::counts();
+            out.push(("exits_examined", examined));
+            out.push(("exits_unclean", unclean));
+        }
         out.push((
             "host_rdtsc_traps",
             signals::HOST_RDTSC.load(Ordering::Relaxed),

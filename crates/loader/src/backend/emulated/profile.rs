@@ -13,6 +13,11 @@ pub struct Profile {
     /// such a page can be used at once, which saves a host system call for each run of pages and
     /// makes no difference to an enclave that accepts its pages.
     pub strict: bool,
+    /// Every EEXIT traps, and what its registers show the host is examined (see `exits`).
+    pub examined: bool,
+    /// The enclave's system calls are caught by seccomp, as on kernels without Syscall User
+    /// Dispatch.
+    pub seccomp: bool,
     /// Enclaves may ask for the launch and provisioning keys, which the driver grants to few.
     pub privileged: bool,
 }
@@ -29,6 +34,8 @@ const DCSV2: Profile = Profile {
     },
     enclave_bits: 36,
     strict: false,
+    examined: false,
+    seccomp: false,
     privileged: false,
 };
 
@@ -44,6 +51,8 @@ const DCSV3_5_15: Profile = Profile {
     },
     enclave_bits: 40,
     strict: false,
+    examined: false,
+    seccomp: false,
     privileged: false,
 };
 
@@ -89,6 +98,22 @@ impl Profile {
     pub fn privileged(self) -> Profile {
         Profile {
             privileged: true,
+            ..self
+        }
+    }
+
+    /// The same machine, which examines the registers at every EEXIT.
+    pub fn examined(self) -> Profile {
+        Profile {
+            examined: true,
+            ..self
+        }
+    }
+
+    /// The same machine, emulated with seccomp.
+    pub fn seccomp(self) -> Profile {
+        Profile {
+            seccomp: true,
             ..self
         }
     }

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::enclave::Enclave;
 use super::entry;
+use super::profile::Profile;
+use super::seccomp;
 use super::sites::{code_at, enclu, gate_trap, patched_meanwhile};
 use super::ssa::{self, Extended};
 use super::sys;
@@ -57,7 +59,23 @@ pub fn install() {
 
 /// Makes `syscall` and `int 0x80` below [`entry::HOST_START`] raise SIGSYS on this thread, CPUID
 /// fault where the CPU can, and RDTSC if the platform has none.
-pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
+pub fn filter_thread(profile: &Profile) -> Result<(), Error> {
+    let dispatched = match profile.seccomp {
+        false => dispatch_to_user(),
+        true => Err(Error::Refused("the profile wants seccomp".to_owned())),
+    };
+    dispatched.or_else(|_| seccomp::filter())?;
+    set_tsc(if profile.features.rdtsc {
+        libc::PR_TSC_ENABLE
+    } else {
+        libc::PR_TSC_SIGSEGV
+    });
+    set_cpuid(Cpuid::Faults);
+    Ok(())
+}
+
+/// Syscall User Dispatch for this thread alone.
+fn dispatch_to_user() -> Result<(), Error> {
     const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
     const PR_SYS_DISPATCH_ON: u64 = 1;
     let len = u64::MAX - entry::HOST_START;
@@ -75,16 +93,9 @@ pub fn filter_thread(rdtsc: bool) -> Result<(), Error> {
         return Err(Error::System {
             call: "prctl",
             errno: std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
-            reason: "the emulated platform needs Syscall User Dispatch (Linux 5.11 or newer)"
-                .to_owned(),
+            reason: "there is no Syscall User Dispatch (Linux 5.11 or newer)".to_owned(),
         });
     }
-    set_tsc(if rdtsc {
-        libc::PR_TSC_ENABLE
-    } else {
-        libc::PR_TSC_SIGSEGV
-    });
-    set_cpuid(Cpuid::Faults);
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::enclave::Enclave;
 use super::entry;
 use super::epcm::PAGE;
+use super::exits;
 use super::leaves::{self, EEXIT, Operands};
 use super::signals::exit_asynchronously;
 use super::ssa;
@@ -50,16 +51,21 @@ pub unsafe fn enclu(
     let gprs = ssa::context_gprs(context);
     let leaf = gprs.rax as u32;
     // A patched site continues behind its eight bytes, whose tail is no instruction any more.
-    let len = if len == 3 && patch(enclave, rip, leaf) {
+    let stays = leaf == EEXIT && enclave.profile.examined;
+    let len = if len == 3 && !stays && patch(enclave, rip, leaf) {
         8
     } else {
         len
     };
+    if stays {
+        // SAFETY: the context is the kernel's, of an enclave that this thread entered.
+        unsafe { exits::examine(context, &gprs, &*thread, enclave) };
+    }
     let registers = &mut context.uc_mcontext.gregs;
     let result = if leaf == EEXIT {
         if gprs.rbx >> 47 == 0 {
             registers[libc::REG_RIP as usize] = gprs.rbx as i64;
-            registers[libc::REG_RCX as usize] = entry::address(&entry::bulla_emu_aep) as i64;
+            registers[libc::REG_RCX as usize] = thread as i64;
             count(&tcs.exits);
             // SAFETY: this thread's structure.
             unsafe {

@@ -465,3 +465,54 @@ impl Enclave {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_an_aex_the_registers_are_synthetic() {
+        // SAFETY: plain data, for which zero is valid.
+        let mut context: libc::ucontext_t = unsafe { std::mem::zeroed() };
+        context.uc_mcontext.gregs.fill(0x5ec2_e75a);
+        leave(
+            &mut context,
+            0x7000,
+            (0x1111, 0x2222),
+            &entry::bulla_emu_aep,
+        );
+        let gprs = context_gprs(&context);
+        let aep = entry::address(&entry::bulla_emu_aep);
+        assert_eq!(
+            (gprs.rax, gprs.rbx, gprs.rcx, gprs.rip),
+            (3, 0x7000, aep, aep)
+        );
+        assert_eq!((gprs.rsp, gprs.rbp), (0x1111, 0x2222));
+        assert_eq!((gprs.rdx, gprs.rsi, gprs.rdi), (0, 0, 0));
+        assert_eq!((gprs.r8_r15, gprs.rflags), ([0; 8], 0x202));
+    }
+
+    #[test]
+    fn exit_information_is_as_in_the_sdm() {
+        // Table 35-10: valid, type and vector; what needs EXINFO; what is never reported.
+        for (vector, without, with) in [
+            (0, 0x8000_0300, 0x8000_0300),
+            (1, 0x8000_0301, 0x8000_0301),
+            (3, 0x8000_0603, 0x8000_0603),
+            (5, 0x8000_0305, 0x8000_0305),
+            (6, 0x8000_0306, 0x8000_0306),
+            (13, 0, 0x8000_030d),
+            (14, 0, 0x8000_030e),
+            (16, 0x8000_0310, 0x8000_0310),
+            (17, 0x8000_0311, 0x8000_0311),
+            (19, 0x8000_0313, 0x8000_0313),
+            (2, 0, 0),
+            (4, 0, 0),
+            (8, 0, 0),
+            (18, 0, 0),
+        ] {
+            assert_eq!(exit_info(vector, false), without, "{vector}");
+            assert_eq!(exit_info(vector, true), with, "{vector}");
+        }
+    }
+}

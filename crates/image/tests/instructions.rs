@@ -1,0 +1,131 @@
+//! Which instructions the enclave programs consist of.
+//!
+//! The runtime shares the CPU's extended state with the program that it serves: xmm0 to xmm15 and
+//! MXCSR are saved at every system call, and nothing else. So it must not use MMX and x87, nor VEX
+//! and EVEX encodings, which clear upper halves; and nothing that is illegal in an enclave. Every
+//! instruction is decoded here. With the feature `embedded`.
+#![cfg(feature = "embedded")]
+
+use bulla_image::embedded::{BOOTSTRAP, RUNTIME};
+use iced_x86::{
+    Code, CpuidFeature, Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, Register,
+};
+use object::{Object, ObjectSection, SectionKind};
+
+/// What is wrong with an instruction.
+fn objection(instruction: &Instruction) -> Option<&'static str> {
+    if instruction.code() == Code::INVALID {
+        return Some("is none");
+    }
+    if instruction.encoding() != EncodingKind::Legacy {
+        return Some("clears upper halves of vector registers");
+    }
+    let is_foreign = |register: Register| {
+        register.is_mm()
+            || register.is_st()
+            || register.is_ymm()
+            || register.is_zmm()
+            || register.is_k()
+            || register.is_tmm()
+            || register.is_segment_register() && register != Register::GS
+    };
+    if (0..instruction.op_count()).any(|index| is_foreign(instruction.op_register(index))) {
+        return Some("uses a register that is the program's");
+    }
+    let features = instruction.cpuid_features();
+    let is_x87 = |feature: &CpuidFeature| {
+        matches!(
+            feature,
+            CpuidFeature::FPU | CpuidFeature::FPU287 | CpuidFeature::FPU387 | CpuidFeature::MMX
+        )
+    };
+    if features.iter().any(is_x87) {
+        return Some("uses x87 or MMX state");
+    }
+    match instruction.mnemonic() {
+        Mnemonic::Cpuid
+        | Mnemonic::Syscall
+        | Mnemonic::Sysenter
+        | Mnemonic::Int
+        | Mnemonic::Iretq
+        | Mnemonic::Rdpmc
+        | Mnemonic::In
+        | Mnemonic::Out
+        | Mnemonic::Vmcall
+        | Mnemonic::Hlt => Some("is illegal in an enclave"),
+        // FS is the program's: only RDFSBASE and WRFSBASE may name it.
+        _ if instruction.memory_segment() == Register::FS => Some("uses FS"),
+        _ => None,
+    }
+}
+
+fn objections(code: &[u8], address: u64) -> (usize, Vec<String>) {
+    let mut decoder = Decoder::with_ip(64, code, address, DecoderOptions::NONE);
+    let (mut count, mut found) = (0, Vec::new());
+    while decoder.can_decode() {
+        let instruction = decoder.decode();
+        count += 1;
+        if let Some(what) = objection(&instruction) {
+            let at = (instruction.ip() - address) as usize;
+            let bytes = &code[at..code.len().min(at + instruction.len().max(1))];
+            found.push(format!("{:#x}: {bytes:02x?} {what}", instruction.ip()));
+        }
+    }
+    (count, found)
+}
+
+#[test]
+fn the_programs_leave_the_state_of_others_alone() {
+    for (name, file, least) in [("bootstrap", BOOTSTRAP, 200), ("runtime", RUNTIME, 50_000)] {
+        let program = object::File::parse(file).unwrap();
+        let mut count = 0;
+        for section in program.sections() {
+            if section.kind() != SectionKind::Text {
+                continue;
+            }
+            let (some, found) = objections(section.data().unwrap(), section.address());
+            count += some;
+            assert!(
+                found.is_empty(),
+                "{name}, {}: {} instructions, the first:\n{}",
+                section.name().unwrap_or("?"),
+                found.len(),
+                found[..found.len().min(20)].join("\n")
+            );
+        }
+        assert!(count > least, "{name}: {count} instructions");
+    }
+}
+
+#[test]
+fn each_objection_is_found() {
+    let objects = |code: &[u8]| objections(code, 0).1.len();
+    for (code, name) in [
+        (&[0xc5, 0xf8, 0x77][..], "vzeroupper"),
+        (&[0xc5, 0xf9, 0x6f, 0xc1], "vmovdqa xmm0, xmm1"),
+        (&[0x62, 0xf1, 0x7c, 0x48, 0x28, 0xc1], "vmovaps zmm0, zmm1"),
+        (&[0x0f, 0x6f, 0xc1], "movq mm0, mm1"),
+        (&[0x0f, 0x77], "emms"),
+        (&[0xdb, 0xe3], "fninit"),
+        (&[0xd9, 0xc0], "fld st0"),
+        (&[0x0f, 0xa2], "cpuid"),
+        (&[0x0f, 0x05], "syscall"),
+        (&[0xcd, 0x80], "int 0x80"),
+        (
+            &[0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],
+            "mov rax, fs:[0]",
+        ),
+        (&[0x06], "no instruction"),
+    ] {
+        assert_eq!(objects(code), 1, "{name}");
+    }
+    for (code, name) in [
+        (&[0x66, 0x0f, 0xef, 0xc0][..], "pxor xmm0, xmm0"),
+        (&[0x0f, 0x38, 0xcb, 0xc1], "sha256rnds2 xmm0, xmm1"),
+        (&[0x0f, 0x01, 0xd7], "enclu"),
+        (&[0xf3, 0x48, 0x0f, 0xae, 0xc0], "rdfsbase rax"),
+        (&[0x48, 0x0f, 0xae, 0x20], "xsave64 [rax]"),
+    ] {
+        assert_eq!(objects(code), 0, "{name}");
+    }
+}

@@ -1,0 +1,476 @@
+//! What CPUID answers to programs.
+//!
+//! The instruction is illegal in an enclave. It traps and is answered from the host's values, each
+//! asked for once and then kept, after they went through [`LEAVES`]: what an enclave cannot use is
+//! taken out, extended state follows XFRM, and bits that decide whether cryptography is safe against
+//! timing are set whatever the host says. Leaves that are not in the table are zero.
+//!
+//! The host can lie about everything else; a program then does without something, or meets an
+//! illegal instruction, which is no more than the host stopping it. The table in
+//! docs/manual/cpuid.md is generated from this one (a test compares).
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+
+use crate::sync::SpinLock;
+
+/// EAX, EBX, ECX, EDX.
+pub type Words = [u32; 4];
+
+/// What becomes of a leaf.
+enum Rule {
+    /// As the host says.
+    Passed,
+    /// The host's bits that are in the mask, and those that are always set.
+    Masked { keep: Words, set: Words },
+    /// Computed here, from the host's words and XFRM.
+    Computed(fn(Words, u32, u64) -> Words),
+}
+
+/// A row: leaf, what becomes of it, why.
+struct Leaf {
+    number: u32,
+    name: &'static str,
+    rule: Rule,
+    why: &'static str,
+}
+
+const AVX: u64 = 1 << 2;
+const AVX512: u64 = 0b111 << 5;
+const ALL: u32 = u32::MAX;
+
+/// The bits of these numbers.
+const fn bits(numbers: &[u32]) -> u32 {
+    let mut word = 0;
+    let mut at = 0;
+    while at < numbers.len() {
+        word |= 1 << numbers[at];
+        at += 1;
+    }
+    word
+}
+
+/// Highest leaves that are answered.
+const MAX_BASIC: u32 = 0x1f;
+const MAX_EXTENDED: u32 = 0x8000_0021;
+
+const LEAVES: &[Leaf] = &[
+    Leaf {
+        number: 0,
+        name: "vendor, highest leaf",
+        rule: Rule::Computed(|host, _, _| {
+            let [max, rest @ ..] = host;
+            [max.min(MAX_BASIC), rest[0], rest[1], rest[2]]
+        }),
+        why: "vendor as it is; no leaf above 1FH",
+    },
+    Leaf {
+        number: 1,
+        name: "features",
+        rule: Rule::Computed(features),
+        why: "no MONITOR, VMX, SMX, power, debug store, x2APIC, deadline timer: not for user code \
+              or illegal in enclaves; OSXSAVE, AES, PCLMULQDQ, RDRAND always; AVX, FMA, F16C follow \
+              XFRM; no APIC id",
+    },
+    Leaf {
+        number: 2,
+        name: "caches",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 4,
+        name: "caches",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 7,
+        name: "more features",
+        rule: Rule::Computed(more_features),
+        why: "no SGX, MPX, PT, PKU, WAITPKG, ENQCMD, key locker, shadow stacks, user interrupts, \
+              AMX: not in XFRM or illegal in enclaves; AVX2, VAES, VPCLMULQDQ and AVX-512 follow \
+              XFRM; RDSEED always",
+    },
+    Leaf {
+        number: 0xb,
+        name: "topology",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 0xd,
+        name: "extended state",
+        rule: Rule::Computed(extended_state),
+        why: "components and sizes of XFRM, which is what the enclave's XSAVE writes",
+    },
+    Leaf {
+        number: 0x15,
+        name: "time stamp counter",
+        rule: Rule::Passed,
+        why: "a clock's frequency is the host's word in any case",
+    },
+    Leaf {
+        number: 0x16,
+        name: "frequencies",
+        rule: Rule::Passed,
+        why: "for display only",
+    },
+    Leaf {
+        number: 0x1f,
+        name: "topology",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 0x8000_0000,
+        name: "highest extended leaf",
+        rule: Rule::Computed(|host, _, _| {
+            let [max, rest @ ..] = host;
+            [
+                max.clamp(0x8000_0000, MAX_EXTENDED),
+                rest[0],
+                rest[1],
+                rest[2],
+            ]
+        }),
+        why: "no leaf above 80000021H",
+    },
+    Leaf {
+        number: 0x8000_0001,
+        name: "extended features",
+        rule: Rule::Computed(extended_features),
+        why: "no SVM, IBS, performance counters, MONITORX; FMA4 and XOP follow XFRM",
+    },
+    Leaf {
+        number: 0x8000_0002,
+        name: "name of the CPU",
+        rule: Rule::Passed,
+        why: "for display only",
+    },
+    Leaf {
+        number: 0x8000_0003,
+        name: "name of the CPU",
+        rule: Rule::Passed,
+        why: "for display only",
+    },
+    Leaf {
+        number: 0x8000_0004,
+        name: "name of the CPU",
+        rule: Rule::Passed,
+        why: "for display only",
+    },
+    Leaf {
+        number: 0x8000_0005,
+        name: "caches (AMD)",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 0x8000_0006,
+        name: "caches",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+    Leaf {
+        number: 0x8000_0007,
+        name: "invariant time stamp counter",
+        rule: Rule::Masked {
+            keep: [0, 0, 0, bits(&[8])],
+            set: [0; 4],
+        },
+        why: "the rest is about power",
+    },
+    Leaf {
+        number: 0x8000_0008,
+        name: "address sizes",
+        rule: Rule::Masked {
+            keep: [ALL, 0, 0, 0],
+            set: [0; 4],
+        },
+        why: "the rest is for kernels",
+    },
+    Leaf {
+        number: 0x8000_001d,
+        name: "caches (AMD)",
+        rule: Rule::Passed,
+        why: "for tuning only",
+    },
+];
+
+/// Leaf 1.
+fn features(host: Words, _: u32, xfrm: u64) -> Words {
+    let [eax, ebx, mut ecx, edx] = host;
+    const APIC_ID: u32 = 0xff << 24;
+    // DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, PDCM, PCID, DCA, x2APIC, TSC deadline.
+    ecx &= !bits(&[2, 3, 4, 5, 6, 7, 8, 11, 15, 17, 18, 21, 24]);
+    // PCLMULQDQ, AES, OSXSAVE with XSAVE, RDRAND.
+    ecx |= bits(&[1, 25, 26, 27, 30]);
+    if xfrm & AVX == 0 {
+        // FMA, AVX, F16C.
+        ecx &= !bits(&[12, 28, 29]);
+    }
+    // Debug store, ACPI, thermal monitor, pending break.
+    [eax, ebx & !APIC_ID, ecx, edx & !bits(&[21, 22, 29, 31])]
+}
+
+/// Leaf 7. AVX-512's parts all need its state.
+fn more_features(host: Words, subleaf: u32, xfrm: u64) -> Words {
+    let [eax, mut ebx, mut ecx, mut edx] = host;
+    match subleaf {
+        0 => {
+            // SGX, MPX, RDT (monitoring, allocation), PT.
+            ebx &= !bits(&[2, 12, 14, 15, 25]);
+            ebx |= bits(&[18]);
+            // PKU, OSPKE, WAITPKG, shadow stacks, TME, key locker, bus lock detection, ENQCMD,
+            // SGX launch control, PKS.
+            ecx &= !bits(&[3, 4, 5, 7, 13, 23, 24, 29, 30, 31]);
+            // UINTR, PCONFIG, LBR, indirect branch tracking, AMX.
+            edx &= !bits(&[5, 18, 19, 20, 22, 24, 25]);
+            if xfrm & AVX512 != AVX512 {
+                ebx &= !bits(&[16, 17, 21, 26, 27, 28, 30, 31]);
+                ecx &= !bits(&[1, 6, 11, 12, 14]);
+                edx &= !bits(&[2, 3, 8, 23]);
+            }
+            if xfrm & AVX == 0 {
+                ebx &= !bits(&[5]);
+                ecx &= !bits(&[9, 10]);
+            }
+            [eax.min(1), ebx, ecx, edx]
+        }
+        1 => {
+            // AVX-VNNI, AVX-IFMA with AVX; AVX512-BF16 with AVX-512; fast string moves.
+            let mut keep = bits(&[10, 11, 12]);
+            if xfrm & AVX != 0 {
+                keep |= bits(&[4, 23]);
+            }
+            if xfrm & AVX512 == AVX512 {
+                keep |= bits(&[5]);
+            }
+            [eax & keep, 0, 0, 0]
+        }
+        _ => [0; 4],
+    }
+}
+
+/// Size and place of the components that XFRM can have, in the standard format (SDM volume 1,
+/// section 13.4; they are the same on all CPUs).
+const COMPONENTS: [(u32, u32, u32); 4] = [
+    (2, 256, 576),
+    (5, 64, 1088),
+    (6, 512, 1152),
+    (7, 1024, 1664),
+];
+/// FXSAVE image and XSAVE header.
+const LEGACY_SIZE: u32 = 576;
+
+/// Bytes of an XSAVE area in the standard format with these components.
+pub const fn xsave_size(xfrm: u64) -> u32 {
+    let mut size = LEGACY_SIZE;
+    let mut at = 0;
+    while at < COMPONENTS.len() {
+        let (bit, len, offset) = COMPONENTS[at];
+        if xfrm >> bit & 1 == 1 && offset + len > size {
+            size = offset + len;
+        }
+        at += 1;
+    }
+    size
+}
+
+/// Leaf DH.
+fn extended_state(host: Words, subleaf: u32, xfrm: u64) -> Words {
+    let size = xsave_size(xfrm);
+    match subleaf {
+        0 => [xfrm as u32, size, size, (xfrm >> 32) as u32],
+        // XSAVEOPT, XSAVEC, XGETBV with ECX = 1; no supervisor state.
+        1 => [host[0] & bits(&[0, 1, 2]), size, 0, 0],
+        _ => {
+            let found = COMPONENTS
+                .iter()
+                .find(|(bit, ..)| *bit == subleaf && xfrm >> bit & 1 == 1);
+            found.map_or([0; 4], |&(_, len, offset)| [len, offset, 0, 0])
+        }
+    }
+}
+
+/// Leaf 80000001H.
+fn extended_features(host: Words, _: u32, xfrm: u64) -> Words {
+    let [eax, ebx, mut ecx, edx] = host;
+    // SVM, extended APIC, OSVW, IBS, SKINIT, watchdog, LWP, NodeId, performance counters (4),
+    // MONITORX.
+    ecx &= !bits(&[2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29]);
+    if xfrm & AVX == 0 {
+        ecx &= !bits(&[11, 16]);
+    }
+    [eax, ebx, ecx, edx]
+}
+
+/// What a program gets for a leaf, of which the host says `host`.
+fn filter(leaf: u32, subleaf: u32, host: Words, xfrm: u64) -> Words {
+    let Some(row) = LEAVES.iter().find(|row| row.number == leaf) else {
+        return [0; 4];
+    };
+    match row.rule {
+        Rule::Passed => host,
+        Rule::Masked { keep, set } => {
+            core::array::from_fn(|index| host[index] & keep[index] | set[index])
+        }
+        Rule::Computed(compute) => compute(host, subleaf, xfrm),
+    }
+}
+
+/// Answers that were given, so that they never change. A program can ask for any number of
+/// subleaves; more than this are not kept.
+const KEPT: usize = 256;
+static ANSWERS: SpinLock<BTreeMap<(u32, u32), Words>> = SpinLock::new(BTreeMap::new());
+
+/// Subleaves that differ, by leaf: all others are alike.
+fn canonical(leaf: u32, subleaf: u32) -> u32 {
+    match leaf {
+        4 | 7 | 0xb | 0xd | 0x1f | 0x8000_001d => subleaf.min(63),
+        _ => 0,
+    }
+}
+
+/// Answers CPUID with EAX = `leaf` and ECX = `subleaf`.
+pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, xfrm: u64) -> Words {
+    let subleaf = canonical(leaf, subleaf);
+    if !LEAVES.iter().any(|row| row.number == leaf) {
+        return [0; 4];
+    }
+    if let Some(&kept) = ANSWERS.lock().get(&(leaf, subleaf)) {
+        return kept;
+    }
+    let words = filter(leaf, subleaf, host(leaf, subleaf), xfrm);
+    let mut answers = ANSWERS.lock();
+    if answers.len() < KEPT {
+        // Another thread may have been first.
+        return *answers.entry((leaf, subleaf)).or_insert(words);
+    }
+    words
+}
+
+/// The table for the manual.
+pub fn manual() -> String {
+    let mut out = String::from("| Leaf | About | Answer | Why |\n|---|---|---|---|\n");
+    for row in LEAVES {
+        let answer = match row.rule {
+            Rule::Passed => "passed",
+            Rule::Masked { .. } => "masked",
+            Rule::Computed(_) => "masked, in part fixed",
+        };
+        let line = format!(
+            "| {:X}H | {} | {answer} | {} |\n",
+            row.number, row.name, row.why
+        );
+        out.push_str(&line);
+    }
+    out.push_str("| all others | | zero | nothing that a program in an enclave can use |\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FULL: Words = [ALL; 4];
+
+    #[test]
+    fn extended_state_follows_xfrm() {
+        for (xfrm, size) in [(3, 576), (7, 832), (0xe7, 2688)] {
+            assert_eq!(xsave_size(xfrm), size);
+            let answer = filter(0xd, 0, FULL, xfrm);
+            assert_eq!(answer, [xfrm as u32, size, size, 0]);
+            assert_eq!(filter(0xd, 1, FULL, xfrm)[..2], [7, size]);
+            let has_avx = xfrm & AVX != 0;
+            let has_avx512 = xfrm & AVX512 != 0;
+            let bit = |leaf, subleaf, register: usize, bit: u32| {
+                filter(leaf, subleaf, FULL, xfrm)[register] >> bit & 1 == 1
+            };
+            for (leaf, subleaf, register, number) in [
+                (1, 0, 2, 28),
+                (1, 0, 2, 12),
+                (7, 0, 1, 5),
+                (7, 0, 2, 9),
+                (7, 1, 0, 4),
+            ] {
+                assert_eq!(
+                    bit(leaf, subleaf, register, number),
+                    has_avx,
+                    "{leaf:x} {number}"
+                );
+            }
+            for (leaf, subleaf, register, number) in [
+                (7, 0, 1, 16),
+                (7, 0, 1, 31),
+                (7, 0, 2, 1),
+                (7, 0, 3, 23),
+                (7, 1, 0, 5),
+            ] {
+                assert_eq!(
+                    bit(leaf, subleaf, register, number),
+                    has_avx512,
+                    "{leaf:x} {number}"
+                );
+            }
+            // AMX and protection keys never.
+            assert!(!bit(7, 0, 3, 24) && !bit(7, 0, 2, 3));
+            assert_eq!(filter(0xd, 2, FULL, xfrm) == [0; 4], !has_avx);
+            assert_eq!(filter(0xd, 9, FULL, xfrm), [0; 4]);
+            assert_eq!(filter(0xd, 18, FULL, xfrm), [0; 4]);
+        }
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_still_leaves_safe_cryptography() {
+        let features = filter(1, 0, [0; 4], 7);
+        for bit in [1, 25, 30] {
+            assert_eq!(features[2] >> bit & 1, 1, "{bit}");
+        }
+        assert_eq!(filter(7, 0, [0; 4], 7)[1], 1 << 18);
+    }
+
+    #[test]
+    fn what_is_illegal_or_not_known_is_not_there() {
+        // VMX, SMX, MONITOR; SGX; whatever has no row.
+        assert_eq!(filter(1, 0, FULL, 7)[2] & bits(&[3, 5, 6]), 0);
+        assert_eq!(filter(7, 0, FULL, 7)[1] & bits(&[2]), 0);
+        for leaf in [
+            3,
+            5,
+            6,
+            0xa,
+            0x12,
+            0x14,
+            0x19,
+            0x1d,
+            0x4000_0000,
+            0x8000_001f,
+        ] {
+            assert_eq!(filter(leaf, 0, FULL, 7), [0; 4], "{leaf:x}");
+        }
+        assert_eq!(filter(0, 0, FULL, 7)[0], MAX_BASIC);
+        assert_eq!(filter(0x8000_0000, 0, FULL, 7)[0], MAX_EXTENDED);
+    }
+
+    #[test]
+    fn answers_do_not_change() {
+        crate::testing::platform();
+        let first = answer(0x16, 5, |_, _| [1, 2, 3, 4], 7);
+        assert_eq!(first, [1, 2, 3, 4]);
+        assert_eq!(answer(0x16, 0, |_, _| [9; 4], 7), first);
+        assert_eq!(answer(0x1234, 0, |_, _| [9; 4], 7), [0; 4]);
+        for subleaf in 0..1000 {
+            answer(4, subleaf, |_, _| [subleaf; 4], 7);
+        }
+        assert!(ANSWERS.lock().len() <= KEPT);
+    }
+
+    #[test]
+    fn the_manual_has_this_table() {
+        let manual = include_str!("../../../docs/manual/cpuid.md");
+        assert!(manual.contains(&super::manual()), "{}", super::manual());
+    }
+}
