@@ -31,7 +31,7 @@ const CHUNK_HEADER: usize = 16;
 /// Free memory that is kept ready, for what calls in progress need.
 const AHEAD: u64 = 1 << 20;
 /// Part of the heap that calls which make objects must leave to all others.
-const RESERVE_SHARE: u64 = 16;
+const RESERVE_SHARE: u64 = 8;
 const RESERVE_MAX: u64 = 16 << 20;
 /// How far use must fall before it is worth looking for empty chunks again.
 const TRIM_STEP: u64 = 1 << 20;
@@ -42,6 +42,9 @@ struct Heap {
     start: u64,
     end: u64,
     max: u64,
+    /// End of what is there already: where nothing can be added (the static layout) a part is held
+    /// back, in one piece, for large blocks that must not fail.
+    committed: u64,
     /// Bytes taken from `talc`, and how many may be before objects are refused.
     taken: u64,
     limit: u64,
@@ -55,6 +58,7 @@ static HEAP: SpinLock<Heap> = SpinLock::new(Heap {
     start: 0,
     end: 0,
     max: 0,
+    committed: 0,
     taken: 0,
     limit: 0,
     trimmed_at: u64::MAX,
@@ -82,9 +86,11 @@ static ALLOCATOR: Kernel = Kernel;
 pub fn init(header: &BootHeader) {
     let mut heap = HEAP.lock();
     heap.start = header.heap_start;
-    heap.end = header.heap_start + header.heap_committed;
+    let reserve = (header.heap_max / RESERVE_SHARE).min(RESERVE_MAX) & !0xfff;
+    heap.committed = header.heap_start + header.heap_committed;
     heap.max = header.heap_start + header.heap_max;
-    heap.limit = header.heap_max - (header.heap_max / RESERVE_SHARE).min(RESERVE_MAX);
+    heap.end = heap.committed.min(heap.max - reserve);
+    heap.limit = header.heap_max - reserve;
     let span = Span::new(header.heap_start as *mut u8, heap.end as *mut u8);
     // SAFETY: these pages are the heap's, used by nothing else; talc wants no content.
     match unsafe { heap.talc.claim(span) } {
@@ -129,7 +135,8 @@ pub fn is_short() -> bool {
         HEAP.lock().trimmed_at = used;
     }
     let mut heap = HEAP.lock();
-    if heap.taken >= heap.limit || heap.free() < AHEAD && !heap.grow(GROWTH) {
+    let can_grow = heap.end >= heap.committed;
+    if heap.taken >= heap.limit || heap.free() < AHEAD && !(can_grow && heap.grow(GROWTH)) {
         return true;
     }
     heap.note();
@@ -198,10 +205,13 @@ impl Heap {
     }
 
     fn grow(&mut self, by: u64) -> bool {
-        if self.end + by > self.max || crate::memory::extend_heap(self.end, by).is_err() {
+        if self.end < self.committed {
+            self.end = self.committed;
+        } else if self.end + by <= self.max && crate::memory::extend_heap(self.end, by).is_ok() {
+            self.end += by;
+        } else {
             return false;
         }
-        self.end += by;
         let wider = Span::new(
             self.span
                 .get_base_acme()

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::file::OpenFile;
 use crate::Result;
-use crate::errno::{EBADF, EMFILE};
+use crate::errno::{EBADF, EMFILE, ENOMEM};
 use crate::sync::SpinLock;
 
 /// A table of file descriptors; shared under CLONE_FILES.
@@ -34,6 +34,14 @@ impl Entries {
         found.map_or(self.slots.len().max(from), |at| at + from)
     }
 
+    /// Makes room for a descriptor. The table is one block, and the largest that a program can make.
+    fn reserve(&mut self, at: usize) -> Result<()> {
+        let more = (at + 1).saturating_sub(self.slots.len());
+        let room = self.slots.try_reserve(more);
+        room.map_err(|_| ENOMEM.because("no kernel memory for so many descriptors"))
+    }
+
+    /// There is room for `at`.
     fn set(&mut self, at: usize, entry: Entry) -> Option<Entry> {
         if at >= self.slots.len() {
             self.slots.resize(at + 1, None);
@@ -88,6 +96,7 @@ impl FdTable {
             drop(entries);
             return Err(EMFILE);
         }
+        entries.reserve(fd)?;
         entries.set(
             fd,
             Entry {
@@ -128,13 +137,16 @@ impl FdTable {
             .ok()
             .filter(|&at| at < limit)
             .ok_or(EBADF)?;
-        let old = self.entries.lock().set(
+        let mut entries = self.entries.lock();
+        entries.reserve(at)?;
+        let old = entries.set(
             at,
             Entry {
                 file,
                 close_on_exec,
             },
         );
+        drop(entries);
         Ok(old.map(|entry| self.closing(entry.file)))
     }
 
