@@ -3,6 +3,7 @@
 //! The bitmap is the truth: a page is accepted once per commit, whatever the host's page tables
 //! say. Pages that were given back may stay accepted for a while, to be used again ([`kept`]).
 
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use bulla_abi::hostcall::HostCall;
@@ -47,7 +48,10 @@ fn bits(protection: Protection) -> u64 {
 /// Commits pages that are not committed: zeroed.
 pub fn commit(address: u64, len: u64, protection: Protection) -> Result<()> {
     check(address, len)?;
-    for_runs(Mark::Committed, address, len, false, |start, len| {
+    // Pages are committed all or none: one that stays committed here, unknown to the caller, would
+    // have old content when it is wanted again.
+    let (mut first, mut others) = (None, Vec::new());
+    let result = for_runs(Mark::Committed, address, len, false, |start, len| {
         match threads::layout_kind() {
             LayoutKind::Dynamic => bring(start, len, bits(protection))?,
             LayoutKind::Static => {
@@ -59,8 +63,19 @@ pub fn commit(address: u64, len: u64, protection: Protection) -> Result<()> {
             }
         }
         bitmap::set(Mark::Committed, start, len, true);
+        // Nearly always there is only one.
+        match first {
+            None => first = Some((start, len)),
+            Some(_) => others.push((start, len)),
+        }
         Ok(())
-    })
+    });
+    if result.is_err() {
+        for (start, len) in first.into_iter().chain(others) {
+            decommit(start, len);
+        }
+    }
+    result
 }
 
 /// Writes zeros over pages that are in the enclave and that nobody uses.
@@ -187,12 +202,20 @@ pub fn decommit(address: u64, len: u64) {
         // Not committed from here on, whatever the host does: the pages are trimmed or cleared
         // before they are used again.
         bitmap::set(Mark::Committed, start, len, false);
+        // A host that does not close them changes nothing: whatever it says, all of the range is
+        // given up. A page that stayed committed would have old content when it is mapped again.
+        let close = |start, len| host(HostCall::MemProtect, start, len, 0).is_ok();
         if !dynamic {
-            return host(HostCall::MemProtect, start, len, 0);
+            close(start, len);
+            return Ok(());
         }
-        give_up(start, len, |start, len| {
-            let is_closed = host(HostCall::MemProtect, start, len, 0);
-            is_closed.map(|()| Piece::closed(start, len))
+        give_up(start, len, |start, len| match close(start, len) {
+            true => Piece::closed(start, len),
+            false => Piece {
+                start,
+                len,
+                access: Access::Other,
+            },
         })
     });
 }
@@ -213,7 +236,7 @@ pub fn abandon(address: u64, len: u64, protection: Protection) {
     };
     let _ = for_runs(Mark::Committed, address, len, true, |start, len| {
         bitmap::set(Mark::Committed, start, len, false);
-        give_up(start, len, |start, len| Ok(Piece { start, len, access }))
+        give_up(start, len, |start, len| Piece { start, len, access })
     });
 }
 
@@ -224,12 +247,12 @@ pub fn hide(start: u64, len: u64) {
 }
 
 /// Keeps pages for later as `keep` says, or gives them to the host: code, and what is too much.
-fn give_up(start: u64, len: u64, mut keep: impl FnMut(u64, u64) -> Result<Piece>) -> Result<()> {
+fn give_up(start: u64, len: u64, mut keep: impl FnMut(u64, u64) -> Piece) -> Result<()> {
     if len > kept::LARGEST {
         return remove(start, len);
     }
     for_runs(Mark::Code, start, len, false, |start, len| {
-        kept::put(keep(start, len)?);
+        kept::put(keep(start, len));
         Ok(())
     })?;
     for_runs(Mark::Code, start, len, true, remove)
