@@ -35,6 +35,11 @@ impl Errno {
         self.reason
     }
 
+    /// The error with a number that a program chose (seccomp filters).
+    pub const fn from_code(code: i32) -> Errno {
+        Errno::new(code)
+    }
+
     /// An error from a host call's answer. The host is not trusted: what is not an error number
     /// becomes EIO.
     pub fn from_host(answer: i64) -> Errno {

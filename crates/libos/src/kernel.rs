@@ -13,7 +13,7 @@ use crate::mm::Resolved;
 use crate::platform::platform;
 use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
-use crate::process::{exit, table};
+use crate::process::{exit, string_move, table};
 use crate::signal::send::{Origin, to_group, to_process};
 use crate::signal::{self, SigInfo, info};
 use crate::{Registers, Result, Thread, syscall};
@@ -178,7 +178,7 @@ fn report_fault(thread: &Thread, registers: &Registers, exception: &Exception, i
 /// `None` when the page has been brought in.
 fn page_fault(
     thread: &Arc<Thread>,
-    registers: &Registers,
+    registers: &mut Registers,
     exception: &Exception,
 ) -> Option<SigInfo> {
     let access = if exception.error_code & 16 != 0 {
@@ -189,7 +189,7 @@ fn page_fault(
         Protection::READ
     };
     let fault = match thread.mm().handle_fault(exception.address, access) {
-        Ok(Resolved::Brought) => return None,
+        Ok(Resolved::Brought) => return torn_views(thread, registers, exception.address),
         Ok(Resolved::Present) => {
             if thread.stuck.again(registers, exception.address) {
                 platform().fatal(&alloc::format!(
@@ -207,6 +207,21 @@ fn page_fault(
         return None;
     }
     Some(SigInfo::fault(number, code, exception.address))
+}
+
+/// One page has one address: an instruction that needs it at two at once is carried out by the
+/// kernel if it copies memory, or is a fault (SIGBUS) of the program.
+fn torn_views(thread: &Arc<Thread>, registers: &mut Registers, address: u64) -> Option<SigInfo> {
+    let page = thread.mm().aliased_page(address)?;
+    let torn = thread.views.torn(registers, address & !0xfff, page);
+    if !torn || string_move::carry_out(thread, registers) {
+        return None;
+    }
+    platform().log(
+        1,
+        "an instruction uses two views of one page of shared memory at once: SIGBUS",
+    );
+    Some(SigInfo::fault(signal::SIGBUS, info::BUS_OBJERR, address))
 }
 
 /// si_code of a floating-point fault, from the unmasked exception that is flagged first (x87

@@ -87,6 +87,15 @@ pub fn check(name: &str) {
     Check::new(name).run();
 }
 
+/// The same with further options for `bulla run`.
+pub fn check_with(name: &str, options: &[&str]) {
+    Check {
+        options,
+        ..Check::new(name)
+    }
+    .run();
+}
+
 impl<'a> Check<'a> {
     pub fn new(name: &'a str) -> Check<'a> {
         Check {
@@ -100,42 +109,10 @@ impl<'a> Check<'a> {
     /// Runs both sides; what the enclave's run wrote, if there was one.
     pub fn run(&self) -> Option<String> {
         let name = self.name;
-        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("programs")
-            .join(format!("{name}.c"));
-        let directory = tempfile::tempdir().expect("a temporary directory");
-        let root = directory.path().join("root");
-        let bin = root.join("bin");
-        std::fs::create_dir_all(&bin).expect("a directory for the program");
-        let program = bin.join(name);
-        let mut compiler = self.linked.compiler();
-        let compiled = compiler.arg("-o").arg(&program).arg(&source).status();
-        let compiled = compiled.expect("a C compiler (packages gcc, musl-tools)");
-        assert!(compiled.success(), "{name}.c does not compile");
-        for (from, to) in self.linked.libraries() {
-            let to = root.join(to);
-            let parent = to.parent().expect("a file in a directory");
-            std::fs::create_dir_all(parent).expect("a directory for a library");
-            std::fs::copy(from, &to).unwrap_or_else(|error| panic!("{from}: {error}"));
-        }
+        let program = Program::link(&format!("programs/{name}.c"), name, self.linked);
         let mut of_enclave = None;
         for side in sides() {
-            let mut command = match side {
-                Side::Native => Command::new(&program),
-                Side::Enclave => {
-                    let mut command = Command::new(bulla());
-                    command
-                        .arg("run")
-                        .args(platform_options())
-                        .args(self.options)
-                        .arg("--rootfs")
-                        .arg(&root)
-                        .arg(format!("/bin/{name}"))
-                        .args(self.arguments);
-                    command
-                }
-            };
-            let output = run(&mut command, directory.path().join("output"));
+            let output = program.run_with(side, self.options, self.arguments);
             assert!(
                 output.lines().any(|line| line == format!("{name}: ok")),
                 "{self:?} fails ({side:?}):\n{output}"
@@ -160,6 +137,71 @@ pub fn counter(output: &str, name: &str) -> u64 {
         .into_iter()
         .find_map(serde_json::Value::as_u64)
         .unwrap_or_else(|| panic!("no counter {name}:\n{stats}"))
+}
+
+/// A compiled C program, alone in a root directory.
+pub struct Program {
+    name: String,
+    directory: tempfile::TempDir,
+}
+
+impl Program {
+    /// Compiles a source file of this crate, linked statically with glibc.
+    pub fn compile(source: &str, name: &str) -> Program {
+        Program::link(source, name, Linked::GlibcStatic)
+    }
+
+    /// Compiles a source file of this crate and lays what it needs beside it.
+    pub fn link(source: &str, name: &str, linked: Linked) -> Program {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let name = name.to_owned();
+        let program = Program { name, directory };
+        for directory in ["bin", "tmp", "proc", "dev"] {
+            std::fs::create_dir_all(program.root().join(directory)).expect("a directory");
+        }
+        let compiled = linked
+            .compiler()
+            .arg("-o")
+            .arg(program.root().join("bin").join(&program.name))
+            .arg(&source)
+            .status()
+            .expect("a C compiler (packages gcc, musl-tools)");
+        assert!(compiled.success(), "{} does not compile", source.display());
+        for (from, to) in linked.libraries() {
+            let to = program.root().join(to);
+            let parent = to.parent().expect("a file in a directory");
+            std::fs::create_dir_all(parent).expect("a directory for a library");
+            std::fs::copy(from, &to).unwrap_or_else(|error| panic!("{from}: {error}"));
+        }
+        program
+    }
+
+    fn root(&self) -> PathBuf {
+        self.directory.path().join("root")
+    }
+
+    /// Runs it to its end; what it wrote.
+    pub fn run(&self, side: Side, options: &[&str]) -> String {
+        self.run_with(side, options, &[])
+    }
+
+    /// The same with arguments for the enclave's side.
+    pub fn run_with(&self, side: Side, options: &[&str], arguments: &[&str]) -> String {
+        let path = format!("bin/{}", self.name);
+        let mut command = match side {
+            Side::Native => Command::new(self.root().join(path)),
+            Side::Enclave => {
+                let mut command = Command::new(bulla());
+                command.arg("run").args(platform_options()).args(options);
+                command.arg("--rootfs").arg(self.root());
+                command.arg(format!("/{path}")).args(arguments);
+                command
+            }
+        };
+        let log = format!("output-{side:?}");
+        run(&mut command, self.directory.path().join(log))
+    }
 }
 
 /// Runs a command to its end and returns what it wrote; kills it at the limit.

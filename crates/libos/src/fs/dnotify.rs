@@ -17,13 +17,16 @@ const MULTISHOT: u32 = 1 << 31;
 /// POLLIN | POLLRDNORM | POLLMSG, as Linux tells it.
 const BAND: u32 = 0x441;
 
+/// A name changed within one directory: no event of inotify, which tells both halves of a move.
+pub const RENAMED: u32 = 1 << 28;
+
 /// DN_ACCESS to DN_ATTRIB, and the events that each stands for.
 const EVENTS: [(u32, u32); 6] = [
     (0x1, mask::ACCESS),
     (0x2, mask::MODIFY),
     (0x4, mask::CREATE | mask::MOVED_TO),
     (0x8, mask::DELETE | mask::MOVED_FROM),
-    (0x10, mask::MOVED_FROM),
+    (0x10, RENAMED),
     (0x20, mask::ATTRIB),
 ];
 

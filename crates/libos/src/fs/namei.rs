@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 
 use super::dentry::{Dentry, namespace};
+use super::dnotify;
 use super::file::{OpenFile, PathOnly, flags};
 use super::inode::{FileType, Inode, LinkTarget, NewNode, Owner, SetAttributes};
 use super::inotify::{self, mask};
@@ -518,6 +519,9 @@ pub fn rename(
     drop(names);
     let cookie = inotify::next_cookie();
     let is_directory = inode.is_directory();
+    if same_directory {
+        dnotify::tell(source.inode(), dnotify::RENAMED);
+    }
     inotify::notify_child(
         source.inode(),
         old_name,

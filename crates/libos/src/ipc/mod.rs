@@ -11,6 +11,7 @@ pub mod semaphore;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EIDRM, EINVAL, ENOENT, ENOSPC, EPERM};
@@ -134,6 +135,44 @@ pub trait Object: Send + Sync {
 /// Objects of one kind.
 pub struct Registry<T> {
     slots: SpinLock<Vec<Slot<T>>>,
+    /// The id that the next object shall have (/proc/sys/kernel/msg_next_id, sem_next_id).
+    pub next: NextId,
+}
+
+/// An id that the next object shall have, if it is free: what checkpointing tools ask for. Used
+/// once.
+pub struct NextId(AtomicI32);
+
+impl NextId {
+    pub const fn new() -> NextId {
+        NextId(AtomicI32::new(-1))
+    }
+
+    /// -1 where none was asked for.
+    pub fn get(&self) -> i32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// EINVAL for a negative id.
+    pub fn set(&self, id: i32) -> Result<()> {
+        if id < 0 {
+            return Err(EINVAL.because("ids are not negative"));
+        }
+        self.0.store(id, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The wish, which is then used up.
+    pub fn take(&self) -> Option<i32> {
+        let id = self.0.swap(-1, Ordering::Relaxed);
+        (id >= 0).then_some(id)
+    }
+}
+
+impl Default for NextId {
+    fn default() -> NextId {
+        NextId::new()
+    }
 }
 
 struct Slot<T> {
@@ -145,6 +184,7 @@ impl<T: Object> Registry<T> {
     pub const fn new() -> Registry<T> {
         Registry {
             slots: SpinLock::new(Vec::new()),
+            next: NextId::new(),
         }
     }
 
@@ -179,20 +219,23 @@ impl<T: Object> Registry<T> {
             }
         }
         let object = make(Permission::new(key, flags, credentials))?;
-        let index = match slots.iter().position(|slot| slot.object.is_none()) {
-            Some(index) => index,
-            None if slots.len() >= OBJECTS_MAX => {
-                return Err(ENOSPC.because("too many System V objects"));
-            }
-            None => {
-                slots.push(Slot {
-                    sequence: 0,
-                    object: None,
-                });
-                slots.len() - 1
-            }
-        };
+        let wish = self.next.take().map(|id| id as u32);
+        let from = wish.map_or(0, |id| id & ((1 << INDEX_BITS) - 1)) as usize;
+        let free = slots.iter().skip(from).position(|s| s.object.is_none());
+        let index = free.map_or(slots.len().max(from), |after| from + after);
+        if index >= OBJECTS_MAX {
+            return Err(ENOSPC.because("too many System V objects"));
+        }
+        while slots.len() <= index {
+            slots.push(Slot {
+                sequence: 0,
+                object: None,
+            });
+        }
         let slot = &mut slots[index];
+        if let Some(id) = wish {
+            slot.sequence = (id >> INDEX_BITS) as u16;
+        }
         object.set_sequence(slot.sequence);
         slot.object = Some(object);
         Ok(id(index, slot.sequence))
@@ -277,4 +320,30 @@ fn lookup<T>(slots: &[Slot<T>], id: i32) -> Result<(usize, Arc<T>)> {
 /// Now, as the status structures hold it.
 pub fn seconds() -> u64 {
     platform().realtime() / crate::time::SECOND_NS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::message::Queue;
+    use super::*;
+
+    #[test]
+    fn an_id_can_be_chosen_once() {
+        let queues: Registry<Queue> = Registry::new();
+        let root = Credentials::new(0, 0, Vec::new());
+        let make = || {
+            let new = |permission| Ok(Queue::new(permission));
+            queues.get(IPC_PRIVATE, 0, &root, |_| Ok(()), new).unwrap()
+        };
+        assert_eq!(queues.next.set(-1), Err(EINVAL));
+        let wanted = 7 << INDEX_BITS | 5;
+        queues.next.set(wanted as i32).unwrap();
+        assert_eq!(make(), wanted);
+        assert_eq!(queues.next.get(), -1);
+        assert_eq!(make(), 0);
+        // What is taken goes to another.
+        queues.next.set(wanted as i32).unwrap();
+        assert_eq!(make(), 7 << INDEX_BITS | 6);
+        assert_eq!(queues.find(wanted as i32).map(|_| ()), Ok(()));
+    }
 }

@@ -33,6 +33,8 @@ mod advice {
     pub const POPULATE_WRITE: u32 = 23;
     pub const DONTNEED_LOCKED: u32 = 24;
     pub const COLLAPSE: u32 = 25;
+    pub const GUARD_INSTALL: u32 = 102;
+    pub const GUARD_REMOVE: u32 = 103;
 }
 
 impl Space {
@@ -40,7 +42,8 @@ impl Space {
     pub fn advise(&self, address: u64, len: u64, advice: u32) -> Result<()> {
         use advice::*;
         let range = checked_range(address, len)?;
-        if advice > COLLAPSE || (5..FREE).contains(&advice) {
+        let is_known = matches!(advice, 0..5 | FREE..=COLLAPSE | GUARD_INSTALL | GUARD_REMOVE);
+        if !is_known {
             return Err(EINVAL.because("unknown advice"));
         }
         let mut locked = self.lock();
@@ -86,6 +89,19 @@ impl Space {
                         return Err(EINVAL.because("the mapping does not allow the access"));
                     }
                     locked.populate(&piece.range())?;
+                }
+                GUARD_INSTALL | GUARD_REMOVE => {
+                    let is_locked = piece.flags.contains(VmaFlags::LOCKED);
+                    if !matches!(piece.backing, Backing::Anonymous)
+                        || piece.is_shared()
+                        || is_locked
+                    {
+                        return Err(EINVAL.because("guards need private, unlocked memory"));
+                    }
+                    if advice == GUARD_INSTALL {
+                        locked.drop_pages(piece);
+                    }
+                    locked.flag(piece, VmaFlags::GUARD, advice == GUARD_INSTALL);
                 }
                 DONTFORK => locked.flag(piece, VmaFlags::DONTFORK, true),
                 DOFORK => locked.flag(piece, VmaFlags::DONTFORK, false),
@@ -140,6 +156,24 @@ impl Space {
             .step_by(PAGE as usize)
             .map(|page| present(&page))
             .collect())
+    }
+
+    /// For each of `count` pages: whether it is in memory, and whether it belongs to a file or to
+    /// shared memory.
+    pub fn presence(&self, address: u64, count: u64) -> Vec<(bool, bool)> {
+        let locked = self.lock();
+        (0..count)
+            .map(|index| {
+                let page = address + index * PAGE;
+                let is_there = locked.is_live(page) || locked.saved.contains_key(&page);
+                let vma = locked.vmas.find(page);
+                let is_own = vma.is_none_or(|vma| {
+                    matches!(vma.backing, Backing::Anonymous)
+                        || !vma.is_shared() && vma.flags.contains(VmaFlags::DIRTY)
+                });
+                (is_there, !is_own)
+            })
+            .collect()
     }
 
     /// mlock and munlock. Enclave memory is never swapped by us, so locking only brings it in.

@@ -107,6 +107,9 @@ impl Space {
             Some(vma) => vma.clone(),
             None => locked.grow_down(address).ok_or(Fault::NotMapped)?,
         };
+        if vma.flags.contains(VmaFlags::GUARD) {
+            return Err(Fault::NotMapped);
+        }
         if !vma.allows(access) {
             return Err(Fault::NotAllowed);
         }
@@ -296,7 +299,7 @@ impl Locked<'_> {
             .map(|vma| vma.clipped(range))
             .collect();
         for vma in pieces {
-            if vma.protection.is_empty() {
+            if vma.page_protection().is_empty() {
                 continue;
             }
             if let Some(view) = vma.view() {

@@ -26,6 +26,7 @@ pub struct MapLine {
     pub resident: u64,
     /// Bytes that mlock keeps in memory.
     pub locked: u64,
+    pub flags: VmaFlags,
 }
 
 /// Sizes in pages, as /proc/self/statm has them.
@@ -83,6 +84,7 @@ impl Space {
                         true => locked.resident_pages(vma) * PAGE,
                         false => 0,
                     },
+                    flags: vma.flags,
                 }
             })
             .collect()
@@ -132,6 +134,16 @@ impl super::Locked<'_> {
 }
 
 impl Space {
+    /// The page of shared memory behind an address, where it has more than one: object and offset.
+    pub fn aliased_page(&self, address: u64) -> Option<(u64, u64)> {
+        let locked = self.state.lock();
+        let view = locked.vmas.find(address)?.view()?;
+        let offset = view.offset_of(super::page_down(address));
+        view.object
+            .is_aliased()
+            .then_some((view.object.id(), offset))
+    }
+
     /// What a futex word in shared memory is known by in every process: object and offset. `None`
     /// in private memory.
     pub fn shared_location(&self, address: u64) -> Option<(u64, u64)> {

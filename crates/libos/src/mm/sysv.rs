@@ -14,6 +14,7 @@ use super::view::Wish;
 use super::{Backing, PAGE, Space, Vma, VmaFlags, accounting, page_up, random_mmap_base};
 use crate::Result;
 use crate::errno::{EEXIST, EIDRM, EINVAL, ENOENT, ENOMEM, ENOSPC};
+use crate::ipc::NextId;
 use crate::platform::{Protection, platform};
 use crate::sync::SpinLock;
 
@@ -62,6 +63,9 @@ static SEGMENTS: SpinLock<Segments> = SpinLock::new(Segments {
     next: 0,
 });
 
+/// /proc/sys/kernel/shm_next_id.
+pub static NEXT_ID: NextId = NextId::new();
+
 /// How shmget opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open {
@@ -109,8 +113,16 @@ pub fn get(open: Open, status: Status, check: impl Fn(&Status) -> Result<()>) ->
     };
     let start = allocator::allocate(&wanted)?;
     let object = SharedObject::new(start..start + len, None);
-    let id = segments.next;
-    segments.next = segments.next.wrapping_add(1).max(0);
+    let wish = NEXT_ID.take();
+    let id = wish.filter(|id| !segments.by_id.contains_key(id));
+    let id = id.unwrap_or_else(|| {
+        while segments.by_id.contains_key(&segments.next) {
+            segments.next = segments.next.wrapping_add(1).max(0);
+        }
+        let id = segments.next;
+        segments.next = segments.next.wrapping_add(1).max(0);
+        id
+    });
     let status = Status {
         key: open.key,
         size: open.size,

@@ -27,7 +27,8 @@ use super::shared::{self, Found, SharedObject, View};
 use super::vma::{Around, FileBacking};
 use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, allocator, page_up, random_mmap_base};
 use crate::Result;
-use crate::errno::{EEXIST, ENOMEM};
+use crate::errno::{EEXIST, EINVAL, ENOMEM};
+use crate::fs::inode::FileId;
 use crate::platform::{Protection, platform};
 use crate::sync::{SpinGuard, SpinLock};
 
@@ -77,6 +78,52 @@ impl Space {
             let _ = locked.populate(&range);
         }
         Ok(range.start)
+    }
+
+    /// remap_file_pages(2): shows another part of a shared mapping's object, from `offset` on, in
+    /// a range of it. EINVAL where the range is not all of one object.
+    pub fn remap_shared(&self, start: u64, len: u64, offset: u64) -> Result<()> {
+        let range = start..start + len;
+        let (object, protection, flags) = {
+            let locked = self.lock();
+            let first = locked.vmas.find(start).ok_or(EINVAL)?;
+            let Backing::Shared(object, _) = &first.backing else {
+                return Err(EINVAL.because("not a shared mapping"));
+            };
+            let shows = |vma: &Vma| {
+                matches!(&vma.backing, Backing::Shared(other, _) if Arc::ptr_eq(other, object))
+                    && vma.flags == first.flags
+            };
+            if !locked.vmas.covers(&range) || !locked.vmas.overlapping(&range).all(shows) {
+                return Err(EINVAL.because("the range is not all of one shared mapping"));
+            }
+            (object.clone(), first.protection, first.flags)
+        };
+        let placement = Placement::Fixed(start);
+        let Some(file) = object.file() else {
+            let wish = Wish {
+                placement,
+                len,
+                protection,
+                flags,
+            };
+            if offset + len > object.capacity() {
+                return Err(EINVAL.because("beyond the end of the object"));
+            }
+            return self.map_view(&object, offset, &wish).map(|_| ());
+        };
+        let request = Request {
+            placement,
+            len,
+            protection,
+            flags,
+            source: Source::File(FileBacking {
+                offset,
+                ..file.clone()
+            }),
+            populate: false,
+        };
+        self.map_shared(request, len).map(|_| ())
     }
 
     /// Maps a part of an object that exists; the address.
@@ -297,6 +344,21 @@ impl Residency {
         allocator::release(old);
         Ok(())
     }
+}
+
+/// Whether any process may write to a file through a shared mapping (F_SEAL_WRITE is then refused).
+pub fn is_mapped_writable(file: FileId) -> bool {
+    let _making = MAKING.lock();
+    let guard = residency::lock();
+    let shows = |vma: &Vma| match &vma.backing {
+        Backing::Shared(object, _) => {
+            let id = object.file().map(|file| file.inode.id());
+            id == Some(file) && !vma.flags.contains(VmaFlags::NO_WRITE)
+        }
+        _ => false,
+    };
+    let mut spaces = guard.spaces().iter();
+    spaces.any(|space| space.state.lock().vmas.iter().any(shows))
 }
 
 fn sees(space: &Space, object: &Arc<SharedObject>) -> bool {

@@ -43,6 +43,8 @@ bitflags::bitflags! {
         const SITES = 4096;
         /// mseal: stays as it is.
         const SEALED = 8192;
+        /// MADV_GUARD_INSTALL: every access is a fault, whatever the protection.
+        const GUARD = 16384;
     }
 }
 
@@ -108,7 +110,10 @@ impl Vma {
 
     /// The protection that committed pages have: on x86, writing and executing imply reading.
     pub fn page_protection(&self) -> Protection {
-        page_protection(self.protection)
+        match self.flags.contains(VmaFlags::GUARD) {
+            true => Protection::empty(),
+            false => page_protection(self.protection),
+        }
     }
 
     /// Whether an access is allowed.

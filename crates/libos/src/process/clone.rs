@@ -195,6 +195,7 @@ fn build(
     }
     let name = thread.name.lock().clone();
     *child.name.lock() = name;
+    child.seccomp.copy_from(&thread.seccomp);
     let affinity = thread.affinity.load(Ordering::Relaxed);
     child.affinity.store(affinity, Ordering::Relaxed);
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
@@ -244,6 +245,7 @@ fn fork_process(
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     };
     copy(&parent.dumpable, &process.dumpable);
+    copy(&parent.core_filter, &process.core_filter);
     copy(&parent.oom_score_adj, &process.oom_score_adj);
     copy(&parent.priority, &process.priority);
     copy(&parent.personality, &process.personality);

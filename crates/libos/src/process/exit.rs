@@ -14,7 +14,7 @@ use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::platform::{Atomic, platform};
 use crate::signal::action::{SA_NOCLDWAIT, SIG_IGN};
-use crate::signal::info::{CLD_EXITED, CLD_KILLED, SigInfo};
+use crate::signal::info::{CLD_DUMPED, CLD_EXITED, CLD_KILLED, SigInfo};
 use crate::signal::send::{Origin, child_info, to_group, to_process};
 use crate::signal::{SIGCHLD, SIGCONT, SIGHUP, SIGKILL};
 use crate::sync::futex;
@@ -200,6 +200,7 @@ fn announce(process: &Arc<Process>, status: u32) {
     if signal != 0 && action.is_none_or(|action| action.handler != SIG_IGN) {
         let (code, value) = match status & 0x7f {
             0 => (CLD_EXITED, status >> 8 & 0xff),
+            signal if status & 0x80 != 0 => (CLD_DUMPED, signal),
             signal => (CLD_KILLED, signal),
         };
         let info = child_info(process, signal, code, value);

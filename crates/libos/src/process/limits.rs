@@ -55,7 +55,7 @@ impl Default for Limits {
     fn default() -> Limits {
         let mut limits = [both(RLIM_INFINITY); RESOURCES];
         limits[Resource::Stack as usize].soft = 8 << 20;
-        // No core files are written, but a program may ask for them, as under Docker.
+        // Core files only where a program asks for them.
         limits[Resource::Core as usize].soft = 0;
         // Tables that programs make for every possible descriptor, and loops that close them all,
         // stay short; servers raise it.

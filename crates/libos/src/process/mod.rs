@@ -5,13 +5,17 @@
 //! more than one process (parents, groups, sessions, zombies) changes under its lock only.
 
 pub mod boot;
+pub mod bpf;
 pub mod clone;
+pub mod core_dump;
 pub mod credentials;
 pub mod exec;
 pub mod exit;
 pub mod limits;
 pub mod pidfd;
 pub mod program;
+pub mod seccomp;
+pub mod string_move;
 pub mod stuck;
 pub mod table;
 #[cfg(test)]
@@ -34,6 +38,8 @@ use thread::Thread;
 /// A thread group.
 pub struct Process {
     pub pid: u32,
+    /// Never used again, as process ids may be.
+    pub serial: u64,
     /// User memory. Replaced by execve; shared with the parent under CLONE_VM.
     mm: SpinLock<Arc<AddressSpace>>,
     /// Copies of what the table says, so that getppid and its like take no lock.
@@ -72,14 +78,18 @@ pub struct Process {
     /// setpriority: 20 − nice, so that getpriority can return it as it is.
     pub priority: AtomicU32,
     pub personality: AtomicU32,
+    /// /proc/<pid>/coredump_filter.
+    pub core_filter: AtomicU32,
     /// What was written to /dev/attestation for the next report or quote.
     pub attestation: SpinLock<Option<alloc::boxed::Box<crate::attestation::Inputs>>>,
 }
 
 impl Process {
     pub fn new(pid: u32, mm: Arc<AddressSpace>) -> Arc<Process> {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
         Arc::new(Process {
             pid,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
             mm: SpinLock::new(mm),
             parent_pid: AtomicU32::new(0),
             group: AtomicU32::new(pid),
@@ -105,6 +115,7 @@ impl Process {
             oom_score_adj: AtomicU32::new(0),
             priority: AtomicU32::new(20),
             personality: AtomicU32::new(0),
+            core_filter: AtomicU32::new(core_dump::FILTER_DEFAULT),
             attestation: SpinLock::new(None),
         })
     }

@@ -4,10 +4,14 @@
 //! for ever, although nothing is missing. Other threads of a program can cause the same now and
 //! then, by changing the protection of the page or by bringing it in first; but not a hundred
 //! thousand times in a row without a register having changed.
+//!
+//! An instruction that needs one page of shared memory at two addresses cannot be satisfied either:
+//! each fault takes the page away from the other address ([`Views`]).
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::Registers;
+use crate::sync::SpinLock;
 
 /// Faults without any progress after which the host is to blame: about a second.
 const LIMIT: u32 = 100_000;
@@ -27,6 +31,43 @@ impl Stuck {
             self.count.store(0, Ordering::Relaxed);
         }
         self.count.fetch_add(1, Ordering::Relaxed) + 1 >= LIMIT
+    }
+}
+
+/// Faults of one instruction at two views of one page.
+#[derive(Default)]
+pub struct Views(SpinLock<Last>);
+
+#[derive(Default)]
+struct Last {
+    state: u64,
+    /// Object and offset of the page.
+    page: (u64, u64),
+    address: u64,
+    turns: u32,
+}
+
+impl Views {
+    /// Turns after which an instruction is known to need both. Others that use the page only make
+    /// it fault at the same address again.
+    const LIMIT: u32 = 3;
+
+    /// Notes a fault at `address`, a page that shows `page`; whether the instruction needs it twice.
+    pub fn torn(&self, registers: &Registers, address: u64, page: (u64, u64)) -> bool {
+        let state = digest(registers, 0);
+        let mut last = self.0.lock();
+        if last.state != state || last.page != page {
+            *last = Last {
+                state,
+                page,
+                address,
+                turns: 0,
+            };
+        } else if last.address != address {
+            last.address = address;
+            last.turns += 1;
+        }
+        last.turns >= Views::LIMIT
     }
 }
 
@@ -60,6 +101,22 @@ fn digest(registers: &Registers, address: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_instruction_that_needs_a_page_twice_is_found() {
+        let views = Views::default();
+        let mut registers = Registers::default();
+        let mut torn = |rip, address, page| {
+            registers.rip = rip;
+            views.torn(&registers, address, (1, page))
+        };
+        // Somebody else uses the page, or the instruction two pages.
+        assert!((0..100).all(|_| !torn(1, 0x1000, 0)));
+        assert!((0..100).all(|turn| !torn(2, turn % 2 * 0x1000, turn % 2)));
+        assert!((0..100).all(|turn| !torn(turn, turn % 2 * 0x1000, 0)));
+        let turns = (0..).take_while(|turn| !torn(3, turn % 2 * 0x1000, 0));
+        assert_eq!(turns.count(), 3);
+    }
 
     #[test]
     fn only_faults_without_progress_count() {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use super::Process;
 use super::thread::Thread;
 use crate::Result;
-use crate::errno::{EAGAIN, EPERM, ESRCH};
+use crate::errno::{EAGAIN, EINVAL, EPERM, ESRCH};
 use crate::sync::{SpinGuard, SpinLock};
 
 /// Ids stay below this (pid_max of 64-bit Linux).
@@ -106,6 +106,21 @@ impl Table {
             }
         }
         Err(EAGAIN.because("no process id is free"))
+    }
+
+    /// The id that was given out last (/proc/sys/kernel/ns_last_pid).
+    pub fn last(&self) -> u32 {
+        self.last
+    }
+
+    /// The next id is the first free one above this. EINVAL beyond the highest id.
+    pub fn set_last(&mut self, id: u32) -> Result<()> {
+        if id >= ID_MAX {
+            return Err(EINVAL.because("beyond the highest process id"));
+        }
+        self.last = id;
+        self.wrapped = true;
+        Ok(())
     }
 
     /// Gives back an id that was never used.

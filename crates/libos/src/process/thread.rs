@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use super::Process;
-use super::stuck::Stuck;
+use super::stuck::{Stuck, Views};
 use crate::fs::context::FsContext;
 use crate::fs::file::OpenFile;
 use crate::fs::table::FdTable;
@@ -67,6 +67,10 @@ pub struct Thread {
     pub clock: super::times::ThreadClock,
     /// Faults at a page that is there.
     pub stuck: Stuck,
+    /// Faults at two views of one page.
+    pub views: Views,
+    /// What it may not ask of the kernel.
+    pub seccomp: super::seccomp::Seccomp,
     /// prctl(PR_SET_TIMERSLACK), ns; kept, not used.
     pub timer_slack: AtomicU64,
     /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
@@ -97,6 +101,8 @@ impl Thread {
             fs: SpinLock::new(fs),
             signals: Default::default(),
             stuck: Stuck::default(),
+            views: Views::default(),
+            seccomp: Default::default(),
             exit: Default::default(),
             name: SpinLock::new(Vec::new()),
             futex: Default::default(),

@@ -6,7 +6,9 @@ use core::sync::atomic::Ordering;
 use super::Process;
 use super::table::{self, Node};
 use crate::errno::ECHILD;
-use crate::signal::info::{CLD_CONTINUED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, SigInfo};
+use crate::signal::info::{
+    CLD_CONTINUED, CLD_DUMPED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, SigInfo,
+};
 use crate::signal::{SIGCHLD, SIGCONT};
 use crate::sync::wait::{Events, block_on};
 use crate::{Result, Thread};
@@ -115,7 +117,7 @@ fn scan(process: &Arc<Process>, which: &Which, options: WaitOptions) -> Scan {
     if options.contains(WaitOptions::NOWAIT) {
         return Scan::Found(change, None);
     }
-    if matches!(change.info.code, CLD_EXITED | CLD_KILLED) {
+    if matches!(change.info.code, CLD_EXITED | CLD_KILLED | CLD_DUMPED) {
         let node = table.reap(change.pid);
         return Scan::Found(change, node);
     }
@@ -149,6 +151,7 @@ fn change_of(child: &Node, options: WaitOptions) -> Option<Change> {
     {
         match status & 0x7f {
             0 => (CLD_EXITED, status, status >> 8 & 0xff),
+            signal if status & 0x80 != 0 => (CLD_DUMPED, status, signal),
             signal => (CLD_KILLED, status, signal),
         }
     } else if let Some(signal) = child

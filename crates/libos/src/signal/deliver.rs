@@ -3,20 +3,24 @@
 use alloc::sync::Arc;
 
 use super::action::{SA_NODEFER, SA_RESETHAND, SA_RESTART, SIG_DFL, SIG_IGN};
-use super::{Action, IGNORED_BY_DEFAULT, SIGSTOP, STOPPING, SigInfo, UNBLOCKABLE, bit, frame};
+use super::{
+    Action, DUMPING, IGNORED_BY_DEFAULT, SIGSTOP, STOPPING, SigInfo, UNBLOCKABLE, bit, frame,
+};
 use crate::errno::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS};
 use crate::process::thread::Work;
-use crate::process::{exit, table};
+use crate::process::{core_dump, exit, table};
 use crate::{Registers, Thread};
 
 /// Number of `restart_syscall`.
 const RESTART_SYSCALL: u64 = 219;
+/// WCOREDUMP: the bit of a status that says that there is a core file.
+const CORE_DUMPED: u32 = 0x80;
 
 /// Delivers pending signals: pushes handler frames, carries out default actions, restarts the
 /// interrupted call when no handler runs.
 pub fn deliver(thread: &Arc<Thread>, registers: &mut Registers) {
     thread.clear_work(Work::SIGNAL);
-    while let Some((info, action)) = next_handler(thread) {
+    while let Some((info, action)) = next_handler(thread, registers) {
         let signal = info.number();
         interrupt_call(registers, Some(&action));
         let mask = if thread.work().contains(Work::RESTORE_MASK) {
@@ -79,7 +83,7 @@ fn interrupt_call(registers: &mut Registers, handler: Option<&Action>) {
 }
 
 /// The next signal that has a handler. Default actions are carried out on the way.
-fn next_handler(thread: &Arc<Thread>) -> Option<(SigInfo, Action)> {
+fn next_handler(thread: &Arc<Thread>, registers: &Registers) -> Option<(SigInfo, Action)> {
     let process = &thread.process;
     loop {
         if thread.work().intersects(Work::EXIT | Work::STOP) {
@@ -124,7 +128,8 @@ fn next_handler(thread: &Arc<Thread>) -> Option<(SigInfo, Action)> {
             }
             continue;
         }
-        exit::group_exit(process, signal);
+        let has_core = bit(signal) & DUMPING != 0 && core_dump::write(thread, registers, &info);
+        exit::group_exit(process, signal | if has_core { CORE_DUMPED } else { 0 });
     }
 }
 

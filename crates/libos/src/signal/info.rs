@@ -19,6 +19,7 @@ pub const SEGV_MAPERR: i32 = 1;
 pub const SEGV_ACCERR: i32 = 2;
 pub const BUS_ADRALN: i32 = 1;
 pub const BUS_ADRERR: i32 = 2;
+pub const BUS_OBJERR: i32 = 3;
 pub const FPE_INTDIV: i32 = 1;
 pub const FPE_FLTDIV: i32 = 3;
 pub const FPE_FLTOVF: i32 = 4;

@@ -147,19 +147,29 @@ pub fn force(thread: &Arc<Thread>, info: SigInfo) {
 
 /// The frame of `signal` could not be written: SIGSEGV, fatal if it was SIGSEGV's own.
 pub fn force_bad_frame(thread: &Arc<Thread>, signal: u32) {
+    let info = SigInfo::kernel(super::SIGSEGV);
     if signal == super::SIGSEGV {
+        force_fatal(thread, info);
+    } else {
+        force(thread, info);
+    }
+}
+
+/// As [`force`], and no handler runs.
+pub fn force_fatal(thread: &Arc<Thread>, info: SigInfo) {
+    {
         let actions = thread.process.signals.actions();
         let mut actions = actions.lock();
-        let action = actions.get(signal);
+        let action = actions.get(info.number());
         actions.set(
-            signal,
+            info.number(),
             Action {
                 handler: SIG_DFL,
                 ..action
             },
         );
     }
-    force(thread, SigInfo::kernel(super::SIGSEGV));
+    force(thread, info);
 }
 
 /// What the thread blocks, counting what sigtimedwait waits for as blocked.

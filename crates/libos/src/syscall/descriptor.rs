@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::at::check_flags;
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EBADF, EINVAL, ENOTTY, EOVERFLOW, EPERM};
+use crate::errno::{EBADF, EBUSY, EINVAL, ENOTTY, EOVERFLOW, EPERM};
 use crate::fs::async_io::{self, Target};
 use crate::fs::dnotify;
 use crate::fs::file::{OpenFile, flags};
@@ -180,10 +180,16 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             if !file.is_writable() {
                 return Err(EPERM);
             }
-            file.inode()
-                .ok_or(EINVAL)?
-                .add_seals(argument as u32)
-                .map(|()| 0)
+            /// F_SEAL_WRITE.
+            const SEAL_WRITE: u32 = 8;
+            let (inode, seals) = (file.inode().ok_or(EINVAL)?, argument as u32);
+            if seals & SEAL_WRITE != 0
+                && inode.seals().is_ok_and(|old| old & SEAL_WRITE == 0)
+                && crate::mm::view::is_mapped_writable(inode.id())
+            {
+                return Err(EBUSY.because("the file is mapped for writing"));
+            }
+            inode.add_seals(seals).map(|()| 0)
         }
         command::GET_SEALS => Ok(file.inode().ok_or(EINVAL)?.seals()? as usize),
         _ => Err(EINVAL.because("unknown fcntl command")),

@@ -10,8 +10,9 @@ use crate::mm::advise::Lock;
 
 /// madvise(2).
 pub fn madvise(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    /// What discards content: MADV_DONTNEED, FREE, REMOVE, DONTFORK, WIPEONFORK, DONTNEED_LOCKED.
-    const DISCARDING: [u32; 6] = [4, 8, 9, 10, 18, 24];
+    /// What discards content: MADV_DONTNEED, FREE, REMOVE, DONTFORK, WIPEONFORK, DONTNEED_LOCKED,
+    /// GUARD_INSTALL.
+    const DISCARDING: [u32; 7] = [4, 8, 9, 10, 18, 24, 102];
     let (address, len, advice) = (arguments.u64(0), arguments.u64(1), arguments.u32(2));
     let mm = context.mm();
     if DISCARDING.contains(&advice) {

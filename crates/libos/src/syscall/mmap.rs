@@ -4,12 +4,12 @@ use alloc::sync::Arc;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EACCES, EBADF, EINVAL, ENODEV, ENOSPC, ENOSYS, EOPNOTSUPP, EOVERFLOW, EPERM};
+use crate::errno::{EACCES, EBADF, EINVAL, ENODEV, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM};
 use crate::fs::file::OpenFile;
 use crate::mm::map::{Placement, Request, Source};
 use crate::mm::remap::{Keep, Move};
 use crate::mm::vma::FileBacking;
-use crate::mm::{PAGE, VmaFlags};
+use crate::mm::{PAGE, VmaFlags, page_down};
 use crate::platform::Protection;
 
 /// Bits of mmap(2) and mprotect(2).
@@ -256,9 +256,24 @@ pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         .map(|address| address as usize)
 }
 
-/// remap_file_pages(2): long deprecated, and it needs aliases.
-pub fn remap_file_pages(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
-    Err(ENOSYS)
+/// remap_file_pages(2): as in Linux since 4.0, another mapping over a part of a shared one.
+pub fn remap_file_pages(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (start, len) = (page_down(arguments.u64(0)), page_down(arguments.u64(1)));
+    let (prot, page) = (arguments.u64(2), arguments.u64(3));
+    if prot != 0 {
+        return Err(EINVAL.because("the protection cannot be changed so"));
+    }
+    let offset = page
+        .checked_mul(PAGE)
+        .filter(|at| at.checked_add(len).is_some());
+    let offset = offset.ok_or(EINVAL)?;
+    if len == 0 || start.checked_add(len).is_none() {
+        return Err(EINVAL.because("nothing to map"));
+    }
+    let mm = context.mm();
+    mm.check_sealed(start, len)?;
+    mm.remap_shared(start, len, offset)?;
+    Ok(0)
 }
 
 /// mseal(2).

@@ -30,6 +30,7 @@ pub mod poll;
 pub mod prctl;
 pub mod process_vm;
 pub mod sched;
+pub mod seccomp;
 pub mod semaphore;
 pub mod session;
 pub mod shm;
@@ -48,6 +49,7 @@ use alloc::sync::Arc;
 
 use crate::errno::ENOSYS;
 use crate::mm::AddressSpace;
+use crate::process::seccomp as restrictions;
 use crate::{Registers, Result, Thread, trace};
 
 /// What a handler gets: the calling thread and its registers. Results are returned; a handler
@@ -163,11 +165,18 @@ pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     registers.orig_rax = number;
     let arguments = Arguments(registers.arguments());
     let handler = HANDLERS.get(number as usize).copied().unwrap_or(missing);
+    let refused = match thread.seccomp.mode() {
+        restrictions::DISABLED => None,
+        _ => restrictions::check(thread, registers),
+    };
     let mut context = Context { thread, registers };
     if trace::is_enabled() {
         trace::enter(thread, number, &arguments.0);
     }
-    let result = handler(&mut context, arguments);
+    let result = match refused {
+        None => handler(&mut context, arguments),
+        Some(result) => result,
+    };
     if trace::is_enabled() {
         trace::leave(thread, &result);
     }

@@ -94,8 +94,8 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             name[..own.len().min(15)].copy_from_slice(&own[..own.len().min(15)]);
             context.mm().write(value, &name)?;
         }
-        PR_GET_SECCOMP => {}
-        PR_SET_SECCOMP => return Err(EINVAL.because("seccomp is not offered")),
+        PR_GET_SECCOMP => return Ok(usize::from(thread.seccomp.mode())),
+        PR_SET_SECCOMP => return super::seccomp::from_prctl(context, value, arguments.u64(2)),
         PR_CAPBSET_READ if value <= u64::from(CAP_LAST) => {
             return Ok((process.credentials.lock().bounding >> value & 1) as usize);
         }

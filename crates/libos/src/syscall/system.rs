@@ -4,11 +4,11 @@ use core::sync::atomic::Ordering;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EFAULT, EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
+use crate::errno::{EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
 use crate::platform::platform;
 
 /// The kernel release that programs see: what this kernel's interface follows.
-pub const RELEASE: &[u8] = b"6.12.0-bulla";
+pub const RELEASE: &[u8] = b"6.13.0-bulla";
 /// What uname and /proc/version show as the version.
 pub const VERSION: &[u8] = b"#1 SMP PREEMPT_DYNAMIC Bulla";
 /// Length of each field of `struct new_utsname`.
@@ -128,16 +128,6 @@ pub fn ptrace(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         0 | 16 | 0x4206 => Err(EPERM.because("tracing is not offered")),
         1..=3 => Err(EIO.because("the process is not traced")),
         _ => Err(ESRCH.because("the process is not traced")),
-    }
-}
-
-/// seccomp: filters are not run, so none is accepted. What asks whether one could be is told no.
-pub fn seccomp(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    match arguments.u32(0) {
-        // SECCOMP_SET_MODE_STRICT, _FILTER, GET_ACTION_AVAIL, GET_NOTIF_SIZES.
-        1 if arguments.u64(2) == 0 => Err(EFAULT),
-        0..=3 => Err(EINVAL.because("seccomp is not offered")),
-        _ => Err(EINVAL.because("unknown seccomp operation")),
     }
 }
 

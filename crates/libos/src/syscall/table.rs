@@ -175,7 +175,7 @@ table! {
     154 modify_ldt missing, Missing, "";
     155 pivot_root super::mount::pivot_root, Missing, "EPERM";
     156 _sysctl missing, Missing, "";
-    157 prctl super::prctl::prctl, Partial, "no seccomp, no names of mappings";
+    157 prctl super::prctl::prctl, Partial, "no names of mappings";
     158 arch_prctl super::prctl::arch_prctl, Partial, "GS belongs to the runtime";
     159 adjtimex super::time::adjtimex, Partial, "read only";
     160 setrlimit super::limits::setrlimit, Full, "";
@@ -234,7 +234,7 @@ table! {
     213 epoll_create super::epoll::epoll_create, Full, "";
     214 epoll_ctl_old missing, Missing, "";
     215 epoll_wait_old missing, Missing, "";
-    216 remap_file_pages super::mmap::remap_file_pages, Missing, "";
+    216 remap_file_pages super::mmap::remap_file_pages, Full, "";
     217 getdents64 super::directory::getdents64, Full, "";
     218 set_tid_address super::clone::set_tid_address, Full, "";
     219 restart_syscall super::signal::restart_syscall, Full, "";
@@ -335,7 +335,7 @@ table! {
     314 sched_setattr super::sched::sched_setattr, Partial, "no real-time scheduling";
     315 sched_getattr super::sched::sched_getattr, Full, "";
     316 renameat2 super::names::renameat2, Full, "";
-    317 seccomp super::system::seccomp, Missing, "refused: EINVAL";
+    317 seccomp super::seccomp::seccomp, Partial, "no tracers, no notifications";
     318 getrandom super::system::getrandom, Full, "";
     319 memfd_create super::memfd::memfd_create, Full, "";
     320 kexec_file_load super::system::not_permitted, Partial, "EPERM";

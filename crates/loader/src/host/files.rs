@@ -19,6 +19,8 @@ const INTERFACE_QUERIES: &[u64] = &[
     0x8910, 0x8913, 0x8915, 0x8917, 0x8919, 0x891b, 0x891d, 0x8921, 0x8927, 0x8933, 0x8942, 0x8970,
 ];
 const IFREQ_SIZE: usize = 40;
+/// Whether the next byte is the urgent one.
+const SIOCATMARK: u64 = 0x8905;
 
 impl Call<'_> {
     /// Read(fd, len, offset).
@@ -90,7 +92,7 @@ impl Call<'_> {
             libc::TCGETS | libc::TCSETS | libc::TCSETSW | libc::TCSETSF => 36,
             TCGETS2 | TCSETS2..=TCSETSF2 => 44,
             libc::TIOCGWINSZ | libc::TIOCSWINSZ => 8,
-            libc::FIONREAD | libc::TIOCOUTQ => 4,
+            libc::FIONREAD | libc::TIOCOUTQ | SIOCATMARK => 4,
             libc::SIOCGIFCONF => return file::interface_list(fd, argument),
             request if INTERFACE_QUERIES.contains(&request) => IFREQ_SIZE,
             _ => return Err(Errno(libc::ENOTTY)),

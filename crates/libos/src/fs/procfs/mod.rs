@@ -122,7 +122,8 @@ impl ProcNode {
     }
 
     fn number(&self) -> u64 {
-        let of = |process: &Process, low: u64| u64::from(process.pid) << 20 | low | 1 << 52;
+        // By serial number: a process id that is used again is another directory.
+        let of = |process: &Process, low: u64| (process.serial & 0xffff_ffff) << 20 | low | 1 << 52;
         match &self.kind {
             Kind::Static(item) => core::ptr::from_ref::<Item>(item) as u64 & 0xffff_ffff,
             Kind::SelfLink { thread } => 2 + u64::from(*thread),
@@ -184,7 +185,7 @@ impl Inode for ProcNode {
         match &self.kind {
             Kind::Static(Item::Directory(_) | Item::Root(_)) => 0o040555,
             Kind::Static(Item::Text(_) | Item::Bytes(_)) => 0o100444,
-            Kind::Static(Item::Setting(_)) => 0o100644,
+            Kind::Static(Item::Setting(_) | Item::Variable(..)) => 0o100644,
             Kind::Static(Item::Link(_)) | Kind::SelfLink { .. } | Kind::PidLink { .. } => 0o120777,
             Kind::Process { .. } => 0o040555,
             Kind::PidDirectory {

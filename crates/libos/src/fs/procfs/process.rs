@@ -20,7 +20,7 @@ use crate::fs::permission::Caller;
 use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::platform::Protection;
-use crate::process::{Process, exec, table};
+use crate::process::{Process, core_dump, exec, table};
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
@@ -46,6 +46,7 @@ pub enum PidFile {
     Cgroup,
     CommandLine,
     Comm,
+    CoreFilter,
     Environment,
     Io,
     Limits,
@@ -57,6 +58,7 @@ pub enum PidFile {
     OomAdjust,
     OomScore,
     OomScoreAdjust,
+    PageMap,
     SessionId,
     Smaps,
     SmapsRollup,
@@ -71,9 +73,12 @@ impl PidFile {
         match self {
             PidFile::Auxv | PidFile::Environment | PidFile::Io => 0o400,
             PidFile::Memory => 0o600,
-            PidFile::Comm | PidFile::OomScoreAdjust | PidFile::OomAdjust | PidFile::LoginUid => {
-                0o644
-            }
+            PidFile::Comm
+            | PidFile::CoreFilter
+            | PidFile::OomScoreAdjust
+            | PidFile::OomAdjust
+            | PidFile::LoginUid => 0o644,
+            PidFile::PageMap => 0o400,
             _ => 0o444,
         }
     }
@@ -83,14 +88,14 @@ impl PidFile {
         use PidFile::*;
         matches!(
             self,
-            Auxv | Environment | Io | Maps | Memory | Smaps | SmapsRollup
+            Auxv | Environment | Io | Maps | Memory | PageMap | Smaps | SmapsRollup
         )
     }
 
     pub fn is_writable(self) -> bool {
         matches!(
             self,
-            PidFile::Comm | PidFile::OomScoreAdjust | PidFile::OomAdjust
+            PidFile::Comm | PidFile::CoreFilter | PidFile::OomScoreAdjust | PidFile::OomAdjust
         )
     }
 }
@@ -109,6 +114,7 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("cgroup", PidEntry::File(PidFile::Cgroup)),
     ("cmdline", PidEntry::File(PidFile::CommandLine)),
     ("comm", PidEntry::File(PidFile::Comm)),
+    ("coredump_filter", PidEntry::File(PidFile::CoreFilter)),
     ("cwd", PidEntry::Link(PidLink::WorkingDirectory)),
     ("environ", PidEntry::File(PidFile::Environment)),
     ("exe", PidEntry::Link(PidLink::Executable)),
@@ -124,6 +130,7 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("oom_adj", PidEntry::File(PidFile::OomAdjust)),
     ("oom_score", PidEntry::File(PidFile::OomScore)),
     ("oom_score_adj", PidEntry::File(PidFile::OomScoreAdjust)),
+    ("pagemap", PidEntry::File(PidFile::PageMap)),
     ("root", PidEntry::Link(PidLink::Root)),
     ("sessionid", PidEntry::File(PidFile::SessionId)),
     ("smaps", PidEntry::File(PidFile::Smaps)),
@@ -228,8 +235,48 @@ pub fn write(process: &Process, tid: Option<u32>, which: PidFile, bytes: &[u8]) 
             process.oom_score_adj.store(value as u32, Ordering::Relaxed);
             Ok(())
         }
+        PidFile::CoreFilter => {
+            let text = core::str::from_utf8(text).map_err(|_| EINVAL)?.trim();
+            let (digits, radix) = match text.strip_prefix("0x") {
+                Some(digits) => (digits, 16),
+                None => (text, 10),
+            };
+            let value = u32::from_str_radix(digits, radix).map_err(|_| EINVAL)?;
+            let kept = value & core_dump::FILTER_MASK;
+            process.core_filter.store(kept, Ordering::Relaxed);
+            Ok(())
+        }
         _ => Err(EACCES),
     }
+}
+
+/// /proc/<pid>/pagemap: a word for each page, from the address `offset` / 8 × 4096 on. Bit 63:
+/// present; bit 61: of a file or shared. Frame numbers, which need CAP_SYS_ADMIN, read as 0.
+pub fn read_page_map(process: &Process, to: &mut IoBuffer<'_>, offset: u64) -> Result<usize> {
+    const WORD: u64 = 8;
+    const PRESENT: u64 = 1 << 63;
+    const FILE_OR_SHARED: u64 = 1 << 61;
+    /// Pages looked at in one go.
+    const STEP: u64 = 512;
+    if !offset.is_multiple_of(WORD) || !(to.remaining() as u64).is_multiple_of(WORD) {
+        return Err(EINVAL.because("pagemap has words of 8 bytes"));
+    }
+    let mm = process.mm();
+    let last = crate::platform::platform().user_range().end / 4096;
+    let mut page = offset / WORD;
+    let mut done = 0;
+    while !to.is_empty() && page < last {
+        let count = (to.remaining() as u64 / WORD).min(STEP).min(last - page);
+        let mut words = Vec::new();
+        for (present, shared) in mm.presence(page * 4096, count) {
+            let bits = |is: bool, bit| if is { bit } else { 0 };
+            let word = bits(present, PRESENT) | bits(present && shared, FILE_OR_SHARED);
+            words.extend_from_slice(&word.to_le_bytes());
+        }
+        done += to.put(&words)?;
+        page += count;
+    }
+    Ok(done)
 }
 
 /// /proc/<pid>/mem.
@@ -302,7 +349,10 @@ pub fn text(
             let resident = sizes.resident * 4;
             format!("Rss: {resident:>20} kB\nPss: {resident:>20} kB\n").into_bytes()
         }
-        PidFile::Memory => return Err(EIO),
+        PidFile::Memory | PidFile::PageMap => return Err(EIO),
+        PidFile::CoreFilter => {
+            format!("{:08x}\n", process.core_filter.load(Ordering::Relaxed)).into_bytes()
+        }
         PidFile::MountInfo => mount_info(&root, true),
         PidFile::Mounts => mount_info(&root, false),
         PidFile::OomScore => b"0\n".to_vec(),
@@ -526,11 +576,13 @@ fn status(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
     let cpus = crate::platform::platform().cpus().clamp(1, 64);
     let _ = write!(
         text,
-        "NoNewPrivs:\t{}\nSeccomp:\t0\nSeccomp_filters:\t0\n\
+        "NoNewPrivs:\t{}\nSeccomp:\t{}\nSeccomp_filters:\t{}\n\
          Speculation_Store_Bypass:\tunknown\nCpus_allowed:\t{:x}\nCpus_allowed_list:\t{}\n\
          Mems_allowed:\t1\nMems_allowed_list:\t0\nvoluntary_ctxt_switches:\t{}\n\
          nonvoluntary_ctxt_switches:\t0\n",
         u8::from(process.no_new_privileges.load(Ordering::Relaxed)),
+        thread.as_ref().map_or(0, |t| t.seccomp.mode()),
+        thread.as_ref().map_or(0, |t| t.seccomp.count()),
         u64::MAX >> (64 - cpus),
         if cpus == 1 {
             String::from("0")

@@ -27,6 +27,7 @@ pub fn generate(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
         Kind::Static(Item::Text(make)) => Ok(make().into_bytes()),
         Kind::Static(Item::Bytes(make)) => Ok(make()),
         Kind::Static(Item::Setting(setting)) => Ok(format!("{}\n", setting.value()).into_bytes()),
+        Kind::Static(Item::Variable(get, _)) => Ok(get().into_bytes()),
         Kind::PidFile {
             process,
             tid,
@@ -76,13 +77,12 @@ impl FileOps for TextFile {
         to: &mut IoBuffer<'_>,
         offset: u64,
     ) -> Result<usize> {
-        if let Kind::PidFile {
-            process,
-            which: process::PidFile::Memory,
-            ..
-        } = &self.kind
-        {
-            return process::read_memory(process, to, offset);
+        if let Kind::PidFile { process, which, .. } = &self.kind {
+            match which {
+                process::PidFile::Memory => return process::read_memory(process, to, offset),
+                process::PidFile::PageMap => return process::read_page_map(process, to, offset),
+                _ => {}
+            }
         }
         let text = self.text(thread, offset)?;
         match usize::try_from(offset)
@@ -109,6 +109,7 @@ impl FileOps for TextFile {
         bytes.truncate(taken);
         match &self.kind {
             Kind::Static(Item::Setting(setting)) => setting.set(&bytes)?,
+            Kind::Static(Item::Variable(_, set)) => set(&bytes)?,
             Kind::PidFile {
                 process,
                 tid,

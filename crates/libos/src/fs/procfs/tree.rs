@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::str::FromStr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
@@ -13,8 +14,8 @@ use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
 use crate::mm::accounting;
 use crate::platform::platform;
-use crate::process::table;
-use crate::{Result, kernel};
+use crate::process::{core_dump, table};
+use crate::{Result, ipc, kernel, mm};
 
 /// A name and what it stands for.
 pub type Children = &'static [(&'static str, Item)];
@@ -27,6 +28,8 @@ pub enum Item {
     Text(fn() -> String),
     Bytes(fn() -> Vec<u8>),
     Setting(&'static Setting),
+    /// Text that may be written too.
+    Variable(fn() -> String, fn(&[u8]) -> Result<()>),
     Link(&'static str),
 }
 
@@ -34,7 +37,9 @@ impl Item {
     pub fn kind(&self) -> FileType {
         match self {
             Item::Root(_) | Item::Directory(_) => FileType::Directory,
-            Item::Text(_) | Item::Bytes(_) | Item::Setting(_) => FileType::Regular,
+            Item::Text(_) | Item::Bytes(_) | Item::Setting(_) | Item::Variable(..) => {
+                FileType::Regular
+            }
             Item::Link(_) => FileType::Link,
         }
     }
@@ -60,14 +65,19 @@ impl Setting {
     }
 
     pub fn set(&self, bytes: &[u8]) -> Result<()> {
-        let text = core::str::from_utf8(bytes).map_err(|_| EINVAL)?.trim();
-        let number: u64 = text.parse().map_err(|_| EINVAL)?;
+        let number: u64 = number_in(bytes)?;
         if number > self.max {
             return Err(EINVAL);
         }
         self.value.store(number, Ordering::Relaxed);
         Ok(())
     }
+}
+
+/// The decimal number that was written to a setting.
+fn number_in<T: FromStr>(bytes: &[u8]) -> Result<T> {
+    let text = core::str::from_utf8(bytes).map_err(|_| EINVAL)?;
+    text.trim().parse().map_err(|_| EINVAL)
 }
 
 /// The child of this name.
@@ -164,13 +174,31 @@ static SYS_FS: Children = &[
 
 static SYS_KERNEL: Children = &[
     ("cap_last_cap", fixed!("40")),
-    ("core_pattern", fixed!("core")),
+    (
+        "core_pattern",
+        Item::Variable(core_dump::pattern, core_dump::set_pattern),
+    ),
+    ("core_uses_pid", fixed!("0")),
     ("domainname", Item::Text(|| line(&kernel().names().1))),
     ("hostname", Item::Text(|| line(&kernel().names().0))),
     ("msgmax", fixed!("8192")),
     ("msgmnb", fixed!("16384")),
+    (
+        "msg_next_id",
+        Item::Variable(
+            || format!("{}\n", ipc::message::QUEUES.next.get()),
+            |bytes| ipc::message::QUEUES.next.set(number_in(bytes)?),
+        ),
+    ),
     ("msgmni", fixed!("32000")),
     ("ngroups_max", fixed!("65536")),
+    (
+        "ns_last_pid",
+        Item::Variable(
+            || format!("{}\n", table::lock().last()),
+            |bytes| table::lock().set_last(number_in(bytes)?),
+        ),
+    ),
     ("osrelease", Item::Text(|| line(RELEASE.as_bytes()))),
     ("ostype", fixed!("Linux")),
     ("overflowgid", fixed!("65534")),
@@ -187,6 +215,20 @@ static SYS_KERNEL: Children = &[
     ),
     ("randomize_va_space", fixed!("2")),
     ("sem", fixed!("32000\t1024000000\t500\t32000")),
+    (
+        "sem_next_id",
+        Item::Variable(
+            || format!("{}\n", ipc::semaphore::SETS.next.get()),
+            |bytes| ipc::semaphore::SETS.next.set(number_in(bytes)?),
+        ),
+    ),
+    (
+        "shm_next_id",
+        Item::Variable(
+            || format!("{}\n", mm::sysv::NEXT_ID.get()),
+            |bytes| mm::sysv::NEXT_ID.set(number_in(bytes)?),
+        ),
+    ),
     ("shmall", fixed!("18446744073692774399")),
     ("shmmax", fixed!("18446744073692774399")),
     ("shmmni", fixed!("4096")),
@@ -248,7 +290,7 @@ static SYS_VM: Children = &[
 ];
 
 /// The kernel release that programs see.
-pub const RELEASE: &str = "6.12.0-bulla";
+pub const RELEASE: &str = "6.13.0-bulla";
 /// What uname and /proc/version show as the version.
 const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC Bulla";
 
