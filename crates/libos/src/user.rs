@@ -9,6 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::Result;
 use crate::errno::{EFAULT, EINVAL, ENAMETOOLONG};
 use crate::mm::AddressSpace;
+use crate::platform::Protection;
 
 /// Longest path, including the terminating null (PATH_MAX).
 pub const PATH_MAX: usize = 4096;
@@ -116,6 +117,20 @@ pub struct IoBuffer<'a> {
     target: Target<'a>,
     done: usize,
     total: usize,
+    /// Up to the byte that faults, as files do; else a range is moved whole or not at all.
+    splits: bool,
+}
+
+/// Where user addresses end on Linux (TASK_SIZE): beyond, a range is refused before anything else
+/// is looked at.
+pub const ADDRESS_MAX: u64 = (1 << 47) - 4096;
+
+/// EFAULT for a range that could never be user memory.
+pub fn check_range(address: u64, len: usize) -> Result<()> {
+    match address.checked_add(len as u64) {
+        Some(end) if end <= ADDRESS_MAX => Ok(()),
+        _ => Err(EFAULT.because("not user addresses")),
+    }
 }
 
 enum Target<'a> {
@@ -141,6 +156,7 @@ impl<'a> IoBuffer<'a> {
             target: Target::Range { mm, address },
             done: 0,
             total: len.min(RW_MAX),
+            splits: false,
         }
     }
 
@@ -162,6 +178,9 @@ impl<'a> IoBuffer<'a> {
         let vectors = UserPtr::<IoVec>::new(address).read_vec(holder, count)?;
         let mut total = 0u64;
         for vector in &vectors {
+            if vector.len <= i64::MAX as u64 {
+                check_range(vector.base, vector.len as usize)?;
+            }
             total = total
                 .checked_add(vector.len)
                 .filter(|&total| total <= i64::MAX as u64)
@@ -177,6 +196,7 @@ impl<'a> IoBuffer<'a> {
             },
             done: 0,
             total,
+            splits: false,
         })
     }
 
@@ -187,6 +207,7 @@ impl<'a> IoBuffer<'a> {
             target: Target::Output(bytes),
             done: 0,
             total,
+            splits: false,
         }
     }
 
@@ -196,7 +217,13 @@ impl<'a> IoBuffer<'a> {
             target: Target::Input(bytes),
             done: 0,
             total: bytes.len(),
+            splits: false,
         }
+    }
+
+    /// From now on a fault in the middle of a range ends the transfer there.
+    pub fn split_at_faults(&mut self) {
+        self.splits = true;
     }
 
     /// Bytes still to move.
@@ -264,20 +291,24 @@ impl<'a> IoBuffer<'a> {
     /// Copies out of the kernel; the number of bytes copied (less than `bytes.len()` only when the
     /// buffer is full). EFAULT only when nothing could be copied.
     pub fn put(&mut self, bytes: &[u8]) -> Result<usize> {
-        self.transfer(bytes.len(), |range, at, len| match range {
-            Range::User(mm, address) => mm.write(address, &bytes[at..at + len]),
-            Range::Output(out) => {
-                out.copy_from_slice(&bytes[at..at + len]);
-                Ok(())
-            }
-            Range::Input(_) => Err(EFAULT),
-        })
+        self.transfer(
+            bytes.len(),
+            Protection::WRITE,
+            |range, at, len| match range {
+                Range::User(mm, address) => mm.write(address, &bytes[at..at + len]),
+                Range::Output(out) => {
+                    out.copy_from_slice(&bytes[at..at + len]);
+                    Ok(())
+                }
+                Range::Input(_) => Err(EFAULT),
+            },
+        )
     }
 
     /// Copies into the kernel, likewise.
     pub fn take(&mut self, bytes: &mut [u8]) -> Result<usize> {
         let len = bytes.len();
-        self.transfer(len, |range, at, len| match range {
+        self.transfer(len, Protection::READ, |range, at, len| match range {
             Range::User(mm, address) => mm.read(address, &mut bytes[at..at + len]),
             Range::Input(input) => {
                 bytes[at..at + len].copy_from_slice(input);
@@ -337,7 +368,7 @@ impl<'a> IoBuffer<'a> {
 
     /// Clears up to `len` bytes of the target.
     pub fn put_zeros(&mut self, len: usize) -> Result<usize> {
-        self.transfer(len, |range, _, len| match range {
+        self.transfer(len, Protection::WRITE, |range, _, len| match range {
             Range::User(mm, address) => mm.clear(address, len),
             Range::Output(out) => {
                 out.fill(0);
@@ -350,6 +381,7 @@ impl<'a> IoBuffer<'a> {
     fn transfer(
         &mut self,
         len: usize,
+        access: Protection,
         mut copy: impl FnMut(Range<'_>, usize, usize) -> Result<()>,
     ) -> Result<usize> {
         let wanted = len.min(self.remaining());
@@ -358,7 +390,14 @@ impl<'a> IoBuffer<'a> {
             let (result, step) = match self.next_user_range() {
                 Some((mm, address, available)) => {
                     let step = available.min(wanted - moved);
-                    (copy(Range::User(mm, address), moved, step), step)
+                    let mut result = (copy(Range::User(mm, address), moved, step), step);
+                    if result.0.is_err() && self.splits {
+                        let reachable = mm.accessible(address, step as u64, access) as usize;
+                        if (1..step).contains(&reachable) {
+                            result = (copy(Range::User(mm, address), moved, reachable), reachable);
+                        }
+                    }
+                    result
                 }
                 None => {
                     let (done, step) = (self.done, wanted - moved);

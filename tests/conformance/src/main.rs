@@ -52,12 +52,24 @@ fn run() -> Result<bool, String> {
     let passed = |outcome: Option<Outcome>| outcome == Some(Outcome::Pass);
     let native = reports.iter().filter(|r| passed(r.native)).count();
     let enclave = reports.iter().filter(|r| passed(r.enclave)).count();
+    let both = reports
+        .iter()
+        .filter(|r| passed(r.native) && passed(r.enclave));
+    let both = both.count();
     let wrong: Vec<String> = reports.iter().filter_map(|r| suite.judge(r)).collect();
     println!(
         "{} tests: {native} pass natively, {enclave} in the enclave, {} unexpected",
         reports.len(),
         wrong.len()
     );
+    if native > 0 {
+        let tenths = both * 1000 / native;
+        println!(
+            "{both} of the {native} that pass natively pass in the enclave: {}.{} %",
+            tenths / 10,
+            tenths % 10
+        );
+    }
     for line in &wrong {
         println!("{line}");
     }

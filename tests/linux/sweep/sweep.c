@@ -144,6 +144,8 @@ static void prepare_files(void) {
     if (write(file, good, 8192) != 8192)
         exit(99);
     lseek(file, 0, SEEK_SET);
+    /* Numbers whose lower half is 0 mean this one. */
+    dup2(file, 0);
     keep(file, FILE_FD);
     mkdir("dir", 0755);
     keep(open("dir", O_RDONLY | O_DIRECTORY), DIR_FD);
@@ -225,7 +227,10 @@ static void run_case(const struct call *call, int at, int index, const struct va
     setitimer(ITIMER_REAL, &soon, 0);
     results[at] = RUNNING;
     errno = 0;
+    pid_t own = getpid();
     long answer = syscall(call->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    if (getpid() != own)
+        _exit(0); /* clone3 made a copy */
     results[at] = answer == -1 ? errno : 0;
     memset(good, 0, GOOD_SIZE);
 }

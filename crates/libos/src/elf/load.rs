@@ -245,8 +245,12 @@ fn map_program(mm: &Space, file: &Executable, elf: &Elf) -> Result<u64> {
             {
                 return Ok(base);
             }
+            /// Low, but above what position-dependent programs and their heaps use; one range of
+            /// nearly all addresses stays for whoever reserves it.
+            const LOW: u64 = 4 << 30;
+            const SPREAD: u64 = 16 << 30;
             let user = platform().user_range();
-            let (low, high) = (user.end / 16, user.end / 2);
+            let (low, high) = (LOW, (LOW + SPREAD).min(user.end / 2));
             for _ in 0..4 {
                 let at = low + random_below((high - low) / elf.align) * elf.align;
                 let placement = Placement::Free(at & !(elf.align - 1));

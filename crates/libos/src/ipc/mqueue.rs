@@ -163,7 +163,8 @@ impl Size {
 /// A name without the leading slash, which the C library takes off.
 fn check_name(name: &[u8]) -> Result<()> {
     match name {
-        b"" | b"." | b".." => Err(EACCES),
+        b"" => Err(ENOENT),
+        b"." | b".." => Err(EACCES),
         name if name.contains(&b'/') => Err(EACCES.because("a slash within a queue's name")),
         name if name.len() > NAME_MAX => Err(ENAMETOOLONG),
         _ => Ok(()),

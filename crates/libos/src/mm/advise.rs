@@ -179,7 +179,8 @@ impl Space {
     /// mlock and munlock. Enclave memory is never swapped by us, so locking only brings it in.
     pub fn lock_pages(&self, address: u64, len: u64, lock: Lock) -> Result<()> {
         let start = super::page_down(address);
-        let len = len.checked_add(address - start).ok_or(EINVAL)?;
+        // As Linux rounds: the longest lengths are none.
+        let len = len.wrapping_add(address - start).wrapping_add(PAGE - 1) & !(PAGE - 1);
         let range = checked_range(start, len)?;
         let mut locked = self.lock();
         if !locked.vmas.covers(&range) {
@@ -191,6 +192,10 @@ impl Space {
             .update(&range, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
         if lock == Lock::Now {
             locked.populate(&range)?;
+            let closed = |vma: &Vma| vma.page_protection().is_empty();
+            if locked.vmas.overlapping(&range).any(closed) {
+                return Err(ENOMEM.because("a part of the range allows no access"));
+            }
         }
         Ok(())
     }
@@ -218,6 +223,11 @@ impl Space {
         let locked = self.lock();
         let mut found = locked.vmas.overlapping(&range);
         found.any(|vma| vma.flags.contains(VmaFlags::LOCKED))
+    }
+
+    /// Whether new mappings are locked (mlockall with MCL_FUTURE).
+    pub fn locks_future(&self) -> bool {
+        self.lock().lock_future
     }
 
     /// Bytes in locked mappings (VmLck).

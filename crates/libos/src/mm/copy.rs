@@ -160,7 +160,15 @@ impl Space {
         self.allowed(&self.lock(), address, len, access) == len
     }
 
+    /// How many bytes from an address on allow an access.
+    pub fn accessible(&self, address: u64, len: u64, access: Protection) -> u64 {
+        self.allowed(&self.lock(), address, len, access)
+    }
+
     fn copy(&self, address: u64, len: usize, mut copier: Copier<'_>) -> Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
         let end = address.checked_add(len as u64).ok_or(EFAULT)?;
         if end > platform().user_range().end {
             return Err(EFAULT);

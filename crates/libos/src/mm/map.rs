@@ -226,6 +226,10 @@ impl Space {
     /// Changes the protection of a range. ENOMEM where nothing is mapped, EACCES for writing to a
     /// shared file opened for reading.
     pub fn protect(&self, address: u64, len: u64, protection: Protection) -> Result<()> {
+        let wraps = page_up(len).is_none_or(|len| address.checked_add(len).is_none());
+        if wraps && address.is_multiple_of(PAGE) {
+            return Err(ENOMEM.because("the range wraps around"));
+        }
         let range = checked_range(address, len)?;
         let mut locked = self.lock();
         let mut at = range.start;

@@ -1,6 +1,7 @@
 //! What /proc shows of an address space.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::{Backing, PAGE, Space, VmaFlags};
 use crate::fs::inode::FileId;
@@ -39,6 +40,17 @@ pub struct Sizes {
     pub data: u64,
     /// Highest number of resident pages so far.
     pub peak: u64,
+}
+
+/// Bytes of mappings, as limits count them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// All of them (RLIMIT_AS).
+    pub total: u64,
+    /// Private and writable (RLIMIT_DATA).
+    pub data: u64,
+    /// Locked (RLIMIT_MEMLOCK).
+    pub locked: u64,
 }
 
 impl Space {
@@ -88,6 +100,26 @@ impl Space {
                 }
             })
             .collect()
+    }
+
+    /// What limits count, of all mappings or those in a range.
+    pub fn usage(&self, range: Option<&Range<u64>>) -> Usage {
+        let locked = self.lock();
+        let mut usage = Usage::default();
+        let all = crate::platform::platform().user_range();
+        let range = range.unwrap_or(&all);
+        for vma in locked.vmas.overlapping(range) {
+            let vma = vma.clipped(range);
+            usage.locked += match vma.flags.contains(VmaFlags::LOCKED) {
+                true => vma.len(),
+                false => 0,
+            };
+            let is_data = vma.protection.contains(Protection::WRITE)
+                && !vma.flags.intersects(VmaFlags::SHARED | VmaFlags::STACK);
+            usage.data += if is_data { vma.len() } else { 0 };
+            usage.total += vma.len();
+        }
+        usage
     }
 
     /// How large the space is.

@@ -352,10 +352,13 @@ pub(crate) fn random_below(limit: u64) -> u64 {
     u64::from_le_bytes(bytes) % limit.max(1)
 }
 
-/// New mappings start in the upper eighth of the application's addresses.
+/// New mappings start in the upper eighth of the application's addresses, in 16 GiB at most.
 fn random_mmap_base() -> u64 {
     let user = platform().user_range();
-    user.end - random_below((user.end - user.start) / 8 / PAGE) * PAGE
+    /// Enough to guess, and a reservation of 960 GiB still fits below.
+    const SPREAD: u64 = 16 << 30;
+    let spread = ((user.end - user.start) / 8).min(SPREAD);
+    user.end - random_below(spread / PAGE) * PAGE
 }
 
 /// Rounds up to whole pages; `None` on overflow.

@@ -42,7 +42,7 @@ impl Space {
         }
         let old_len = page_up(old_len).ok_or(EINVAL)?;
         let new_len = page_up(new_len).filter(|&len| len > 0).ok_or(EINVAL)?;
-        let old = address..address.checked_add(old_len).ok_or(EINVAL)?;
+        let old = address..address.checked_add(old_len).ok_or(EFAULT)?;
         if let Move::To(to) = how {
             let new = to..to.checked_add(new_len).ok_or(EINVAL)?;
             if to % PAGE != 0 || !allocator::is_user(&new) {

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use alloc::vec;
 use core::sync::atomic::Ordering;
 
+use super::limits::{RLIM_INFINITY, Resource};
 use super::thread::{StartState, Thread, Work};
 use super::{Process, table};
 use crate::errno::{EAGAIN, EINVAL, EPERM};
@@ -107,6 +108,7 @@ pub fn clone(
     if table::thread_count() >= crate::kernel().max_threads() {
         return Err(EAGAIN.because("the manifest's number of threads is reached"));
     }
+    check_user_limit(thread)?;
     let tid = table::lock().allocate()?;
     let child = match build(thread, registers, arguments, tid) {
         Ok(child) => child,
@@ -137,6 +139,26 @@ pub fn clone(
         wait_for_vfork(thread, &child.process);
     }
     Ok(tid)
+}
+
+/// RLIMIT_NPROC: threads of the caller's user; root has no limit.
+fn check_user_limit(thread: &Arc<Thread>) -> Result<()> {
+    let most = thread.process.limits.get(Resource::Processes).soft;
+    let user = thread.process.credentials.lock().ruid;
+    if most == RLIM_INFINITY || user == 0 {
+        return Ok(());
+    }
+    let of_user = |process: &Arc<Process>| process.credentials.lock().ruid == user;
+    let all = table::processes();
+    let count: usize = all
+        .iter()
+        .filter(|process| of_user(process))
+        .map(|process| process.live_threads().len().max(1))
+        .sum();
+    match count as u64 >= most {
+        true => Err(EAGAIN.because("RLIMIT_NPROC")),
+        false => Ok(()),
+    }
 }
 
 /// The child's objects; nothing is visible to others yet.

@@ -63,7 +63,6 @@ impl Default for Limits {
             soft: 1 << 16,
             hard: 1 << 20,
         };
-        limits[Resource::LockedMemory as usize] = both(8 << 20);
         limits[Resource::PendingSignals as usize] = both(crate::signal::pending::QUEUE_MAX as u64);
         limits[Resource::MessageQueues as usize] = both(819_200);
         limits[Resource::Nice as usize] = both(0);

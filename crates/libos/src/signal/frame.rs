@@ -279,6 +279,11 @@ pub fn set_alternate_stack(thread: &Thread, new: AlternateStack, rsp: u64) -> Re
     if stack.contains(rsp) {
         return Err(crate::errno::EPERM.because("running on the alternate stack"));
     }
+    let shown = stack_flags(&stack, rsp) | stack.flags;
+    if (stack.base, stack.size, shown & !SS_DISABLE) == (new.base, new.size, new.flags) {
+        // No change is asked for, so nothing can be wrong with it.
+        return Ok(());
+    }
     let mode = new.flags & !SS_AUTODISARM;
     if mode != 0 && mode != SS_DISABLE && mode != SS_ONSTACK {
         return Err(crate::errno::EINVAL.because("unknown sigaltstack flags"));

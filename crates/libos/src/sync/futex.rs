@@ -14,10 +14,11 @@ use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use super::SpinLock;
 use crate::errno::{
-    EAGAIN, EDEADLK, EINVAL, ENOSYS, EPERM, ERESTART_RESTARTBLOCK, ERESTARTSYS, ESRCH, ETIMEDOUT,
+    EAGAIN, EDEADLK, EFAULT, EINVAL, ENOSYS, EPERM, ERESTART_RESTARTBLOCK, ERESTARTSYS, ESRCH,
+    ETIMEDOUT,
 };
 use crate::mm::AddressSpace;
-use crate::platform::{Atomic, platform};
+use crate::platform::{Atomic, Protection, platform};
 use crate::process::thread::Work;
 use crate::{Result, Thread};
 
@@ -83,6 +84,11 @@ fn bucket(key: &Key) -> &'static Bucket {
 fn key(mm: &Arc<AddressSpace>, address: u64, private: bool) -> Result<Key> {
     if !address.is_multiple_of(4) {
         return Err(EINVAL.because("futex words are aligned"));
+    }
+    crate::user::check_range(address, 4)?;
+    // Shared words are known by what is mapped there.
+    if !private && !mm.is_accessible(address, 4, Protection::READ) {
+        return Err(EFAULT.because("no futex word is there"));
     }
     // A shared operation on private memory means the same word as a private one.
     let shared = if private {

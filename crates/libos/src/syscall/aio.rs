@@ -94,6 +94,11 @@ pub fn io_setup(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     if place.read(&mm)? != 0 || most == 0 {
         return Err(EINVAL.because("no requests, or a context that is not zero"));
     }
+    /// More events than Linux counts in bytes.
+    const EVENTS_MAX: usize = 0x1000_0000 / 32;
+    if most > EVENTS_MAX {
+        return Err(EINVAL.because("too many requests for any context"));
+    }
     let used: usize = {
         let mut contexts = CONTEXTS.lock();
         // Those of processes that have ended.

@@ -67,10 +67,16 @@ fn pump(
     Ok(moved)
 }
 
+/// EINVAL for a negative count; more than a read may move is cut off.
+fn checked_count(count: i64) -> Result<usize> {
+    let count = usize::try_from(count).map_err(|_| EINVAL.because("a negative count"))?;
+    Ok(count.min(RW_MAX))
+}
+
 pub fn sendfile(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let from = source(context, arguments.i32(1))?;
     let to = target(context, arguments.i32(0))?;
-    let count = arguments.usize(3).min(RW_MAX);
+    let count = checked_count(arguments.i64(3))?;
     match from.inode().map(|inode| inode.kind()) {
         Some(FileType::Regular) => {}
         Some(FileType::Directory) => return Err(EINVAL),
@@ -162,7 +168,7 @@ pub fn splice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     check_flags(flags, SPLICE_KNOWN)?;
     let from = source(context, arguments.i32(0))?;
     let to = target(context, arguments.i32(2))?;
-    let count = arguments.usize(4).min(RW_MAX);
+    let count = checked_count(arguments.i64(4))?;
     let (from_at, to_at) = (arguments.pointer::<i64>(1), arguments.pointer::<i64>(3));
     let (from_pipe, to_pipe) = (pipe::of(&from), pipe::of(&to));
     if from_pipe.is_some() && from_at.option().is_some()

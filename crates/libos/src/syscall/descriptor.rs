@@ -304,6 +304,11 @@ pub fn flock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     if file.is_path() {
         return Err(EBADF);
     }
+    /// Mandatory locks, which no Linux has any more: accepted, without effect.
+    const LOCK_MAND: u32 = 32;
+    if operation & LOCK_MAND != 0 {
+        return Ok(0);
+    }
     let exclusive = match operation & !LOCK_NB {
         LOCK_SH => Some(false),
         LOCK_EX => Some(true),

@@ -78,6 +78,7 @@ fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<u
         layout,
     };
     let mut position = file.position.lock(context.thread);
+    let before = *position;
     let mut full = false;
     if *position == 0 {
         full = !listing.add(b".", inode.id().inode, FileType::Directory, 1);
@@ -106,7 +107,12 @@ fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<u
     if listing.bytes.is_empty() && full {
         return Err(EINVAL.because("the buffer is too small for an entry"));
     }
-    context.mm().write(arguments.u64(1), &listing.bytes)?;
+    let written = context.mm().write(arguments.u64(1), &listing.bytes);
+    if let Err(error) = written {
+        // What was not seen comes again.
+        *position = before;
+        return Err(error);
+    }
     Ok(listing.bytes.len())
 }
 

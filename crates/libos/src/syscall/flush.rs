@@ -63,7 +63,7 @@ pub fn readahead(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
         return Err(EBADF);
     }
     match kind(&file) {
-        Some(FileType::Regular) => Ok(0),
+        Some(FileType::Regular) if arguments.i64(2) >= 0 => Ok(0),
         _ => Err(EINVAL),
     }
 }

@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EFAULT, EINVAL, EPERM, ESRCH};
+use crate::errno::{EINVAL, EPERM, ESRCH};
 use crate::process::credentials::{CAP_SETGID, CAP_SETPCAP, CAP_SETUID, Credentials};
 use crate::process::table;
 
@@ -308,7 +308,7 @@ pub fn capget(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 pub fn capset(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let Some((words, pid)) = capability_words(context, arguments)? else {
-        return Err(EFAULT);
+        return Err(EINVAL.because("unknown version"));
     };
     let own = context.thread.process.pid;
     if pid != 0 && pid as u32 != own && pid as u32 != context.thread.tid() {

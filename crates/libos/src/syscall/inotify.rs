@@ -28,7 +28,9 @@ pub fn inotify_init1(context: &mut Context<'_>, arguments: Arguments) -> Result<
 
 pub fn inotify_add_watch(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let wanted = arguments.u32(2);
-    if wanted & mask::ALL == 0 || wanted & mask::MASK_ADD != 0 && wanted & mask::MASK_CREATE != 0 {
+    if wanted & (mask::ALL | mask::ONESHOT) == 0
+        || wanted & mask::MASK_ADD != 0 && wanted & mask::MASK_CREATE != 0
+    {
         return Err(EINVAL);
     }
     let file = context.thread.file(arguments.i32(0))?;

@@ -9,7 +9,7 @@ use crate::fs::file::{OpenFile, flags};
 use crate::fs::inode::FileType;
 use crate::fs::inotify::{self, mask};
 use crate::fs::{hooks, namei};
-use crate::user::{IoBuffer, UserPtr};
+use crate::user::{IoBuffer, UserPtr, check_range};
 
 /// RWF_* flags of preadv2 and pwritev2.
 const RWF_HIPRI: u32 = 1;
@@ -149,6 +149,7 @@ fn check_not_directory(file: &OpenFile) -> Result<()> {
 pub fn read(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let file = readable(context, arguments.i32(0))?;
     let mm = context.mm();
+    check_range(arguments.u64(1), arguments.usize(2))?;
     let mut to = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
     read_file(context, &file, &mut to)
 }
@@ -156,6 +157,7 @@ pub fn read(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
 pub fn write(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
+    check_range(arguments.u64(1), arguments.usize(2))?;
     let mut from = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
     write_file(context, &file, &mut from)
 }
@@ -170,6 +172,7 @@ pub fn pread64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     let file = readable(context, arguments.i32(0))?;
     check_not_directory(&file)?;
     let mm = context.mm();
+    check_range(arguments.u64(1), arguments.usize(2))?;
     let mut to = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
     read_file_at(context, &file, &mut to, offset)
 }
@@ -179,6 +182,7 @@ pub fn pwrite64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     check_positioned(context, arguments.i32(0))?;
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
+    check_range(arguments.u64(1), arguments.usize(2))?;
     let mut from = IoBuffer::user(&mm, arguments.u64(1), arguments.usize(2));
     write_file_at(context, &file, &mut from, offset)
 }
@@ -186,14 +190,14 @@ pub fn pwrite64(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
 pub fn readv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let file = readable(context, arguments.i32(0))?;
     let mm = context.mm();
-    let mut to = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
+    let mut to = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
     read_file(context, &file, &mut to)
 }
 
 pub fn writev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
-    let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
+    let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
     write_file(context, &file, &mut from)
 }
 
@@ -203,7 +207,7 @@ pub fn preadv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     let file = readable(context, arguments.i32(0))?;
     check_not_directory(&file)?;
     let mm = context.mm();
-    let mut to = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
+    let mut to = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
     read_file_at(context, &file, &mut to, offset)
 }
 
@@ -212,7 +216,7 @@ pub fn pwritev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     check_positioned(context, arguments.i32(0))?;
     let file = writable(context, arguments.i32(0))?;
     let mm = context.mm();
-    let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
+    let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
     write_file_at(context, &file, &mut from, offset)
 }
 
@@ -236,7 +240,7 @@ pub fn pwritev2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
         let file = writable(context, arguments.i32(0))?;
         let size = file.inode().ok_or(ESPIPE)?.size();
         let mm = context.mm();
-        let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.usize(2))?;
+        let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
         return write_file_at(context, &file, &mut from, size);
     }
     if arguments.i64(3) == -1 {

@@ -107,9 +107,10 @@ fn send_to_thread(
     tid: u32,
     signal: i32,
 ) -> Result<usize> {
-    let number = signal_or_probe(signal)?;
     let thread = context.thread;
-    let Some(target) = find_thread(thread, process, tid)? else {
+    let target = find_thread(thread, process, tid)?;
+    let number = signal_or_probe(signal)?;
+    let Some(target) = target else {
         return Ok(0);
     };
     check_right(&thread.process, &target.process, number)?;

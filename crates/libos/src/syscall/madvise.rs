@@ -2,7 +2,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
-use super::{Arguments, Context};
+use super::{Arguments, Context, memory_limits};
 use crate::Result;
 use crate::errno::{EBUSY, EINVAL, ENOMEM, EPERM};
 use crate::mm::PAGE;
@@ -47,6 +47,7 @@ pub fn mincore(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 
 /// mlock(2).
 pub fn mlock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    memory_limits::check_lock(context, arguments.u64(0), arguments.u64(1))?;
     context
         .mm()
         .lock_pages(arguments.u64(0), arguments.u64(1), Lock::Now)?;
@@ -61,6 +62,7 @@ pub fn mlock2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         MLOCK_ONFAULT => Lock::OnFault,
         _ => return Err(EINVAL.because("unknown flags")),
     };
+    memory_limits::check_lock(context, arguments.u64(0), arguments.u64(1))?;
     context
         .mm()
         .lock_pages(arguments.u64(0), arguments.u64(1), how)?;
@@ -84,6 +86,7 @@ pub fn mlockall(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     if flags == 0 || flags == ONFAULT || flags & !(CURRENT | FUTURE | ONFAULT) != 0 {
         return Err(EINVAL.because("bad flags"));
     }
+    memory_limits::check_lock_all(context, flags & CURRENT != 0)?;
     let now = flags & CURRENT != 0 && flags & ONFAULT == 0;
     let current = if now { Lock::Now } else { Lock::OnFault };
     context
@@ -108,6 +111,11 @@ pub fn msync(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         return Err(EINVAL.because("bad flags"));
     }
     let (address, len) = (arguments.u64(0), arguments.u64(1));
+    // As Linux rounds: the longest lengths are none.
+    let len = len.wrapping_add(PAGE - 1) & !(PAGE - 1);
+    if address.is_multiple_of(PAGE) && address.checked_add(len).is_none() {
+        return Err(ENOMEM.because("the range wraps around"));
+    }
     let mm = context.mm();
     if flags & INVALIDATE != 0 && mm.has_locked(address, len) {
         return Err(EBUSY.because("MS_INVALIDATE of locked pages"));

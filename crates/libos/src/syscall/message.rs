@@ -26,11 +26,11 @@ pub fn msgget(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 pub fn msgsnd(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (from, size) = (arguments.u64(1), arguments.i64(2));
+    let mm = context.mm();
+    let kind = arguments.pointer::<i64>(1).read(&mm)?;
     if !(0..=MESSAGE_MAX as i64).contains(&size) || arguments.i32(0) < 0 {
         return Err(EINVAL.because("bad message size or queue"));
     }
-    let mm = context.mm();
-    let kind = arguments.pointer::<i64>(1).read(&mm)?;
     if kind < 1 {
         return Err(EINVAL.because("message types are positive"));
     }

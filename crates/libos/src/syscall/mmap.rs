@@ -2,15 +2,16 @@
 
 use alloc::sync::Arc;
 
-use super::{Arguments, Context};
+use super::{Arguments, Context, memory_limits};
 use crate::Result;
-use crate::errno::{EACCES, EBADF, EINVAL, ENODEV, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM};
+use crate::errno::{EACCES, EBADF, EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM};
 use crate::fs::file::OpenFile;
 use crate::mm::map::{Placement, Request, Source};
 use crate::mm::remap::{Keep, Move};
 use crate::mm::vma::FileBacking;
-use crate::mm::{PAGE, VmaFlags, page_down};
+use crate::mm::{PAGE, VmaFlags, page_down, page_up};
 use crate::platform::Protection;
+use crate::user::{ADDRESS_MAX, check_range};
 
 /// Bits of mmap(2) and mprotect(2).
 mod bits {
@@ -84,8 +85,8 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     if len == 0 {
         return Err(EINVAL.because("a mapping without length"));
     }
-    if flags & MAP_HUGETLB != 0 {
-        return Err(crate::errno::ENOMEM.because("no huge pages are reserved"));
+    if page_up(len).is_none_or(|len| len > ADDRESS_MAX) {
+        return Err(ENOMEM.because("longer than any address space"));
     }
     let mut vma_flags = VmaFlags::empty();
     let shared = match flags & MAP_TYPE {
@@ -97,6 +98,9 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         MAP_SHARED_VALIDATE => true,
         _ => return Err(EINVAL.because("neither shared nor private")),
     };
+    if flags & MAP_HUGETLB != 0 {
+        return Err(ENOMEM.because("no huge pages are reserved"));
+    }
     vma_flags.set(VmaFlags::GROWSDOWN, flags & MAP_GROWSDOWN != 0);
     vma_flags.set(VmaFlags::NORESERVE, flags & MAP_NORESERVE != 0);
     vma_flags.set(VmaFlags::LOCKED, flags & MAP_LOCKED != 0);
@@ -129,6 +133,14 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         source,
         populate: flags & MAP_LOCKED != 0 || flags & MAP_POPULATE != 0 && flags & MAP_NONBLOCK == 0,
     };
+    let replaced = match placement {
+        Placement::Fixed(at) => Some(at..at.saturating_add(len)),
+        _ => None,
+    };
+    let is_data = protection.contains(Protection::WRITE)
+        && !request.flags.intersects(VmaFlags::SHARED | VmaFlags::STACK);
+    memory_limits::check_growth(context, len, is_data, replaced.as_ref())?;
+    memory_limits::check_locked_mapping(context, len, flags & MAP_LOCKED != 0)?;
     let is_code = protection.contains(Protection::EXECUTE) && !anonymous;
     let mapped = context.mm().map(request)?;
     if is_code && crate::debugger::is_wanted() {
@@ -198,6 +210,7 @@ fn file_source(
 
 /// munmap(2).
 pub fn munmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    check_range(arguments.u64(0), arguments.usize(1)).map_err(|_| EINVAL)?;
     let mm = context.mm();
     mm.check_sealed(arguments.u64(0), arguments.u64(1))?;
     mm.unmap(arguments.u64(0), arguments.u64(1))?;
@@ -207,7 +220,7 @@ pub fn munmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 /// mprotect(2).
 pub fn mprotect(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let prot = arguments.u32(2);
-    if prot & !(PROT_KNOWN | PROT_SEM | PROT_GROWSDOWN | PROT_GROWSUP) != 0 {
+    if arguments.u64(2) & !u64::from(PROT_KNOWN | PROT_SEM | PROT_GROWSDOWN | PROT_GROWSUP) != 0 {
         return Err(EINVAL.because("unknown protection bits"));
     }
     let grows = prot & (PROT_GROWSDOWN | PROT_GROWSUP);
@@ -229,7 +242,9 @@ pub fn mprotect(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
 /// mremap(2).
 pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let flags = arguments.u32(3);
-    if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0 {
+    if arguments.u64(3) >> 32 != 0
+        || flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0
+    {
         return Err(EINVAL.because("unknown flags"));
     }
     let may_move = flags & MREMAP_MAYMOVE != 0;
@@ -251,6 +266,13 @@ pub fn mremap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     mm.check_sealed(address, old)?;
     if let Move::To(to) = how {
         mm.check_sealed(to, new)?;
+    }
+    if new > old {
+        let is_data = mm.usage(Some(&(address..address.saturating_add(1)))).data != 0;
+        memory_limits::check_growth(context, new - old, is_data, None)?;
+        if mm.has_locked(address, 1) {
+            memory_limits::check_locked_mapping(context, new - old, true)?;
+        }
     }
     mm.remap(address, old, new, how, keep)
         .map(|address| address as usize)

@@ -20,6 +20,7 @@ pub mod kill;
 pub mod limits;
 pub mod madvise;
 pub mod memfd;
+pub mod memory_limits;
 pub mod message;
 pub mod mmap;
 pub mod mount;

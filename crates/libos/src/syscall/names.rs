@@ -82,8 +82,8 @@ pub fn renameat2(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 fn link_at(context: &Context<'_>, old: (i32, u64), new: (i32, u64), flags: u32) -> Result<usize> {
     check_flags(flags, AT_SYMLINK_FOLLOW | AT_EMPTY_PATH)?;
     let old_path = context.path_or_empty(old.1, flags)?;
-    let new_path = context.path(new.1)?;
     let source = context.find_at(old.0, &old_path, flags & !AT_SYMLINK_NOFOLLOW, Follow::No)?;
+    let new_path = context.path(new.1)?;
     // An O_TMPFILE file gets its first name this way, or through /proc/self/fd.
     let unnamed = source.dentry.parent().is_none();
     let mut walk = context.walk_at(new.0, &new_path)?;

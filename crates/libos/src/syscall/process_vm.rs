@@ -11,28 +11,39 @@ use crate::user::{IoBuffer, zeroed};
 
 /// process_vm_readv(2).
 pub fn process_vm_readv(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let (ours, theirs) = spaces(context, arguments)?;
+    check_flags(arguments)?;
+    let ours = context.mm();
     let mut to = IoBuffer::vector(&ours, arguments.u64(1), arguments.usize(2))?;
+    if to.is_empty() {
+        return Ok(0);
+    }
+    let theirs = other_space(context, arguments)?;
     let mut from = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
     transfer(&mut from, &mut to)
 }
 
 /// process_vm_writev(2).
 pub fn process_vm_writev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let (ours, theirs) = spaces(context, arguments)?;
+    check_flags(arguments)?;
+    let ours = context.mm();
     let mut from = IoBuffer::vector(&ours, arguments.u64(1), arguments.usize(2))?;
+    if from.is_empty() {
+        return Ok(0);
+    }
+    let theirs = other_space(context, arguments)?;
     let mut to = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
     transfer(&mut from, &mut to)
 }
 
-/// The caller's space and the other process's: the same user, or root.
-fn spaces(
-    context: &Context<'_>,
-    arguments: Arguments,
-) -> Result<(Arc<AddressSpace>, Arc<AddressSpace>)> {
-    if arguments.u64(5) != 0 {
-        return Err(EINVAL.because("unknown flags"));
+fn check_flags(arguments: Arguments) -> Result<()> {
+    match arguments.u64(5) {
+        0 => Ok(()),
+        _ => Err(EINVAL.because("unknown flags")),
     }
+}
+
+/// The other process's space: the same user's, or root asks.
+fn other_space(context: &Context<'_>, arguments: Arguments) -> Result<Arc<AddressSpace>> {
     let process = match table::thread(arguments.u32(0)) {
         Some(thread) => thread.process.clone(),
         None => table::process_or_esrch(arguments.u32(0))?,
@@ -47,7 +58,7 @@ fn spaces(
             return Err(EPERM.because("another user's process"));
         }
     }
-    Ok((context.mm(), process.mm()))
+    Ok(process.mm())
 }
 
 /// Copies as much as both have room for; the bytes copied.

@@ -48,7 +48,11 @@ fn cpu_mask() -> vec::Vec<u8> {
 }
 
 pub fn sched_getaffinity(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let room = arguments.usize(1);
+    // An unsigned int; where its number of bits overflows, no CPU fits.
+    let room = match arguments.u32(1) {
+        room if room.checked_mul(8).is_some() => room as usize,
+        _ => 0,
+    };
     let mask = cpu_mask();
     if room < mask.len() || !room.is_multiple_of(8) {
         return Err(EINVAL.because("no room for all CPUs"));

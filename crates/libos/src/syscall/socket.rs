@@ -63,7 +63,7 @@ fn split_kind(argument: i32) -> Result<(i32, i32)> {
 
 pub fn socket(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (socket_kind, wanted) = split_kind(arguments.i32(1))?;
-    if !matches!(socket_kind, 1..=6 | 10) {
+    if !matches!(socket_kind, 0..=10) {
         return Err(EINVAL.because("unknown socket type"));
     }
     let socket = make(arguments.i32(0), socket_kind, arguments.i32(2))?;
@@ -72,8 +72,10 @@ pub fn socket(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 pub fn socketpair(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (socket_kind, wanted) = split_kind(arguments.i32(1))?;
-    if arguments.i32(0) != i32::from(family::UNIX) {
-        return Err(EOPNOTSUPP);
+    match arguments.i32(0) {
+        known if known == i32::from(family::UNIX) => {}
+        2 | 10 | 16 => return Err(EOPNOTSUPP),
+        _ => return Err(EAFNOSUPPORT),
     }
     if arguments.i32(2) != 0 && arguments.i32(2) != i32::from(family::UNIX) {
         return Err(EPROTONOSUPPORT);
@@ -328,6 +330,10 @@ impl MessageHeader {
 
 fn send_message(context: &mut Context<'_>, fd: i32, at: u64, wanted: u32) -> Result<usize> {
     let mm = context.mm();
+    // Before anything is read: EBADF, ENOTSOCK.
+    let file = context.thread.file(fd)?;
+    SocketFile::of(&file)?;
+    drop(file);
     let header = MessageHeader::read(&mm, at)?;
     let address = match header.name {
         0 => None,

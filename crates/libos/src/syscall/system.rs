@@ -6,6 +6,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
 use crate::platform::platform;
+use crate::user::IoBuffer;
 
 /// The kernel release that programs see: what this kernel's interface follows.
 pub const RELEASE: &[u8] = b"6.13.0-bulla";
@@ -47,8 +48,14 @@ pub fn getrandom(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     while done < len {
         let step = CHUNK.min(len - done);
         platform().random(&mut chunk[..step]);
-        match mm.write(arguments.u64(0).wrapping_add(done as u64), &chunk[..step]) {
-            Ok(()) => done += step,
+        let mut to = IoBuffer::user(&mm, arguments.u64(0).wrapping_add(done as u64), step);
+        to.split_at_faults();
+        match to.put(&chunk[..step]) {
+            Ok(moved) if moved < step => {
+                done += moved;
+                break;
+            }
+            Ok(_) => done += step,
             Err(error) if done == 0 => return Err(error),
             Err(_) => break,
         }

@@ -1,8 +1,10 @@
 //! wait4, waitid, pidfd_open, pidfd_send_signal, pidfd_getfd.
 
+use alloc::sync::Arc;
+
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EAGAIN, EBADF, EINVAL, EPERM, ESRCH};
+use crate::errno::{EAGAIN, EBADF, ECHILD, EINVAL, EPERM, ESRCH};
 use crate::fs::file::flags;
 use crate::process::pidfd::{self, PidFile};
 use crate::process::table;
@@ -71,7 +73,17 @@ pub fn waitid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         }
         _ => return Err(EINVAL.because("bad id for waitid")),
     };
-    let change = wait(context.thread, &which, options)?;
+    let change = match wait(context.thread, &which, options) {
+        // As on Linux, the fields are cleared whatever comes of it; EFAULT is then the answer.
+        Err(error) if error == ECHILD => {
+            if let Some(to) = arguments.pointer::<[u8; 128]>(2).option() {
+                let nothing = SigInfo::default().to_user();
+                context.mm().write(to.address, &nothing[..28])?;
+            }
+            return Err(error);
+        }
+        other => other?,
+    };
     if change.is_none() && nonblocking {
         return Err(EAGAIN.because("the pidfd does not wait"));
     }
@@ -141,7 +153,8 @@ pub fn pidfd_send_signal(context: &mut Context<'_>, arguments: Arguments) -> Res
         }
         None => user_info(thread, signal as u32),
     };
-    if table::process(process.pid).is_none() {
+    // The id may be another process's by now.
+    if !table::process(process.pid).is_some_and(|now| Arc::ptr_eq(&now, &process)) {
         return Err(ESRCH);
     }
     if given & 4 != 0 {

@@ -258,8 +258,10 @@ impl ProcessTimers {
         clock: Clock,
         notify: impl FnOnce(u32) -> Notify,
     ) -> Result<u32> {
+        // Each keeps an entry in the queue of signals for itself.
+        let queued = process.limits.get(Resource::PendingSignals).soft;
         let mut inner = self.inner.lock();
-        if inner.posix.len() >= POSIX_TIMERS_MAX {
+        if inner.posix.len() >= POSIX_TIMERS_MAX || inner.posix.len() as u64 >= queued {
             return Err(EAGAIN.because("too many timers"));
         }
         while inner.posix.contains_key(&inner.next_id) {

@@ -31,6 +31,7 @@ impl Node {
     /// Copies content to `to`, without any lock while user memory is touched.
     pub(super) fn read_content(&self, offset: u64, to: &mut IoBuffer<'_>) -> Result<usize> {
         let data = self.data()?;
+        to.split_at_faults();
         let start = to.done();
         let mut at = offset;
         while !to.is_empty() {
@@ -170,6 +171,7 @@ impl Node {
 
     fn write_pages<const N: usize>(&self, at: &mut u64, from: &mut IoBuffer<'_>) -> Result<()> {
         let data = self.data()?;
+        from.split_at_faults();
         let mut bounce = [0u8; N];
         while !from.is_empty() {
             let (index, start) = (*at / PAGE, (*at % PAGE) as usize);

@@ -237,11 +237,12 @@ impl UnixSocket {
         let peek = message.flags & msg::PEEK != 0;
         let mut received = Received::default();
         let mut finished: Vec<Packet> = Vec::new();
-        let (data, peer) = {
+        let (data, peer, credentials) = {
             let mut state = self.state.lock();
             let Some(first) = state.packets.front() else {
                 return self.nothing(&mut state);
             };
+            let credentials = first.credentials;
             if pass {
                 received.ancillary.credentials = Some(first.credentials);
             }
@@ -257,7 +258,7 @@ impl UnixSocket {
             if state.packets.is_empty() {
                 state.level = 0;
             }
-            (data, state.peer.upgrade())
+            (data, state.peer.upgrade(), credentials)
         };
         drop(finished);
         if !peek {
@@ -269,12 +270,35 @@ impl UnixSocket {
                 self.queue.wake(WRITABLE);
             }
         }
-        Some(message.data.put(&data).map(|put| {
+        let put = message.data.put(&data);
+        let moved = *put.as_ref().unwrap_or(&0);
+        if self.is_stream() && !peek && moved < data.len() {
+            self.give_back(&data[moved..], credentials);
+        }
+        Some(put.map(|put| {
             if self.is_stream() {
                 received.len = put;
             }
             received
         }))
+    }
+
+    /// A stream's bytes that could not be copied to the program are the next ones again.
+    fn give_back(&self, bytes: &[u8], credentials: Credentials) {
+        let mut state = self.state.lock();
+        if state.closed {
+            return;
+        }
+        state.bytes += bytes.len();
+        state.packets.push_front(Packet {
+            data: Bytes {
+                bytes: bytes.to_vec(),
+                read: 0,
+            },
+            files: Vec::new(),
+            credentials,
+            address: Vec::new(),
+        });
     }
 
     /// What a receive finds on an empty queue.
