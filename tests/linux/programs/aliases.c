@@ -244,6 +244,64 @@ static void system_v(void) {
     CHECK(shmdt(three) == -1 && errno == EINVAL);
 }
 
+static void rep_movs(char *to, const char *from, size_t count) {
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(count) : : "memory");
+}
+
+/* One instruction that needs a page at two addresses at once: copies from one view to another. */
+static void copies(void) {
+    int fd = object(2 * page);
+    char *one = view(fd, 2 * page, PROT_READ | PROT_WRITE, 0);
+    char *two = view(fd, 2 * page, PROT_READ | PROT_WRITE, 0);
+    memset(one, 'a', page / 2);
+    rep_movs(two + page / 2, one, page / 2);
+    CHECK(one[page / 2] == 'a' && one[page - 1] == 'a' && one[page] == 0);
+    /* Over the end of a page, and backwards. */
+    one[0] = 'b';
+    rep_movs(two + page - 8, one, 16);
+    CHECK(one[page - 8] == 'b' && one[page + 7] == 'a' && one[page + 8] == 0);
+    const uint64_t *from = (void *)(one + 8);
+    uint64_t *to = (void *)(two + 64);
+    one[8] = 'c';
+    __asm__ volatile("movsq" : "+D"(to), "+S"(from) : : "memory");
+    CHECK(two[64] == 'c' && to == (void *)(two + 72) && from == (void *)(one + 16));
+    CHECK(munmap(one, 2 * page) == 0 && munmap(two, 2 * page) == 0);
+    close(fd);
+}
+
+static void compare(int fd) {
+    char *one = view(fd, page, PROT_READ | PROT_WRITE, 0);
+    char *two = view(fd, page, PROT_READ | PROT_WRITE, 0);
+    __asm__ volatile("cmpsb" : "+D"(one), "+S"(two) : : "memory", "cc");
+}
+
+/* Any other instruction that does so: it works, or is a fault of the program; it never hangs. */
+static void compares(void) {
+    int fd = object(page), status;
+    if (fork() == 0) {
+        compare(fd);
+        _exit(0);
+    }
+    CHECK(wait(&status) > 0 && (status == 0 || (WIFSIGNALED(status) && WTERMSIG(status) == SIGBUS)));
+    close(fd);
+}
+
+/* remap_file_pages: other parts of a file in one mapping. */
+static void remapped(void) {
+    int fd = object(4 * page);
+    char *all = view(fd, 4 * page, PROT_READ | PROT_WRITE, 0);
+    for (int i = 0; i < 4; i++)
+        all[i * page] = '0' + i;
+    CHECK(syscall(SYS_remap_file_pages, all, 2 * page, 0, 2, 0) == 0);
+    CHECK(all[0] == '2' && all[page] == '3' && all[2 * page] == '2' && all[3 * page] == '3');
+    all[1] = 'x';
+    CHECK(all[2 * page + 1] == 'x');
+    CHECK(syscall(SYS_remap_file_pages, all, page, 1, 2, 0) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_remap_file_pages, all, 0, 0, 2, 0) == -1 && errno == EINVAL);
+    CHECK(munmap(all, 4 * page) == 0);
+    close(fd);
+}
+
 int main(void) {
     page = sysconf(_SC_PAGESIZE);
     two_views();
@@ -254,5 +312,8 @@ int main(void) {
     processes();
     growth();
     system_v();
+    copies();
+    compares();
+    remapped();
     return finish("aliases");
 }

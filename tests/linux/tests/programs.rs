@@ -53,6 +53,16 @@ fn faults() {
 }
 
 #[test]
+fn limits() {
+    check("limits");
+}
+
+#[test]
+fn restrictions() {
+    check("restrictions");
+}
+
+#[test]
 fn futexes() {
     check("futexes");
 }

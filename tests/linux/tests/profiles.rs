@@ -1,0 +1,51 @@
+//! The same programs on every emulated machine: with and without dynamic memory and reported faults.
+
+use bulla_test_apps::{Side, sides};
+use bulla_test_linux::Program;
+
+/// Machines without EDMM, where a second view of shared memory is refused.
+const STATIC: [&str; 2] = ["dcsv2", "dcsv3-5.15"];
+
+fn on(profiles: &[&str], names: &[&str], more: &[&str]) {
+    if !sides().contains(&Side::Enclave) {
+        return;
+    }
+    for name in names {
+        let program = Program::compile(&format!("programs/{name}.c"), name);
+        for profile in profiles {
+            let mut options = vec!["--profile", profile, "--memory", "512M"];
+            options.extend(more);
+            let output = program.run(Side::Enclave, &options);
+            assert!(
+                output.lines().any(|line| line == format!("{name}: ok")),
+                "{name} fails on {profile}:\n{output}"
+            );
+        }
+    }
+}
+
+#[test]
+fn without_dynamic_memory() {
+    let names = ["signals", "timers", "ipc", "processes", "restrictions"];
+    on(&STATIC, &names, &["--threads", "128"]);
+}
+
+#[test]
+fn with_dynamic_memory() {
+    let names = [
+        "signals",
+        "timers",
+        "ipc",
+        "futexes",
+        "restrictions",
+        "aliases",
+    ];
+    on(&["dcsv3-6.8", "full"], &names, &[]);
+}
+
+/// DCsv2 does not report page faults to the enclave: handlers run only where the host is believed.
+#[test]
+fn faults_where_they_are_reported() {
+    on(&["dcsv3-5.15", "dcsv3-6.8", "full"], &["faults"], &[]);
+    on(&["dcsv2"], &["faults"], &["--insecure-host-faults"]);
+}
