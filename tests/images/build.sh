@@ -13,7 +13,7 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
-# mariadb is built on request: no test needs it yet.
+# The others (languages, mariadb, media, services) are built when a test asks for them.
 names=(busybox java micro postgresql programs python redis servers shell tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
@@ -128,6 +128,27 @@ recipe_shell() {
         --config.env LANG=C.UTF-8 --config.cmd bash)
 }
 
+# Further ordinary programs, for "does my image just run?".
+recipe_languages() {
+    debian ruby,perl,lua5.4,tcl,php-cli,golang-go,rustc,cmake,ninja-build,make,npm,g++,gdb,strace,sqlite3,xz-utils,zstd,bzip2,cpio,curl,procps,psmisc,iproute2,iputils-ping,net-tools,lsof,python3,nginx-light,php-fpm,erlang-base,openssl \
+        "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd bash)
+}
+
+recipe_media() {
+    debian r-base-core,octave,ffmpeg,imagemagick,ghostscript "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd bash)
+}
+
+recipe_services() {
+    debian haproxy,squid,mosquitto,mosquitto-clients,etcd-server,etcd-client,prometheus,openssh-server,openssh-client,rsync,cron,postfix,apache2,dnsmasq-base,rabbitmq-server,curl,procps,python3,openssl \
+        "$work/rootfs.tar"
+    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        --config.env LANG=C.UTF-8 --config.cmd bash)
+}
+
 recipe_tools() {
     debian python3,python3-flask,redis-server,nginx-light,nodejs,gcc,libc6-dev "$work/rootfs.tar"
     mkdir -p "$work/extra/opt/bench"
@@ -145,7 +166,7 @@ build() { # NAME
     key=$(cat "$here/build.sh" "$here"/programs/* | sha256sum | cut -c1-16)
     # The big images depend on their own recipe only, so that editing a test program is cheap.
     case $name in
-        java | mariadb | postgresql | python | redis | servers | shell)
+        java | languages | mariadb | media | postgresql | python | redis | services | servers | shell)
             key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
         micro) key=$({ declare -f recipe_micro; cat "$here"/micro/*; } | sha256sum | cut -c1-16) ;;
         tools) key=$({ declare -f debian recipe_tools; cat "$here"/programs/*.c; } |

@@ -155,7 +155,8 @@ impl Program {
 }
 
 /// A shell that makes a root file system out of the image's files and an overlay in memory, all in
-/// a mount namespace that vanishes with it, and then becomes the program.
+/// a mount namespace that vanishes with it, and then becomes the program. Devices are nodes of its
+/// own: a program that changes their mode must not change this machine's.
 fn native(rootfs: &Path) -> Command {
     const SCRIPT: &str = "set -e
         work=$(mktemp -d)
@@ -165,7 +166,19 @@ fn native(rootfs: &Path) -> Command {
             \"lowerdir=$0,upperdir=$work/upper,workdir=$work/work\" \"$work/root\"
         mkdir -p \"$work/root/proc\" \"$work/root/dev\" \"$work/root/tmp\"
         mount -t proc proc \"$work/root/proc\"
-        mount --rbind /dev \"$work/root/dev\"
+        mount -t tmpfs -o mode=755 tmpfs \"$work/root/dev\"
+        cd \"$work/root/dev\"
+        for node in null:3 zero:5 full:7 random:8 urandom:9; do
+            mknod -m 666 ${node%:*} c 1 ${node#*:}
+        done
+        mknod -m 666 tty c 5 0
+        mkdir pts shm mqueue
+        mount --bind /dev/pts pts
+        mount -t tmpfs -o mode=1777 tmpfs shm
+        mount -t mqueue mqueue mqueue
+        mknod -m 666 ptmx c 5 2
+        ln -s /proc/self/fd fd
+        for n in 0:stdin 1:stdout 2:stderr; do ln -s /proc/self/fd/${n%:*} ${n#*:}; done
         mkdir -p \"$work/root/etc\"
         [ -e \"$work/root/etc/hosts\" ] || cp /etc/hosts \"$work/root/etc/hosts\"
         cd \"$work/root\"

@@ -221,3 +221,153 @@ fn postgresql_under_load_in_parallel_and_after_a_crash() {
 fn postgresql_under_long_load() {
     postgres("30");
 }
+
+/// Makes a database and runs the server as a child; kills it whenever a client writes /tmp/data/kill,
+/// and starts it again after that, as a container's restart policy would.
+const MARIADB: &str = r#"set -e
+    cd /tmp; mkdir data; chown mysql data
+    mariadb-install-db --no-defaults --user=mysql --datadir=/tmp/data --skip-test-db \
+        --auth-root-authentication-method=normal > install.log 2>&1 || { cat install.log; exit 1; }
+    trap 'kill $pid' TERM
+    while :; do
+        mariadbd --no-defaults --user=mysql --datadir=/tmp/data --port=$0 --bind-address=127.0.0.1 \
+            --socket=/tmp/m.sock --secure-file-priv= --innodb-buffer-pool-size=64M \
+            --innodb-log-file-size=16M --max-connections=40 & pid=$!
+        while kill -0 $pid 2> /dev/null; do
+            if [ -e data/kill ]; then rm data/kill; kill -KILL $pid; fi
+            sleep 0.05
+        done
+        wait $pid && code=0 || code=$?
+        echo "mariadbd ended with $code"
+        [ $code = 137 ] || exit $code
+    done"#;
+
+struct Mariadb {
+    server: Server,
+    client: Client,
+    port: String,
+}
+
+impl Mariadb {
+    fn start(side: Side) -> Mariadb {
+        let port = free_port();
+        let text = port.to_string();
+        let server = Program::new("mariadb", &["bash", "-c", MARIADB, &text])
+            .limit(180)
+            .serve(side, port);
+        let mariadb = Mariadb {
+            server,
+            client: Client::new("mariadb", "PATH=/usr/bin:/bin"),
+            port: text,
+        };
+        mariadb.wait_until_ready();
+        mariadb
+    }
+
+    fn wait_until_ready(&self) {
+        let script = "for i in $(seq 600); do
+            mariadb --no-defaults -h 127.0.0.1 -P $0 -u root -NBe 'select 1' 2> /tmp/err && exit
+            sleep 0.1
+            done; cat /tmp/err; exit 1";
+        let argv = ["bash", "-c", script, &self.port];
+        assert_eq!(self.client.run(&self.server, &argv), "1\n");
+    }
+
+    fn query(&self, sql: &str) -> String {
+        let argv = ["mariadb", "--no-defaults", "-h", "127.0.0.1", "-P", &self.port];
+        let argv = [&argv[..], &["-u", "root", "-NBe", sql]].concat();
+        self.client.run(&self.server, &argv)
+    }
+
+    /// Eight clients that move money between accounts, each `rounds` times, and write down what
+    /// they have been told is committed. `kill`: the server dies while they do so.
+    fn transfers(&self, rounds: u32, kill: &str) -> u64 {
+        const CLIENTS: &str = r#"rm -rf /tmp/c; mkdir /tmp/c; cd /tmp/c
+            for c in 1 2 3 4 5 6 7 8; do (
+                for n in $(seq $1); do
+                    a=$((1 + (c * 7 + n * 13) % 100)); b=$((1 + (c * 11 + n * 29) % 100))
+                    # In one order, so that they do not end in deadlocks.
+                    [ $a -lt $b ] || { t=$a; a=$b; b=$t; }
+                    echo "start transaction; update bank.accounts set amount = amount - $n where id = $a;
+                        update bank.accounts set amount = amount + $n where id = $b;
+                        insert into bank.history values ($c, $n, $2); commit; select '$c-$n';"
+                done | mariadb --no-defaults --unbuffered -h 127.0.0.1 -P $0 -u root -NB > $c 2> $c.err
+            ) & done
+            if [ $2 = 1 ]; then
+                for i in $(seq 600); do [ $(cat [1-8] | wc -l) -ge 40 ] && break; sleep 0.05; done
+                mariadb --no-defaults -h 127.0.0.1 -P $0 -u root -e "select 1 into outfile '/tmp/data/kill'"
+            fi
+            wait; cat [1-8] | wc -l; cat *.err >&2"#;
+        let rounds = rounds.to_string();
+        let argv = ["bash", "-c", CLIENTS, &self.port, &rounds, kill];
+        let output = self.client.run(&self.server, &argv);
+        output
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("no count in {output:?}"))
+    }
+}
+
+fn mariadb(rounds: u32) {
+    let mut answers = Vec::new();
+    for side in sides() {
+        let mariadb = Mariadb::start(side);
+        mariadb.query(
+            "create database bank; use bank;
+                create table accounts (id int primary key, amount bigint) engine=innodb;
+                create table history (client int, n int, run int, primary key (run, client, n));
+                insert into accounts select seq, 1000 from seq_1_to_100;
+                create table words (id int primary key, word varchar(40), key (word));
+                insert into words select seq, sha1(seq) from seq_1_to_20000;
+                create fulltext index f on words (word)",
+        );
+        let sums = "select sum(amount) from bank.accounts";
+        let done = mariadb.transfers(rounds, "0");
+        assert_eq!(done, u64::from(rounds) * 8);
+        assert_eq!(mariadb.query(sums), "100000\n");
+        let kept = mariadb.query("select count(*) from bank.history where run = 0");
+        assert_eq!(kept.trim().parse(), Ok(done));
+        let answer = mariadb.query(
+            "select count(*), sum(length(word)), max(word) from bank.words where word like 'a%';
+                select count(*) from bank.words a join bank.words b on a.word > b.word and a.id < 200
+                where b.id < 400;
+                select word from bank.words where match (word) against (sha1(77));
+                check table bank.words, bank.accounts extended",
+        );
+        // While all eight write: what clients were told is there after the crash, and no half of a
+        // transfer.
+        let told = mariadb.transfers(1_000_000, "1");
+        mariadb.wait_until_ready();
+        assert_eq!(mariadb.query(sums), "100000\n");
+        let kept = mariadb.query("select count(*) from bank.history where run = 1");
+        let kept: u64 = kept.trim().parse().unwrap_or(0);
+        assert!(
+            (told..=told + 8).contains(&kept),
+            "{side:?}: {kept} kept of {told}"
+        );
+        let checked = mariadb.query("check table bank.words, bank.accounts, bank.history extended");
+        assert_eq!(checked.matches("OK").count(), 3, "{checked}");
+        answers.push(answer);
+        let finished = mariadb.server.stop();
+        assert_eq!(finished.code, Some(0), "{finished}");
+        let ends: Vec<&str> = finished.stdout.lines().collect();
+        assert_eq!(
+            ends,
+            ["mariadbd ended with 137", "mariadbd ended with 0"],
+            "{finished}"
+        );
+        let recovered = finished.stderr.contains("Starting crash recovery");
+        assert!(recovered, "{side:?}: {}", finished.stderr);
+        println!("mariadb {side:?}: {done} transfers, {told} before the crash");
+    }
+    assert!(
+        answers.windows(2).all(|two| two[0] == two[1]),
+        "{answers:?}"
+    );
+}
+
+#[test]
+#[ignore = "takes minutes: makes a large image, and the database loads and recovers"]
+fn mariadb_under_load_and_after_a_crash() {
+    mariadb(100);
+}

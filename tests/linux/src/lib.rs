@@ -87,15 +87,6 @@ pub fn check(name: &str) {
     Check::new(name).run();
 }
 
-/// The same with further options for `bulla run`.
-pub fn check_with(name: &str, options: &[&str]) {
-    Check {
-        options,
-        ..Check::new(name)
-    }
-    .run();
-}
-
 impl<'a> Check<'a> {
     pub fn new(name: &'a str) -> Check<'a> {
         Check {

@@ -168,3 +168,8 @@ fn without_user_dispatch() {
         .run();
     }
 }
+
+#[test]
+fn wakeups() {
+    check("wakeups");
+}

@@ -398,10 +398,13 @@ impl Epoll {
         loop {
             let at_once = deadline == Some(0) || !out.is_empty();
             let seen = thread.event_count();
-            if !at_once && table.is_none() {
-                let mut fresh = PollTable::new(ThreadWaker::new(thread));
-                fresh.register(&self.shared.queue, Events::IN);
-                table = Some(fresh);
+            if !at_once {
+                if table.is_none() {
+                    let mut fresh = PollTable::new(ThreadWaker::new(thread));
+                    fresh.register(&self.shared.queue, Events::IN);
+                    table = Some(fresh);
+                }
+                // Each time after the counter was read: what came before it would wake nobody.
                 self.collect(most, &mut out);
                 if !out.is_empty() {
                     continue;
