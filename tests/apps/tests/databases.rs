@@ -274,7 +274,14 @@ impl Mariadb {
     }
 
     fn query(&self, sql: &str) -> String {
-        let argv = ["mariadb", "--no-defaults", "-h", "127.0.0.1", "-P", &self.port];
+        let argv = [
+            "mariadb",
+            "--no-defaults",
+            "-h",
+            "127.0.0.1",
+            "-P",
+            &self.port,
+        ];
         let argv = [&argv[..], &["-u", "root", "-NBe", sql]].concat();
         self.client.run(&self.server, &argv)
     }

@@ -182,16 +182,10 @@ impl Epoll {
             return Err(EEXIST);
         }
         self.sweep();
-        let host = match file.ops.host_fd() {
-            Some(host_fd) => {
-                let token = self.next_token.fetch_add(1, Ordering::Relaxed);
-                let instance = self.host_instance()?;
-                let wanted = host_events(interest.events);
-                host::epoll_control(&instance, 1, host_fd, wanted, token)?;
-                Some((host_fd, token))
-            }
-            None => None,
-        };
+        let host = file
+            .ops
+            .host_fd()
+            .map(|host_fd| (host_fd, self.next_token.fetch_add(1, Ordering::Relaxed)));
         let item = Arc::new_cyclic(|this| Item {
             file: Arc::downgrade(file),
             events: AtomicU32::new(interest.events.bits()),
@@ -203,8 +197,16 @@ impl Epoll {
             shared: Arc::downgrade(&self.shared),
             this: this.clone(),
         });
-        if let Some((_, token)) = host {
+        if let Some((host_fd, token)) = host {
+            let instance = self.host_instance()?;
+            // The token is known before the host can report it: to another thread, at once, and
+            // only once if the event is one-shot or an edge.
             self.tokens.lock().insert(token, Arc::downgrade(&item));
+            let wanted = host_events(interest.events);
+            if let Err(error) = host::epoll_control(&instance, 1, host_fd, wanted, token) {
+                self.tokens.lock().remove(&token);
+                return Err(error);
+            }
         }
         self.items.lock().insert(key, item.clone());
         let mut table = PollTable::new(Arc::new(ItemWaker {
@@ -522,5 +524,57 @@ impl FileOps for Epoll {
 
     fn describe(&self) -> String {
         String::from("anon_inode:[eventpoll]")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::testing;
+
+    /// A file of the host, as a socket is.
+    struct HostFile;
+
+    impl FileOps for HostFile {
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+
+        fn host_fd(&self) -> Option<i32> {
+            Some(7)
+        }
+
+        fn describe(&self) -> String {
+            String::from("host file")
+        }
+    }
+
+    #[test]
+    fn the_host_may_report_a_file_while_it_is_added() {
+        use bulla_abi::hostcall::HostCall;
+        testing::platform();
+        let epoll = Epoll::new();
+        let reported = Arc::new(AtomicU32::new(0));
+        let (instance, count) = (Arc::downgrade(&epoll), reported.clone());
+        testing::on_host_call(move |call, arguments, _| match call {
+            HostCall::EpollCreate => 9,
+            HostCall::EpollCtl => {
+                // Another thread that waits gets the event before this call has returned.
+                let instance = instance.upgrade();
+                let ready = instance.and_then(|epoll| epoll.host_event(1, arguments[3]));
+                count.fetch_add(ready.map_or(0, |ready| ready.data as u32), Ordering::SeqCst);
+                0
+            }
+            _ => 0,
+        });
+        let file = OpenFile::new(Arc::new(HostFile), 0);
+        let interest = Interest {
+            events: Events::IN | Events::ONESHOT,
+            data: 5,
+        };
+        epoll.add(3, &file, interest).unwrap();
+        assert_eq!(reported.load(Ordering::SeqCst), 5);
     }
 }
