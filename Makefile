@@ -48,6 +48,11 @@ test-full: build ## Also run what takes longer: everything ignored by `make test
 	@scripts/sgxs-tools.sh
 	scripts/test.sh --run-ignored all
 
+.PHONY: fuzz
+fuzz: ## Fuzz every parser of untrusted input, FUZZ_SECONDS (60) each
+	@scripts/packages.sh build
+	scripts/fuzz.sh
+
 .PHONY: bench
 bench: build ## Measure enclave and native side by side; writes docs/manual/performance.md
 	@scripts/packages.sh images test bench

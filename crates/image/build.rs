@@ -1,4 +1,5 @@
-//! Builds the enclave programs (crates/enclave) for embedding, with the feature `embedded`.
+//! Builds the enclave programs (crates/enclave) and the agent (crates/agent) for embedding, with the
+//! feature `embedded`.
 //!
 //! What comes out is measured, so it may depend on nothing but the sources, the lock file and the
 //! compiler: the inner cargo gets an environment of its own, all settings of the profile come from
@@ -12,7 +13,40 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const PROGRAMS: [&str; 2] = ["bulla-bootstrap", "bulla-runtime"];
+
+/// Programs that one inner cargo builds.
+struct Recipe {
+    package: &'static str,
+    /// Inner target folder below the outer one.
+    folder: &'static str,
+    profile: &'static str,
+    features: &'static [&'static str],
+    programs: &'static [&'static str],
+    settings: &'static [&'static str],
+    /// Beside the paths.
+    flags: &'static [&'static str],
+}
+
+const ENCLAVE: Recipe = Recipe {
+    package: "enclave",
+    folder: "bulla-enclave",
+    profile: "enclave",
+    features: &["enclave-bin"],
+    programs: &["bulla-bootstrap", "bulla-runtime"],
+    settings: &PROFILE,
+    flags: &[],
+};
+
+/// An ordinary static program: it becomes a file of the container, whose image may have no C library.
+const AGENT: Recipe = Recipe {
+    package: "agent",
+    folder: "bulla-agent",
+    profile: "agent",
+    features: &[],
+    programs: &["bulla-agent"],
+    settings: &AGENT_PROFILE,
+    flags: &["-Ctarget-feature=+crt-static", "-Crelocation-model=pie"],
+};
 
 /// The only variables that the inner cargo sees: where tools and caches are, how to reach a
 /// registry, and the job server.
@@ -48,10 +82,31 @@ const PROFILE: [&str; 10] = [
     "rpath=false",
 ];
 
+/// The agent's: small, since all of it is hashed when an enclave with it starts.
+const AGENT_PROFILE: [&str; 10] = [
+    "opt-level='s'",
+    "lto='fat'",
+    "codegen-units=1",
+    "panic='abort'",
+    "debug=0",
+    "strip='symbols'",
+    "debug-assertions=false",
+    "overflow-checks=false",
+    "incremental=false",
+    "rpath=false",
+];
+
 /// What a developer changes with `BULLA_QUICK_ENCLAVE=1`: seconds instead of a minute for a build.
 /// The programs are other ones, with another MRENCLAVE, so this is never set for a release.
 const QUICK: [&str; 3] = ["lto='off'", "codegen-units=16", "incremental=true"];
 const QUICK_VARIABLE: &str = "BULLA_QUICK_ENCLAVE";
+/// For quick builds only: a cache of compiled packages.
+const QUICK_KEPT: [&str; 4] = [
+    "RUSTC_WRAPPER",
+    "SCCACHE_DIR",
+    "SCCACHE_CACHE_SIZE",
+    "SCCACHE_IDLE_TIMEOUT",
+];
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -76,25 +131,25 @@ fn main() {
     // One inner target folder for all outer profiles (<target>/bulla-enclave), because what is
     // built in there does not depend on them.
     let quick = env::var_os(QUICK_VARIABLE).is_some_and(|value| !value.is_empty());
-    let folder = if quick {
+    if quick {
         println!("cargo:warning={QUICK_VARIABLE} is set: this enclave is for development only");
-        "bulla-enclave-quick"
-    } else {
-        "bulla-enclave"
-    };
-    let target = out.ancestors().nth(4).unwrap_or(&out).join(folder);
-    build(workspace, &target, quick);
-
-    let built = target.join(TARGET).join("enclave");
+    }
     let mut packages = BTreeSet::new();
-    for program in PROGRAMS {
-        let (from, to) = (built.join(program), out.join(program));
-        fs::copy(&from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
-        sources(
-            &built.join(format!("{program}.d")),
-            workspace,
-            &mut packages,
-        );
+    for recipe in [ENCLAVE, AGENT] {
+        let suffix = if quick { "-quick" } else { "" };
+        let folder = format!("{}{suffix}", recipe.folder);
+        let target = out.ancestors().nth(4).unwrap_or(&out).join(folder);
+        build(&recipe, workspace, &target, quick);
+        let built = target.join(TARGET).join(recipe.profile);
+        for program in recipe.programs {
+            let (from, to) = (built.join(program), out.join(program));
+            fs::copy(&from, &to).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
+            sources(
+                &built.join(format!("{program}.d")),
+                workspace,
+                &mut packages,
+            );
+        }
     }
     for package in packages {
         for part in ["src", "Cargo.toml", "build.rs"] {
@@ -111,7 +166,7 @@ fn variable(name: &str) -> OsString {
 }
 
 /// Runs the inner cargo.
-fn build(workspace: &Path, target: &Path, quick: bool) {
+fn build(recipe: &Recipe, workspace: &Path, target: &Path, quick: bool) {
     let rustc = variable("RUSTC");
     let mut cargo = Command::new(variable("CARGO"));
     cargo.env_clear().current_dir(workspace);
@@ -124,11 +179,18 @@ fn build(workspace: &Path, target: &Path, quick: bool) {
         .env("RUSTC", &rustc)
         .env("RUSTC_WRAPPER", "")
         .env("RUSTC_WORKSPACE_WRAPPER", "");
+    for name in QUICK_KEPT
+        .iter()
+        .take(if quick { QUICK_KEPT.len() } else { 0 })
+    {
+        if let Some(value) = env::var_os(name) {
+            cargo.env(name, value);
+        }
+    }
     // This form of the variable comes before any flags in a config.toml.
-    cargo.env(
-        "CARGO_ENCODED_RUSTFLAGS",
-        flags(workspace, &rustc).join("\u{1f}"),
-    );
+    let mut flags = flags(workspace, &rustc);
+    flags.extend(recipe.flags.iter().map(|flag| flag.to_string()));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     cargo.env("LC_ALL", "C");
     cargo.args([
         "build",
@@ -137,27 +199,31 @@ fn build(workspace: &Path, target: &Path, quick: bool) {
         "--target",
         TARGET,
         "--profile",
-        "enclave",
+        recipe.profile,
     ]);
     cargo
         .arg("--manifest-path")
-        .arg(workspace.join("crates/enclave/Cargo.toml"));
-    cargo
-        .args(["--features", "enclave-bin", "--target-dir"])
-        .arg(target);
+        .arg(workspace.join(format!("crates/{}/Cargo.toml", recipe.package)));
+    for feature in recipe.features {
+        cargo.args(["--features", feature]);
+    }
+    cargo.arg("--target-dir").arg(target);
     cargo.args(["--config", &format!("target.{TARGET}.linker='cc'")]);
-    for setting in PROFILE
-        .iter()
-        .chain(QUICK.iter().take(if quick { QUICK.len() } else { 0 }))
+    for setting in
+        recipe
+            .settings
+            .iter()
+            .chain(QUICK.iter().take(if quick { QUICK.len() } else { 0 }))
     {
-        cargo.args(["--config", &format!("profile.enclave.{setting}")]);
+        cargo.args(["--config", &format!("profile.{}.{setting}", recipe.profile)]);
     }
     let status = cargo
         .status()
         .unwrap_or_else(|error| panic!("cannot run cargo: {error}"));
     assert!(
         status.success(),
-        "the enclave programs do not build: {status}"
+        "{} does not build: {status}",
+        recipe.package
     );
 }
 

@@ -9,7 +9,10 @@ use bulla_attest::{Judge, NoSource, Policy};
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let _ = CertificateEvidence::of_certificate(bytes, 1_751_328_000);
     let judge = Judge {
-        policy: Policy { insecure_any_enclave: true, ..Policy::default() },
+        policy: Policy {
+            insecure_any_enclave: true,
+            ..Policy::default()
+        },
         source: Arc::new(NoSource),
         disclosed: None,
     };

@@ -3,7 +3,8 @@
 
 use bulla_attest::{Collateral, Quote, verify};
 
-static COLLATERAL: &[u8] = include_bytes!("../../crates/attest/tests/data/sgx_quote_collateral.json");
+static COLLATERAL: &[u8] =
+    include_bytes!("../../crates/attest/tests/data/sgx_quote_collateral.json");
 static GENUINE: &[u8] = include_bytes!("../../crates/attest/tests/data/sgx_quote");
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

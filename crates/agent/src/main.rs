@@ -8,7 +8,6 @@
 //! Settings are a file of the measured configuration. `tls`: [`tls`].
 #![forbid(unsafe_code)]
 
-mod settings;
 mod tls;
 
 use std::ffi::OsString;
@@ -16,7 +15,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-use settings::Settings;
+use bulla_agent::settings::Settings;
 
 /// Exit codes of container engines.
 const OURS: u8 = 125;

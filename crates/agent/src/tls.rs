@@ -13,7 +13,7 @@ use bulla_attest::Device;
 use bulla_attest::ratls::{IssueError, Request, issue};
 use thiserror::Error;
 
-use crate::settings::Tls;
+use bulla_agent::settings::Tls;
 
 /// Why there is no key.
 #[derive(Debug, Error)]
@@ -26,7 +26,7 @@ pub enum TlsError {
     Renewer(io::Error),
 }
 
-/// Pause after a renewal that failed: the old certificate still has a third of its time.
+/// Longest pause after a renewal that failed: the old certificate still has a third of its time.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// Makes key and certificate.
@@ -35,12 +35,16 @@ pub fn prepare(tls: &Tls) -> Result<(), TlsError> {
     let request = Request {
         common_name: tls.common_name.clone(),
         names: tls.names.clone(),
-        valid_seconds: u64::from(tls.valid_hours.max(1)) * 3600,
+        valid_seconds: tls.lifetime(),
         gramine: tls.gramine,
         endorsements: tls.endorsements,
         ..Request::new(now)
     };
-    let identity = issue(&Device::new(), &request)?;
+    let device = Device::new();
+    let identity = issue(&device, &request)?;
+    device
+        .forget()
+        .map_err(file_error("/dev/attestation/user_report_data".as_ref()))?;
     let directory = &tls.directory;
     DirBuilder::new()
         .recursive(true)
@@ -56,7 +60,7 @@ pub fn prepare(tls: &Tls) -> Result<(), TlsError> {
 
 /// Renews for ever.
 pub fn renew(tls: &Tls) {
-    let period = Duration::from_secs(u64::from(tls.valid_hours.max(1)) * 3600 / 3 * 2);
+    let period = Duration::from_secs(tls.lifetime()) * 2 / 3;
     let mut pause = period;
     loop {
         std::thread::sleep(pause);
@@ -67,7 +71,7 @@ pub fn renew(tls: &Tls) {
             }
             Err(error) => {
                 eprintln!("bulla-agent: the TLS certificate cannot be renewed: {error}");
-                RETRY
+                RETRY.min(period / 16)
             }
         };
     }

@@ -2,8 +2,9 @@
 //!
 //! The protocol is `messages.proto` of Intel's SGX software: each message is preceded by its length
 //! (32 bits, little endian), one connection carries one request and its response. On AKS the quote
-//! helper's socket is this very service. The DCAP library, which does the same in-process, is not
-//! used: it is a C++ library that would have to be loaded into a static program.
+//! helper's socket is this very service. The DCAP library, which does the same in-process, is a C++
+//! library that cannot be loaded into a static program: `bulla-quote-helper` loads it, and serves it by
+//! the same protocol ([`crate::aesm_server`]).
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -24,12 +25,12 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// Largest response: a quote, and some.
 const RESPONSE_MAX: usize = QUOTE_MAX + 4096;
 /// Bytes of an attestation key's id.
-const KEY_ID_SIZE: usize = 256;
+pub(crate) const KEY_ID_SIZE: usize = 256;
 /// Most keys that a service can offer; real ones have two or three.
 const KEYS_MAX: u32 = 64;
 /// Offset of the algorithm in a key id, and ECDSA P-256 (sgx_ql_att_key_id_t).
-const ALGORITHM_AT: usize = 154;
-const ECDSA_P256: u32 = 2;
+pub(crate) const ALGORITHM_AT: usize = 154;
+pub(crate) const ECDSA_P256: u32 = 2;
 
 /// Why AESM gave no quote.
 #[derive(Debug, Error)]
@@ -89,120 +90,120 @@ fn meaning(code: u32) -> (&'static str, &'static str) {
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct KeyCountRequest {
+pub(crate) struct KeyCountRequest {
     #[prost(uint32, optional, tag = "9")]
-    timeout: Option<u32>,
+    pub(crate) timeout: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct KeysRequest {
+pub(crate) struct KeysRequest {
     #[prost(uint32, required, tag = "1")]
-    buf_size: u32,
+    pub(crate) buf_size: u32,
     #[prost(uint32, optional, tag = "9")]
-    timeout: Option<u32>,
+    pub(crate) timeout: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct InitRequest {
+pub(crate) struct InitRequest {
     #[prost(bytes = "vec", optional, tag = "1")]
-    key_id: Option<Vec<u8>>,
+    pub(crate) key_id: Option<Vec<u8>>,
     #[prost(bool, required, tag = "3")]
-    with_public_key: bool,
+    pub(crate) with_public_key: bool,
     #[prost(uint64, optional, tag = "4")]
-    buf_size: Option<u64>,
+    pub(crate) buf_size: Option<u64>,
     #[prost(uint32, optional, tag = "9")]
-    timeout: Option<u32>,
+    pub(crate) timeout: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct SizeRequest {
+pub(crate) struct SizeRequest {
     #[prost(bytes = "vec", optional, tag = "1")]
-    key_id: Option<Vec<u8>>,
+    pub(crate) key_id: Option<Vec<u8>>,
     #[prost(uint32, optional, tag = "9")]
-    timeout: Option<u32>,
+    pub(crate) timeout: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct QuoteRequest {
+pub(crate) struct QuoteRequest {
     #[prost(bytes = "vec", required, tag = "1")]
-    report: Vec<u8>,
+    pub(crate) report: Vec<u8>,
     #[prost(bytes = "vec", optional, tag = "2")]
-    key_id: Option<Vec<u8>>,
+    pub(crate) key_id: Option<Vec<u8>>,
     #[prost(uint32, required, tag = "4")]
-    buf_size: u32,
+    pub(crate) buf_size: u32,
     #[prost(uint32, optional, tag = "9")]
-    timeout: Option<u32>,
+    pub(crate) timeout: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Request {
+pub(crate) struct Request {
     #[prost(message, optional, tag = "15")]
-    init: Option<InitRequest>,
+    pub(crate) init: Option<InitRequest>,
     #[prost(message, optional, tag = "16")]
-    size: Option<SizeRequest>,
+    pub(crate) size: Option<SizeRequest>,
     #[prost(message, optional, tag = "17")]
-    quote: Option<QuoteRequest>,
+    pub(crate) quote: Option<QuoteRequest>,
     #[prost(message, optional, tag = "21")]
-    key_count: Option<KeyCountRequest>,
+    pub(crate) key_count: Option<KeyCountRequest>,
     #[prost(message, optional, tag = "22")]
-    keys: Option<KeysRequest>,
+    pub(crate) keys: Option<KeysRequest>,
 }
 
 /// All responses have an error code, and then a number, bytes, or both, in these places.
 #[derive(Clone, PartialEq, Message)]
-struct NumberResponse {
+pub(crate) struct NumberResponse {
     #[prost(uint32, required, tag = "1")]
-    code: u32,
+    pub(crate) code: u32,
     #[prost(uint32, optional, tag = "2")]
-    number: Option<u32>,
+    pub(crate) number: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct BytesResponse {
+pub(crate) struct BytesResponse {
     #[prost(uint32, required, tag = "1")]
-    code: u32,
+    pub(crate) code: u32,
     #[prost(bytes = "vec", optional, tag = "2")]
-    bytes: Option<Vec<u8>>,
+    pub(crate) bytes: Option<Vec<u8>>,
     #[prost(uint64, optional, tag = "3")]
-    public_key_size: Option<u64>,
+    pub(crate) public_key_size: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct CodeResponse {
+pub(crate) struct CodeResponse {
     #[prost(uint32, required, tag = "1")]
-    code: u32,
+    pub(crate) code: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct Response {
+pub(crate) struct Response {
     #[prost(message, optional, tag = "15")]
-    init: Option<BytesResponse>,
+    pub(crate) init: Option<BytesResponse>,
     #[prost(message, optional, tag = "16")]
-    size: Option<NumberResponse>,
+    pub(crate) size: Option<NumberResponse>,
     #[prost(message, optional, tag = "17")]
-    quote: Option<QuoteResponse>,
+    pub(crate) quote: Option<QuoteResponse>,
     #[prost(message, optional, tag = "20")]
-    unsupported: Option<CodeResponse>,
+    pub(crate) unsupported: Option<CodeResponse>,
     #[prost(message, optional, tag = "21")]
-    key_count: Option<NumberResponse>,
+    pub(crate) key_count: Option<NumberResponse>,
     #[prost(message, optional, tag = "22")]
-    keys: Option<KeysResponse>,
+    pub(crate) keys: Option<KeysResponse>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct QuoteResponse {
+pub(crate) struct QuoteResponse {
     #[prost(uint32, required, tag = "1")]
-    code: u32,
+    pub(crate) code: u32,
     #[prost(bytes = "vec", optional, tag = "2")]
-    quote: Option<Vec<u8>>,
+    pub(crate) quote: Option<Vec<u8>>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-struct KeysResponse {
+pub(crate) struct KeysResponse {
     #[prost(uint32, required, tag = "1")]
-    code: u32,
+    pub(crate) code: u32,
     #[prost(bytes = "vec", optional, tag = "2")]
-    ids: Option<Vec<u8>>,
+    pub(crate) ids: Option<Vec<u8>>,
 }
 
 /// The service behind a socket.
@@ -376,7 +377,11 @@ impl Aesm {
 }
 
 /// A peer that sends a byte now and then must not hold us for ever.
-fn read_until(stream: &mut UnixStream, to: &mut [u8], deadline: Instant) -> io::Result<()> {
+pub(crate) fn read_until(
+    stream: &mut UnixStream,
+    to: &mut [u8],
+    deadline: Instant,
+) -> io::Result<()> {
     let mut filled = 0;
     while filled < to.len() {
         let left = deadline.saturating_duration_since(Instant::now());

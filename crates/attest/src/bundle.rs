@@ -5,6 +5,8 @@
 //! collateral.json            what it was judged with
 //! policy.toml                by what
 //! verdict.json               the result, and when
+//! configuration.json         what the configuration said that was shown, if one was: measured when
+//!                            the bundle was written
 //! ```
 
 use std::fs;
@@ -17,7 +19,7 @@ use thiserror::Error;
 
 use crate::approve::{Judge, Judged};
 use crate::collateral::{COLLATERAL_MAX, Collateral, CollateralError};
-use crate::policy::{POLICY_MAX, Policy, PolicyError};
+use crate::policy::{Disclosed, POLICY_MAX, Policy, PolicyError};
 use crate::verdict::Verdict;
 
 const QUOTE: &str = "quote.bin";
@@ -25,6 +27,7 @@ const CERTIFICATE: &str = "subject.der";
 const COLLATERAL: &str = "collateral.json";
 const POLICY: &str = "policy.toml";
 const VERDICT: &str = "verdict.json";
+const DISCLOSED: &str = "configuration.json";
 
 /// Why a bundle cannot be written or read.
 #[derive(Debug, Error)]
@@ -49,6 +52,7 @@ pub fn write(
     judged: &Judged,
     certificate: Option<&[u8]>,
     policy: &str,
+    disclosed: Option<&Disclosed>,
 ) -> Result<(), BundleError> {
     let put = |name: &str, bytes: &[u8]| {
         let path = directory.join(name);
@@ -64,6 +68,11 @@ pub fn write(
     }
     put(COLLATERAL, judged.collateral.to_json().as_bytes())?;
     put(POLICY, policy.as_bytes())?;
+    if let Some(disclosed) = disclosed {
+        let bytes = serde_json::to_vec_pretty(disclosed)
+            .map_err(|error| BundleError::Verdict(error.to_string()))?;
+        put(DISCLOSED, &bytes)?;
+    }
     let verdict = serde_json::to_vec_pretty(&judged.verdict)
         .map_err(|error| BundleError::Verdict(error.to_string()))?;
     put(VERDICT, &verdict)
@@ -88,10 +97,17 @@ pub fn replay(directory: &Path) -> Result<Verdict, BundleError> {
     };
     let recorded: Recorded = serde_json::from_slice(&get(VERDICT, COLLATERAL_MAX)?)
         .map_err(|error| BundleError::Verdict(error.to_string()))?;
+    let disclosed = match directory.join(DISCLOSED).exists() {
+        true => Some(
+            serde_json::from_slice::<Disclosed>(&get(DISCLOSED, COLLATERAL_MAX)?)
+                .map_err(|error| BundleError::Judge(format!("{DISCLOSED}: {error}")))?,
+        ),
+        false => None,
+    };
     let judge = Judge {
         policy: Policy::from_toml(&get(POLICY, POLICY_MAX)?)?,
         source: Arc::new(Collateral::from_json(&get(COLLATERAL, COLLATERAL_MAX)?)?),
-        disclosed: None,
+        disclosed,
     };
     let judged = if directory.join(CERTIFICATE).exists() {
         let der = get(CERTIFICATE, crate::certificate::CERTIFICATE_MAX)?;

@@ -103,19 +103,11 @@ impl Collateral {
             let dated: Dated = serde_json::from_str(text).ok()?;
             seconds(&dated.next_update)
         };
-        let crl = |der: &[u8]| {
-            use der::Decode;
-            let list =
-                x509_cert::crl::CertificateList::<x509_cert::certificate::Rfc5280>::from_der(der)
-                    .ok()?;
-            let next = list.tbs_cert_list.next_update?;
-            Some(next.to_unix_duration().as_secs())
-        };
         [
             json(&self.tcb_info),
             json(&self.qe_identity),
-            crl(&self.root_ca_crl),
-            crl(&self.pck_crl),
+            revocation_list_until(&self.root_ca_crl),
+            revocation_list_until(&self.pck_crl),
         ]
         .into_iter()
         .try_fold(u64::MAX, |least, date| Some(least.min(date?)))
@@ -136,6 +128,15 @@ impl Collateral {
             pck_certificate_chain: None,
         }
     }
+}
+
+/// When a revocation list (DER) ends; unverified.
+pub(crate) fn revocation_list_until(der: &[u8]) -> Option<u64> {
+    use der::Decode;
+    use x509_cert::certificate::Rfc5280;
+    use x509_cert::crl::CertificateList;
+    let list = CertificateList::<Rfc5280>::from_der(der).ok()?;
+    Some(list.tbs_cert_list.next_update?.to_unix_duration().as_secs())
 }
 
 /// Seconds since 1970 of an RFC 3339 date.

@@ -63,6 +63,11 @@ impl Device {
         ))
     }
 
+    /// Forgets the report data: what this process becomes or starts begins with zeros.
+    pub fn forget(&self) -> io::Result<()> {
+        fs::write(self.directory.join("user_report_data"), [0; 64])
+    }
+
     /// A sealing key of this enclave (`_sgx_mrenclave`, `_sgx_mrsigner`) or one that was provided.
     pub fn key(&self, name: &str) -> io::Result<Vec<u8>> {
         fs::read(self.directory.join("keys").join(name))

@@ -22,37 +22,92 @@ use crate::verify::EMULATED_ROOT_NAME;
 pub const INTEL: &str = "https://api.trustedservices.intel.com";
 /// Azure's cache (THIM).
 pub const AZURE: &str = "https://global.acccache.azure.net";
+/// Longest headers of an answer: two chains, URL encoded, have 8 KiB.
+const HEADERS_MAX: usize = 64 << 10;
 /// Where Intel keeps the root's revocation list.
 const INTEL_ROOT_CRL: &str = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der";
+
+/// Whose certificates a service may have.
+#[derive(Clone, Debug, Default)]
+pub enum Trust {
+    /// What this machine trusts.
+    #[default]
+    System,
+    /// The certificates in this PEM file, and no other.
+    File(PathBuf),
+    /// Any: PCCS usually has one of its own making, and the collateral is signed anyway. Whoever is
+    /// on the way then learns which platform is asked about, and can withhold newer collateral.
+    InsecureAny,
+}
+
+/// Which service, and how it is asked.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// `https://host:port`, with the path before `/sgx/certification/v4` if there is one.
+    pub base: String,
+    pub trust: Trust,
+    /// For each of the four requests.
+    pub timeout: Duration,
+    pub cache: Option<PathBuf>,
+    /// Address of the root's revocation list, where the service itself does not have it.
+    pub root_crl: Option<String>,
+}
+
+impl Options {
+    /// A PCCS, THIM, or what else has all of it at one address.
+    pub fn new(base: &str, timeout: Duration) -> Options {
+        Options {
+            base: base.into(),
+            trust: Trust::System,
+            timeout,
+            cache: None,
+            // Intel's own service has it elsewhere.
+            root_crl: (base.trim_end_matches('/') == INTEL).then(|| INTEL_ROOT_CRL.into()),
+        }
+    }
+}
 
 /// A service at a base address.
 pub struct Service {
     base: String,
+    root_crl: Option<String>,
     agent: ureq::Agent,
     cache: Option<PathBuf>,
 }
 
 impl Service {
-    /// `base` without the path, `https://host:port`. `insecure_tls`: take any certificate (PCCS
-    /// usually has one of its own making; the collateral is signed anyway).
-    pub fn new(base: &str, insecure_tls: bool, timeout: Duration, cache: Option<PathBuf>) -> Self {
+    /// Fails if the file of trusted certificates cannot be used.
+    pub fn new(options: Options) -> io::Result<Self> {
+        let roots = match &options.trust {
+            Trust::File(path) => {
+                let roots = certificates(&fs::read(path)?);
+                if roots.is_empty() {
+                    let path = path.display();
+                    return Err(invalid(format!("{path} holds no certificate in PEM")));
+                }
+                roots
+            }
+            Trust::System | Trust::InsecureAny => system_roots(),
+        };
         let tls = TlsConfig::builder()
             .provider(TlsProvider::Rustls)
             .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-            .root_certs(RootCerts::Specific(Arc::new(system_roots())))
-            .disable_verification(insecure_tls)
+            .root_certs(RootCerts::Specific(Arc::new(roots)))
+            .disable_verification(matches!(options.trust, Trust::InsecureAny))
             .build();
         let config = ureq::Agent::config_builder()
             .tls_config(tls)
-            .timeout_global(Some(timeout))
+            .timeout_global(Some(options.timeout))
             .max_redirects(2)
+            .max_response_header_size(HEADERS_MAX)
             .http_status_as_error(true)
             .build();
-        Service {
-            base: base.trim_end_matches('/').to_string(),
+        Ok(Service {
+            base: options.base.trim_end_matches('/').to_string(),
+            root_crl: options.root_crl,
             agent: config.into(),
-            cache,
-        }
+            cache: options.cache,
+        })
     }
 
     fn get(&self, url: &str) -> io::Result<(Vec<u8>, ureq::http::HeaderMap)> {
@@ -69,6 +124,21 @@ impl Service {
             return Err(invalid(format!("{url}: more than {FIELD_MAX} bytes")));
         }
         Ok((body, headers))
+    }
+
+    /// Whether it answers as such a service does: fetches the root's revocation list.
+    pub fn probe(&self) -> io::Result<()> {
+        let address = match &self.root_crl {
+            Some(address) => address.clone(),
+            None => format!("{}/sgx/certification/v4/rootcacrl", self.base),
+        };
+        let list = revocation_list(self.get(&address)?.0);
+        match crate::collateral::revocation_list_until(&list) {
+            Some(_) => Ok(()),
+            None => Err(invalid(format!(
+                "{address}: what it sends is no revocation list"
+            ))),
+        }
     }
 
     fn fetch(&self, needed: &Needed) -> io::Result<Collateral> {
@@ -92,17 +162,14 @@ impl Service {
             signed_json::split(&identity, "enclaveIdentity").map_err(invalid)?;
         let (pck_crl, headers) = self.get(&url("sgx", &format!("pckcrl?ca={ca}&encoding=der")))?;
         let pck_crl_issuer_chain = chain(&headers, &["SGX-PCK-CRL-Issuer-Chain"])?;
-        let root_crl = if self.base == INTEL {
-            self.get(INTEL_ROOT_CRL)?.0
-        } else {
-            self.get(&url("sgx", "rootcacrl"))?.0
+        let root_crl = match &self.root_crl {
+            Some(address) => self.get(address)?.0,
+            None => self.get(&url("sgx", "rootcacrl"))?.0,
         };
-        // A PCCS sends revocation lists in hexadecimal, Intel in DER.
-        let der = |bytes: Vec<u8>| hex::decode(bytes.trim_ascii()).unwrap_or(bytes);
         Ok(Collateral {
             pck_crl_issuer_chain,
-            root_ca_crl: der(root_crl),
-            pck_crl: der(pck_crl),
+            root_ca_crl: revocation_list(root_crl),
+            pck_crl: revocation_list(pck_crl),
             tcb_info_issuer_chain,
             tcb_info,
             tcb_info_signature,
@@ -164,6 +231,14 @@ impl CollateralSource for Service {
     }
 }
 
+/// A PCCS sends revocation lists in hexadecimal, Intel in DER or PEM.
+fn revocation_list(bytes: Vec<u8>) -> Vec<u8> {
+    if bytes.trim_ascii_start().starts_with(b"-----BEGIN") {
+        return pem::parse(&bytes).map_or(bytes, pem::Pem::into_contents);
+    }
+    hex::decode(bytes.trim_ascii()).unwrap_or(bytes)
+}
+
 fn invalid(reason: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason)
 }
@@ -201,6 +276,10 @@ fn system_roots() -> Vec<ureq::tls::Certificate<'static>> {
         .chain(files.map(PathBuf::from))
         .find_map(|path| fs::read(path).ok())
         .unwrap_or_default();
+    certificates(&bytes)
+}
+
+fn certificates(bytes: &[u8]) -> Vec<ureq::tls::Certificate<'static>> {
     pem::parse_many(bytes)
         .unwrap_or_default()
         .into_iter()

@@ -5,7 +5,8 @@
 //!   not, and what to do.
 //! - [`ratls`]: certificates that carry a quote, and TLS with them. [`Judge`] puts all together.
 //! - Collateral: [`Saved`], [`LocalEmulated`], and with the feature `fetch` a service over HTTP.
-//! - [`bundle`]: evidence to keep. [`endpoint`]: looking at a live peer. [`Aesm`]: hardware quotes.
+//! - [`bundle`]: evidence to keep. [`endpoint`]: looking at a live peer, [`coordinator`]: at one that
+//!   knows a cluster. [`Aesm`]: hardware quotes.
 //! - [`Device`]: this program's own enclave, as `/dev/attestation` shows it.
 //! - [`emulated`]: the provisioning chain and quoting enclave of emulated platforms.
 //!
@@ -16,11 +17,13 @@
 #![forbid(unsafe_code)]
 
 mod aesm;
+pub mod aesm_server;
 mod approve;
 pub mod bundle;
 mod bytes;
 mod certificate;
 mod collateral;
+pub mod coordinator;
 mod device;
 pub mod emulated;
 pub mod endpoint;
@@ -31,6 +34,7 @@ mod policy;
 pub mod proxy;
 mod quote;
 pub mod ratls;
+mod remember;
 mod signed_json;
 mod source;
 mod verdict;

@@ -69,13 +69,20 @@ pub struct Accept {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_svn: Option<u16>,
     /// Root hashes of the files: the measured configuration, shown and measured again, must have
-    /// one of these.
+    /// one of these. Needs `command`: the same files can be started in many ways.
     #[serde(
         deserialize_with = "one_or_many",
         skip_serializing_if = "Vec::is_empty"
     )]
     pub rootfs: Vec<HexBytes<32>>,
-    /// Digests of container images (SHA-256 of the image's configuration), likewise.
+    /// With `rootfs`: the program and its arguments, as the configuration fixes them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub command: Vec<String>,
+    /// With `rootfs`: what the configuration may leave open or change, in the words of the verdict.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub open: Vec<String>,
+    /// Digests of container images (SHA-256 of the image's configuration): the verifier has the
+    /// image itself, and measured it.
     #[serde(
         deserialize_with = "one_or_many",
         skip_serializing_if = "Vec::is_empty"
@@ -238,10 +245,17 @@ fn one_or_many<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 
 /// What is known of a container beside its quote: its measured configuration, which was measured
 /// again and gave the MRENCLAVEs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Disclosed {
     pub mrenclaves: Vec<HexBytes<32>>,
     pub rootfs: HexBytes<32>,
+    /// The program and its fixed arguments.
+    pub command: Vec<String>,
+    /// Whatever else could make these files act differently: what the host may set, files that are
+    /// replaced, unusual environment variables, insecure options.
+    pub open: Vec<String>,
+    /// Only where the verifier has measured the image itself; then nothing else is open.
     pub image: Option<String>,
 }
 
@@ -282,6 +296,16 @@ impl Policy {
                     "[[accept]] {name} gives mrsigner without product_id and min_svn: everything that signer ever signs would be accepted"
                 ));
             }
+            if !accept.rootfs.is_empty() && !pinned && accept.command.is_empty() {
+                return refuse(format!(
+                    "[[accept]] {name} gives rootfs without command: any program of those files would be accepted"
+                ));
+            }
+            if accept.rootfs.is_empty() && !(accept.command.is_empty() && accept.open.is_empty()) {
+                return refuse(format!(
+                    "[[accept]] {name} gives command or open without rootfs, which they belong to"
+                ));
+            }
             let enclave = !accept.mrenclave.is_empty()
                 || !accept.mrsigner.is_empty()
                 || !accept.rootfs.is_empty()
@@ -319,6 +343,9 @@ impl Policy {
             remedy: String::new(),
         });
         verdict.push(self.judge_platform(evidence));
+        if let Some(disclosed) = disclosed {
+            verdict.push(judge_disclosed(evidence, disclosed));
+        }
         verdict.push(self.judge_identity(evidence, disclosed));
         verdict.push(self.judge_debug(evidence));
         let (status, limit) = self.judge_status(evidence, now);
@@ -407,7 +434,7 @@ impl Policy {
             pass,
             meaning,
             remedy: if unseen {
-                "a rule names files or an image: show the configuration with --configuration FILE (from `bulla measure --configuration`)".into()
+                "a rule names files or an image: show the configuration with --configuration FILE (from `bulla measure --configuration`), or the image with --image".into()
             } else {
                 "compare with `bulla measure IMAGE`; if this software is meant, put its mrenclave into [[accept]]".into()
             },
@@ -564,6 +591,36 @@ impl Policy {
     }
 }
 
+/// What was shown must be this enclave's, even where no rule asks for it.
+fn judge_disclosed(evidence: &Evidence, disclosed: &Disclosed) -> Check {
+    let own = match &evidence.identity {
+        Identity::Enclave(enclave) => disclosed.mrenclaves.contains(&enclave.mrenclave),
+        Identity::Machine(_) => false,
+    };
+    let mut value = format!(
+        "files {}, command {:?}",
+        disclosed.rootfs, disclosed.command
+    );
+    if let Some(image) = &disclosed.image {
+        value = format!("image {image}, {value}");
+    }
+    for item in &disclosed.open {
+        value = format!("{value}; open: {item}");
+    }
+    Check {
+        check: "configuration",
+        value,
+        rule: "measures to the enclave's MRENCLAVE".into(),
+        pass: own,
+        meaning: if own {
+            "this is what the enclave was started with".into()
+        } else {
+            "it is another enclave's: the peer runs something else".into()
+        },
+        remedy: "show the peer's own configuration, made by the same version of bulla with the same options".into(),
+    }
+}
+
 impl Accept {
     fn matches_enclave(&self, enclave: &EnclaveIdentity, disclosed: Option<&Disclosed>) -> bool {
         if !self.mrtd.is_empty() {
@@ -579,7 +636,11 @@ impl Accept {
             || !self.rootfs.is_empty()
             || !self.image.is_empty();
         let rootfs = self.rootfs.is_empty()
-            || disclosed.is_some_and(|disclosed| self.rootfs.contains(&disclosed.rootfs));
+            || disclosed.is_some_and(|disclosed| {
+                self.rootfs.contains(&disclosed.rootfs)
+                    && (self.command.is_empty() || self.command == disclosed.command)
+                    && disclosed.open.iter().all(|item| self.open.contains(item))
+            });
         let image = self.image.is_empty()
             || disclosed
                 .and_then(|disclosed| disclosed.image.clone())
@@ -613,6 +674,9 @@ impl Accept {
             self.min_svn.iter().map(ToString::to_string).collect(),
         );
         list("rootfs", text(&self.rootfs));
+        if !self.command.is_empty() {
+            list("command", vec![format!("{:?}", self.command)]);
+        }
         list(
             "image",
             self.image.iter().map(ToString::to_string).collect(),

@@ -14,6 +14,7 @@ use crate::bytes::{HexBytes, sha256};
 use crate::certificate;
 use crate::collateral::{Collateral, CollateralError, date};
 use crate::quote::{Identity, Quote, QuoteError, Tee};
+use crate::remember::Remembering;
 
 /// Intel's SGX provisioning root, which signs for every SGX and TDX platform.
 pub static INTEL_ROOT: &[u8] = include_bytes!("../roots/intel-sgx-root-ca.der");
@@ -314,7 +315,7 @@ pub fn verify(quote: &[u8], collateral: &Collateral, now: u64) -> Result<Evidenc
         reason: classify(&detail),
         detail,
     };
-    let claims = QuoteVerifier::new(root.to_vec())
+    let claims = QuoteVerifier::<Remembering>::new_with_config(root.to_vec())
         .allow_debug(true)
         .verify_with_policy(exact, collateral.to_library(), now, &Unjudged)
         .map_err(|error| not_genuine(format!("{error:#}")))?;

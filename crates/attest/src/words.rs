@@ -1,8 +1,8 @@
 //! TCB statuses and advisories in words.
 //!
 //! Statuses are Intel's ("Get TCB Info" of the provisioning certification service). The advisories
-//! are those that Intel names for SGX and TDX platforms; one that is not listed here is explained
-//! by its number alone and is treated like any other.
+//! are those that Intel names for SGX and TDX platforms; one that is not listed here is shown with the
+//! address of Intel's page about it, and is treated like any other.
 
 use crate::verify::Status;
 
@@ -53,44 +53,28 @@ pub fn remedy(status: Status) -> &'static str {
     }
 }
 
-/// Advisories by number: the common name of the attack, and what it lets an attacker do.
+/// Advisories by number: the common name of the attack, and what it lets an attacker do. Only those
+/// that this summary is sure of.
 static ADVISORIES: &[(&str, &str)] = &[
-    (
-        "INTEL-SA-00079",
-        "early EPID and quoting software flaw: enclave keys could be used wrongly",
-    ),
     (
         "INTEL-SA-00088",
         "Spectre (bounds check bypass, branch target injection): speculation leaks memory across boundaries",
-    ),
-    (
-        "INTEL-SA-00106",
-        "firmware flaw in platform firmware that lets a privileged user break SGX",
     ),
     (
         "INTEL-SA-00115",
         "Speculative Store Bypass and rogue register read: speculation leaks data",
     ),
     (
-        "INTEL-SA-00135",
-        "firmware flaw that gives the host more than it should have",
-    ),
-    (
         "INTEL-SA-00161",
         "Foreshadow / L1 Terminal Fault: reads enclave memory and keys out of the cache",
     ),
-    ("INTEL-SA-00202", "SGX SDK and platform software flaws"),
-    (
-        "INTEL-SA-00203",
-        "firmware flaw: BIOS does not protect SGX settings",
-    ),
     (
         "INTEL-SA-00219",
-        "timing of the integrated graphics shows an enclave's memory accesses; set in the BIOS",
+        "the integrated graphics can get at protected memory; countered by a BIOS setting",
     ),
     (
         "INTEL-SA-00220",
-        "firmware (TXT, SGX) flaw that lets a privileged user escalate",
+        "SGX and TXT: a privileged user gets more than they should",
     ),
     (
         "INTEL-SA-00233",
@@ -104,14 +88,13 @@ static ADVISORIES: &[(&str, &str)] = &[
         "INTEL-SA-00289",
         "Plundervolt: undervolting makes enclaves compute wrong results; lock the interface in the BIOS",
     ),
-    ("INTEL-SA-00293", "SGX SDK and platform software flaw"),
     (
         "INTEL-SA-00320",
         "CrossTalk (special register buffer data sampling): reads random numbers of other cores",
     ),
     (
         "INTEL-SA-00329",
-        "Vector register and L1D eviction sampling (CacheOut): reads data out of CPU buffers",
+        "vector register and L1D eviction sampling (CacheOut): reads data out of CPU buffers",
     ),
     (
         "INTEL-SA-00334",
@@ -119,39 +102,23 @@ static ADVISORIES: &[(&str, &str)] = &[
     ),
     (
         "INTEL-SA-00381",
-        "Platypus follow-up: vector register sampling leaks data",
+        "vector registers can be sampled, and the fast store forwarding predictor leaks data",
     ),
     (
         "INTEL-SA-00389",
         "Platypus: power readings show what an enclave computes",
     ),
     (
-        "INTEL-SA-00391",
-        "firmware (CSME, SPS) flaws that give a privileged user more than they should have",
-    ),
-    (
-        "INTEL-SA-00477",
-        "faults observed through the timing of page table accesses in the quoting software",
-    ),
-    (
-        "INTEL-SA-00500",
-        "firmware flaw in BIOS authenticated code modules",
-    ),
-    (
         "INTEL-SA-00528",
-        "a debug interface that can be switched on by physical access",
+        "a debug mode that can be switched on with physical access",
     ),
     (
         "INTEL-SA-00561",
         "fast store forwarding predictor: speculation leaks data",
     ),
     (
-        "INTEL-SA-00586",
-        "the host can read stale data (cross-thread return address prediction)",
-    ),
-    (
         "INTEL-SA-00614",
-        "out-of-bounds read under complex microarchitectural conditions in SGX",
+        "probing the JTAG interface, with physical access, shows secrets of enclaves",
     ),
     (
         "INTEL-SA-00615",
@@ -159,27 +126,19 @@ static ADVISORIES: &[(&str, &str)] = &[
     ),
     (
         "INTEL-SA-00617",
-        "BIOS flaw that lets a privileged user break SGX",
+        "BIOS firmware: a privileged user gets more than they should",
     ),
     (
         "INTEL-SA-00657",
         "AEPIC leak: reads enclave data out of the interrupt controller; needs microcode",
     ),
     (
-        "INTEL-SA-00730",
-        "Return stack buffer and memory access flaws that leak data",
-    ),
-    (
-        "INTEL-SA-00737",
-        "BIOS and CPU flaws that let a privileged user break SGX",
-    ),
-    (
         "INTEL-SA-00738",
-        "wrong isolation of shared resources (out-of-band management) in Xeon processors",
+        "memory controller settings of some Xeons are too permissive when SGX is used",
     ),
     (
         "INTEL-SA-00767",
-        "SGX: wrong checks of the software guard extensions in microcode",
+        "shared resources are not isolated well enough when SGX is used: data can be read",
     ),
     (
         "INTEL-SA-00828",
@@ -187,36 +146,31 @@ static ADVISORIES: &[(&str, &str)] = &[
     ),
     (
         "INTEL-SA-00837",
-        "wrong access control in firmware of Xeon processors with SGX or TDX",
+        "errors can be injected into memory of SGX or TDX by a privileged user",
     ),
     (
         "INTEL-SA-00960",
-        "Reptar (redundant prefixes): crash or privilege escalation; needs microcode",
+        "Trusted Execution Register Access: a protection of some Xeons fails when SGX or TDX is used",
     ),
     (
         "INTEL-SA-01036",
-        "wrong finite state machine in the CPU's hardware logic: denial of service, escalation",
+        "TDX module: input is not checked well enough",
     ),
     (
         "INTEL-SA-01045",
-        "SGX: leak through the sharing of resources, needs microcode",
+        "some Xeon D: the microcode computes keys of SGX wrongly",
     ),
     (
         "INTEL-SA-01079",
-        "wrong protection of the TDX module or of SGX keys by a privileged user",
+        "memory controller settings of some Xeons are too permissive when SGX is used",
     ),
     (
         "INTEL-SA-01103",
-        "flaw of the CPU's bus lock or power interface shows data",
+        "the power interface (RAPL) shows data to a privileged user",
     ),
     (
         "INTEL-SA-01153",
-        "Native branch history injection: speculation leaks data",
-    ),
-    ("INTEL-SA-01192", "TDX module flaw"),
-    (
-        "INTEL-SA-01220",
-        "Xeon processors with SGX: a privileged user can break isolation",
+        "Indirect Target Selection: speculation leaks data",
     ),
 ];
 

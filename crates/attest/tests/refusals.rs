@@ -209,29 +209,94 @@ fn policies_refuse() {
     for (name, policy) in cases {
         refused(name, &judge(policy, None), &der, NOW);
     }
-    // Files that were shown count only for the enclave that they were measured to.
-    let shown = |mrenclave: [u8; 32], rootfs: [u8; 32]| Judge {
-        disclosed: Some(Disclosed {
-            mrenclaves: vec![HexBytes(mrenclave)],
-            rootfs: HexBytes(rootfs),
-            image: None,
-        }),
-        ..judge(
-            accept(Accept {
-                rootfs: right.clone(),
-                ..none.clone()
-            }),
-            None,
-        )
+    // Files that were shown count only for the enclave that they were measured to, with the right
+    // command, and if nothing else is open.
+    let rule = Accept {
+        rootfs: right.clone(),
+        command: vec!["server".into()],
+        open: vec!["environment MODE=x".into()],
+        ..none.clone()
     };
-    assert!(shown([0xe1; 32], [0xe1; 32]).approve(&der, NOW).is_ok());
-    refused("other files", &shown([0xe1; 32], [2; 32]), &der, NOW);
-    refused(
-        "files of another enclave",
-        &shown([2; 32], [0xe1; 32]),
-        &der,
-        NOW,
-    );
+    let good = Disclosed {
+        mrenclaves: vec![HexBytes([0xe1; 32])],
+        rootfs: right[0],
+        command: vec!["server".into()],
+        open: Vec::new(),
+        image: None,
+    };
+    let shown = |accepted: &Accept, disclosed: Disclosed| Judge {
+        disclosed: Some(disclosed),
+        ..judge(accept(accepted.clone()), None)
+    };
+    let image = Accept {
+        image: vec![ImageDigest([1; 32])],
+        ..none.clone()
+    };
+    let with = |change: &dyn Fn(&mut Disclosed)| {
+        let mut disclosed = good.clone();
+        change(&mut disclosed);
+        disclosed
+    };
+    let measured = with(&|shown| shown.image = Some(ImageDigest([1; 32]).to_string()));
+    let known = with(&|shown| shown.open = vec!["environment MODE=x".into()]);
+    for (rule, shown_here) in [(&rule, &good), (&rule, &known), (&image, &measured)] {
+        let judge = shown(rule, shown_here.clone());
+        assert!(judge.approve(&der, NOW).is_ok(), "{shown_here:?}");
+    }
+    let cases = [
+        (
+            "other files",
+            &rule,
+            with(&|shown| shown.rootfs = HexBytes([2; 32])),
+        ),
+        (
+            "another command",
+            &rule,
+            with(&|shown| shown.command = vec!["sh".into()]),
+        ),
+        (
+            "more arguments",
+            &rule,
+            with(&|shown| shown.command.push("-x".into())),
+        ),
+        ("no command", &rule, with(&|shown| shown.command.clear())),
+        (
+            "open",
+            &rule,
+            with(&|shown| shown.open = vec!["environment MODE=y".into()]),
+        ),
+        (
+            "another enclave's",
+            &rule,
+            with(&|shown| shown.mrenclaves = other.clone()),
+        ),
+        ("nobody's", &rule, with(&|shown| shown.mrenclaves.clear())),
+        ("image unknown", &image, good.clone()),
+        (
+            "another image",
+            &image,
+            with(&|shown| {
+                shown.image = Some(ImageDigest([2; 32]).to_string());
+            }),
+        ),
+        (
+            "image of another enclave",
+            &image,
+            Disclosed {
+                mrenclaves: other.clone(),
+                ..measured.clone()
+            },
+        ),
+    ];
+    for (name, rule, disclosed) in cases {
+        refused(name, &shown(rule, disclosed), &der, NOW);
+    }
+    // Even where the MRENCLAVE is pinned: something else was shown than what runs.
+    let pinned = Judge {
+        disclosed: Some(with(&|shown| shown.mrenclaves = other.clone())),
+        ..judge(policy(), None)
+    };
+    refused("what was shown is not what runs", &pinned, &der, NOW);
 }
 
 #[test]

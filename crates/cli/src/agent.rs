@@ -1,81 +1,64 @@
 //! Putting the agent before the application, as `[attestation.tls]` of the manifest asks.
 //!
-//! The agent (crates/agent, a static program) and its settings become files of the measured
-//! configuration, under /run/bulla, and the container starts with the agent, which becomes the
-//! application once it is done.
-
-use std::fs;
-use std::path::PathBuf;
+//! The agent (crates/agent, a static program that this one brings along) and its settings become files
+//! of the measured configuration, under /run/bulla, and the container starts with the agent, which
+//! becomes the application once it is done. Without `[attestation.tls]` nothing of it is there.
 
 use bulla_abi::config::{Config, FixedFile};
+use bulla_agent::settings::Settings;
+use bulla_image::embedded;
 
 use crate::failure::Failure;
 
 const AGENT: &str = "/run/bulla/agent";
 const SETTINGS: &str = "/run/bulla/settings.toml";
 
-/// What `[attestation.tls]` may hold; the agent says what each means.
-const TLS_KEYS: [&str; 7] = [
-    "directory",
-    "common_name",
-    "names",
-    "valid_hours",
-    "gramine",
-    "endorsements",
-    "reload_signal",
-];
-
 /// Changes the configuration so that it starts with the agent.
 pub fn install(config: &mut Config, attestation: &toml::Table) -> Result<(), Failure> {
-    for key in attestation.keys() {
-        if key != "tls" {
-            return Err(Failure::new(format!(
-                "attestation.{key} is not a key of the manifest; there is attestation.tls"
-            )));
-        }
-    }
-    let Some(tls) = attestation.get("tls") else {
+    let text = toml::to_string(attestation).map_err(Failure::new)?;
+    let settings = Settings::parse(&text).map_err(Failure::new)?;
+    if settings.tls.is_none() {
         return Ok(());
-    };
-    let tls = tls
-        .as_table()
-        .ok_or_else(|| Failure::new("attestation.tls is a table: write [attestation.tls]"))?;
-    for key in tls.keys() {
-        if !TLS_KEYS.contains(&key.as_str()) {
-            return Err(Failure::new(format!(
-                "attestation.tls.{key} is not a key of the manifest; there are {}",
-                TLS_KEYS.join(", ")
-            )));
-        }
     }
-    let settings = toml::to_string(attestation).map_err(Failure::new)?;
     let file = |path: &str, content: Vec<u8>, mode| FixedFile {
         path: path.into(),
         content,
         mode,
     };
-    config.files.push(file(AGENT, program()?, 0o755));
-    config
-        .files
-        .push(file(SETTINGS, settings.into_bytes(), 0o444));
+    config.files.extend([
+        file(AGENT, embedded::AGENT.to_vec(), 0o755),
+        file(SETTINGS, settings.to_toml().into_bytes(), 0o444),
+    ]);
     config.argv.splice(0..0, [AGENT.into(), SETTINGS.into()]);
     Ok(())
 }
 
-/// The agent's program: beside bulla's own, or what BULLA_AGENT names.
-fn program() -> Result<Vec<u8>, Failure> {
-    let named = std::env::var_os("BULLA_AGENT").map(PathBuf::from);
-    let beside = || Some(std::env::current_exe().ok()?.with_file_name("bulla-agent"));
-    let path = named
-        .or_else(beside)
-        .ok_or_else(|| Failure::new("bulla's own program cannot be found; set BULLA_AGENT"))?;
-    fs::read(&path).map_err(|error| {
-        Failure::new(format!(
-            "[attestation.tls] needs the agent, and {} cannot be read: {error}; build it with \
-             scripts/agent.sh, or set BULLA_AGENT",
-            path.display()
-        ))
-    })
+/// Whether a file is one of the agent's.
+pub fn is_own(path: &[u8]) -> bool {
+    path == AGENT.as_bytes() || path == SETTINGS.as_bytes()
+}
+
+/// The settings of the agent that a configuration starts with, if it is this program's own agent and
+/// nothing is in its place.
+pub fn installed(config: &Config) -> Option<Settings> {
+    let [program, settings, ..] = &config.argv[..] else {
+        return None;
+    };
+    let only = |path: &str| {
+        let mut files = config
+            .files
+            .iter()
+            .filter(|file| file.path == path.as_bytes());
+        files.next().filter(|_| files.next().is_none())
+    };
+    if program != AGENT.as_bytes()
+        || settings != SETTINGS.as_bytes()
+        || only(AGENT)?.content != embedded::AGENT
+    {
+        return None;
+    }
+    let text = std::str::from_utf8(&only(SETTINGS)?.content).ok()?;
+    Settings::parse(text).ok()
 }
 
 #[cfg(test)]
@@ -83,8 +66,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unknown_keys_are_refused() {
-        for text in ["[tsl]", "[tls]\nname = \"x\"", "tls = 1"] {
+    fn what_the_agent_cannot_use_is_refused_before_it_is_measured() {
+        for text in [
+            "[tsl]",
+            "[tls]\nname = \"x\"",
+            "tls = 1",
+            "[tls]\nvalid_hours = \"x\"",
+        ] {
             let table: toml::Table = toml::from_str(text).unwrap();
             let mut config = Config::default();
             assert!(install(&mut config, &table).is_err(), "{text}");
@@ -92,6 +80,23 @@ mod tests {
         }
         let mut config = Config::default();
         install(&mut config, &toml::Table::new()).unwrap();
-        assert!(config.argv.is_empty());
+        assert!(config.argv.is_empty() && config.files.is_empty());
+    }
+
+    #[test]
+    fn the_agent_comes_first() {
+        let table: toml::Table = toml::from_str("[tls]\nnames = [\"db\"]").unwrap();
+        let mut config = Config {
+            argv: vec![b"redis-server".to_vec()],
+            ..Config::default()
+        };
+        install(&mut config, &table).unwrap();
+        assert_eq!(
+            config.argv,
+            [AGENT.as_bytes(), SETTINGS.as_bytes(), b"redis-server"]
+        );
+        let files: Vec<_> = config.files.iter().map(|file| &file.path[..]).collect();
+        assert_eq!(files, [AGENT.as_bytes(), SETTINGS.as_bytes()]);
+        assert_eq!(&config.files[0].content[..4], b"\x7fELF");
     }
 }

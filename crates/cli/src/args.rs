@@ -130,7 +130,7 @@ Examples:
   bulla measure --json --layout dynamic -e LOG=debug python.tar app.py";
 
 /// What is to run, and everything about it that is measured.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct Workload {
     /// The image (or, with --rootfs, the program) and its arguments
     #[arg(
@@ -317,6 +317,10 @@ pub struct MeasureArguments {
     #[arg(long, value_enum)]
     pub layout: Option<Layout>,
 
+    /// Also write what is measured into a file, for `bulla verify --configuration`
+    #[arg(long, value_name = "FILE")]
+    pub configuration: Option<PathBuf>,
+
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -374,6 +378,10 @@ pub struct CollateralArguments {
     #[arg(long)]
     pub offline: bool,
 
+    /// Trust these certificates (PEM) as the service's, instead of this machine's authorities
+    #[arg(long, value_name = "FILE", conflicts_with = "insecure_pccs_tls")]
+    pub pccs_ca: Option<PathBuf>,
+
     /// Accept any TLS certificate of the PCCS (collateral is signed by itself)
     #[arg(long)]
     pub insecure_pccs_tls: bool,
@@ -396,6 +404,18 @@ pub struct VerifyArguments {
     #[command(flatten)]
     pub collateral: CollateralArguments,
 
+    /// What the peer is said to run (from `bulla measure --configuration`), for rules about files
+    #[arg(long, value_name = "FILE")]
+    pub configuration: Option<PathBuf>,
+
+    /// The image that the peer is said to run, for rules about images
+    #[arg(long, value_name = "IMAGE", conflicts_with = "configuration")]
+    pub image: Option<OsString>,
+
+    /// The manifest (bulla.toml) that the image was started or built with
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub manifest: Option<PathBuf>,
+
     /// Judge as of this time (2027-01-31T00:00:00Z)
     #[arg(long, value_name = "TIME")]
     pub at: Option<String>,
@@ -405,7 +425,7 @@ pub struct VerifyArguments {
     pub bundle: Option<PathBuf>,
 
     /// Judge a bundle again, offline, as of the time when it was written
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["subject", "policy", "bundle", "at"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["subject", "policy", "bundle", "at", "configuration", "image"])]
     pub replay: Option<PathBuf>,
 
     /// Print JSON

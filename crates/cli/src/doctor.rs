@@ -1,6 +1,7 @@
 //! `bulla doctor`: which platform this machine offers, and why, in words with remedies.
 
 use crate::args::DoctorArguments;
+use crate::doctor_attestation::Surroundings;
 use crate::failure::Failure;
 use crate::platform::ENCLAVE_DEVICE;
 use serde::Serialize;
@@ -54,6 +55,11 @@ impl Finding {
             remedy: Some(remedy.into()),
         }
     }
+
+    #[cfg(test)]
+    pub fn remedy(&self) -> Option<&str> {
+        self.remedy.as_deref()
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -73,7 +79,8 @@ struct Report {
 /// Runs the command: exit code 0 when containers can run here, else 1.
 pub fn run(arguments: &DoctorArguments) -> Result<u8, Failure> {
     let mut report = examine(&Machine::this());
-    report.attestation = crate::doctor_attestation::examine(report.platform == "hardware");
+    report.attestation =
+        crate::doctor_attestation::examine(&Surroundings::this(report.platform == "hardware"));
     if arguments.json {
         crate::print_json(&report)?;
     } else {

@@ -16,6 +16,7 @@ mod coordinator;
 mod coordinator_args;
 mod debugger;
 mod diff;
+mod disclose;
 mod doctor;
 mod doctor_attestation;
 mod enclave;

@@ -35,6 +35,10 @@ struct Measured {
 /// Runs the command.
 pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
     let prepared = workload::prepare(&arguments.workload)?;
+    if let Some(path) = &arguments.configuration {
+        std::fs::write(path, crate::disclose::document(&prepared)?)
+            .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
+    }
     // The enclave will check each block; whoever trusts the measurement wants to know now.
     let files = Files::open(
         &prepared.rootfs,

@@ -9,14 +9,15 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulla_attest::fetch::{AZURE, INTEL, Service};
+use bulla_attest::fetch::{AZURE, INTEL, Options, Service, Trust};
 use bulla_attest::{
-    Certificate, CertificateUnjudged, Check, CollateralSource, FirstOf, Judge, Judged,
-    LocalEmulated, Policy, Saved, Unjudged, Verdict, bundle, endpoint, sha256,
+    Certificate, CertificateUnjudged, Check, CollateralSource, Disclosed, FirstOf, Judge, Judged,
+    LocalEmulated, Policy, Saved, Unjudged, Verdict, bundle, coordinator::CoordinatorError,
+    endpoint,
 };
-use serde::Deserialize;
 
 use crate::args::{CollateralArguments, VerifyArguments};
+use crate::disclose::{self, DOCUMENT_MAX};
 use crate::failure::Failure;
 use crate::quoter::now;
 use crate::state::State;
@@ -81,8 +82,8 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
         .unwrap_or_default();
     let judge = Judge {
         policy: Policy::from_toml(&policy).map_err(bad_input)?,
-        source: source(&arguments.collateral),
-        disclosed: None,
+        source: source(&arguments.collateral)?,
+        disclosed: disclosed(arguments)?,
     };
     let at = match &arguments.at {
         None => now(),
@@ -111,28 +112,49 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
             ))
         })?;
         let text = String::from_utf8_lossy(&policy);
-        bundle::write(directory, judged, outcome.certificate.as_deref(), &text)
-            .map_err(Failure::new)?;
+        let disclosed = judge.disclosed.as_ref();
+        bundle::write(
+            directory,
+            judged,
+            outcome.certificate.as_deref(),
+            &text,
+            disclosed,
+        )
+        .map_err(Failure::new)?;
     }
     Ok(outcome.verdict)
+}
+
+/// What is known of the peer beside its quote.
+fn disclosed(arguments: &VerifyArguments) -> Result<Option<Disclosed>, Failure> {
+    if let Some(path) = &arguments.configuration {
+        let bytes = read_up_to(path, DOCUMENT_MAX)?;
+        return disclose::of_document(&bytes).map(Some).map_err(bad_input);
+    }
+    let Some(image) = &arguments.image else {
+        return Ok(None);
+    };
+    disclose::of_image(image, arguments.manifest.as_deref())
+        .map(Some)
+        .map_err(bad_input)
 }
 
 /// The judge that a policy file and the options describe.
 pub fn judge_of(policy: &Path, collateral: &CollateralArguments) -> Result<Judge, Failure> {
     Ok(Judge {
         policy: Policy::from_toml(&read(policy)?).map_err(bad_input)?,
-        source: source(collateral),
+        source: source(collateral)?,
         disclosed: None,
     })
 }
 
 /// This machine's emulated platform knows its own quotes; others' collateral is saved or fetched.
-fn source(arguments: &CollateralArguments) -> Arc<dyn CollateralSource> {
+fn source(arguments: &CollateralArguments) -> Result<Arc<dyn CollateralSource>, Failure> {
     let state = State::of_user();
     let mut sources: Vec<Box<dyn CollateralSource>> = Vec::new();
     if let Some(path) = &arguments.collateral {
         sources.push(Box::new(Saved { path: path.clone() }));
-        return Arc::new(FirstOf(sources));
+        return Ok(Arc::new(FirstOf(sources)));
     }
     sources.push(Box::new(LocalEmulated {
         state: state.emulated_fuses(),
@@ -146,23 +168,36 @@ fn source(arguments: &CollateralArguments) -> Arc<dyn CollateralSource> {
             None if arguments.azure => AZURE,
             None => INTEL,
         };
-        let timeout = Duration::from_secs(arguments.timeout);
-        let insecure = arguments.insecure_pccs_tls;
-        sources.push(Box::new(Service::new(base, insecure, timeout, Some(cache))));
+        let trust = match &arguments.pccs_ca {
+            Some(path) => Trust::File(path.clone()),
+            None if arguments.insecure_pccs_tls => Trust::InsecureAny,
+            None => Trust::System,
+        };
+        let service = Service::new(Options {
+            trust,
+            cache: Some(cache),
+            ..Options::new(base, Duration::from_secs(arguments.timeout))
+        });
+        sources.push(Box::new(service.map_err(bad_input)?));
     }
-    Arc::new(FirstOf(sources))
+    Ok(Arc::new(FirstOf(sources)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    read_up_to(path, FILE_MAX)
+}
+
+fn read_up_to(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     let failed = |error| bad_input(format!("cannot read {}: {error}", path.display()));
     let mut bytes = Vec::new();
     fs::File::open(path)
-        .and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(max + 1).read_to_end(&mut bytes))
         .map_err(failed)?;
-    if bytes.len() as u64 > FILE_MAX {
+    if bytes.len() as u64 > max {
         return Err(bad_input(format!(
-            "{} is larger than 4 MiB",
-            path.display()
+            "{} is larger than {} MiB",
+            path.display(),
+            max >> 20
         )));
     }
     Ok(bytes)
@@ -244,90 +279,21 @@ fn file(judge: &Judge, path: &Path, at: u64) -> Result<Outcome, Failure> {
     })
 }
 
-/// MarbleRun's way: GET /quote answers with a certificate chain and a quote whose report data
-/// begins with the SHA-256 of the root certificate (DER) and a nonce. The nonce makes it fresh;
-/// the endpoint must then use a certificate of that chain.
+/// A coordinator's quote, fresh and over the root certificate of the connection.
 fn coordinator(
     judge: &Judge,
     address: &str,
     at: u64,
     timeout: Duration,
 ) -> Result<Outcome, Failure> {
-    #[derive(Deserialize)]
-    struct Answer {
-        data: Data,
-    }
-    #[derive(Deserialize)]
-    struct Data {
-        cert: String,
-        quote: Option<String>,
-    }
-    let host = address.rsplit_once(':').map_or(address, |(host, _)| host);
-    let nonce = bulla_attest::nonce().map_err(Failure::new)?;
-    let query = bulla_attest::base64url(&nonce);
-    // HTTP 1.0: the answer ends with the connection.
-    let request = format!("GET /api/v2/quote?nonce={query} HTTP/1.0\r\nHost: {host}\r\n\r\n");
-    let seen = endpoint::look(address, request.as_bytes(), timeout)
-        .map_err(|error| unreachable(format!("{address}: {error}")))?;
-    let malformed = |reason: &str| bad_input(format!("{address} is no coordinator: {reason}"));
-    let body = seen
-        .answer
-        .windows(4)
-        .position(|window| window == b"\r\n\r\n")
-        .map(|at| &seen.answer[at + 4..])
-        .ok_or_else(|| malformed("its answer is not HTTP"))?;
-    let answer: Answer =
-        serde_json::from_slice(body).map_err(|error| malformed(&error.to_string()))?;
-    let chain = bulla_attest::pem_certificates(&answer.data.cert)
-        .ok_or_else(|| malformed("its certificates are not PEM"))?;
-    let root = chain
-        .last()
-        .ok_or_else(|| malformed("it shows no certificates"))?;
-    let quote = answer
-        .data
-        .quote
-        .as_deref()
-        .and_then(bulla_attest::unbase64)
-        .ok_or_else(|| malformed("it has no quote; it runs without an enclave"))?;
-    // Open Enclave puts a header of 16 bytes before it.
-    let quote = match quote.get(..8) {
-        Some([1, 0, 0, 0, 2, 0, 0, 0]) => &quote[16.min(quote.len())..],
-        _ => &quote[..],
-    };
-    let mut judged = judge.quote(quote, None, at).map_err(unjudged)?;
-    let bound =
-        judged.verdict.evidence.as_ref().is_some_and(|evidence| {
-            evidence.identity.report_data()[..32] == sha256(&[root, &nonce])
-        });
-    judged.verdict.push_first(Check {
-        check: "root certificate",
-        value: if bound {
-            "quoted, with our nonce"
-        } else {
-            "not the one that is quoted"
-        }
-        .into(),
-        rule: "report data = SHA-256(root certificate, nonce)".into(),
-        pass: bound,
-        meaning: "only the quoted coordinator holds the root's key".into(),
-        remedy: "do not trust this coordinator".into(),
-    });
-    let same = seen.chain.iter().any(|shown| chain.contains(shown));
-    judged.verdict.push_first(Check {
-        check: "connection",
-        value: if same {
-            "certificate of that chain"
-        } else {
-            "another certificate"
-        }
-        .into(),
-        rule: "TLS with a certificate of the quoted chain".into(),
-        pass: same,
-        meaning: "the answer came from the coordinator itself".into(),
-        remedy: "connect to the coordinator without a proxy in between".into(),
-    });
+    let verdict = bulla_attest::coordinator::judge(judge, address, at, timeout).map_err(
+        |error| match error {
+            CoordinatorError::Unreachable(_) => unreachable(error),
+            CoordinatorError::NotOne(_) => bad_input(error),
+        },
+    )?;
     Ok(Outcome {
-        verdict: judged.verdict.clone(),
+        verdict,
         // The nonce is gone with this process: a bundle could not be judged again.
         judged: None,
         certificate: None,

@@ -179,7 +179,7 @@ pub fn is_own(name: &OsStr) -> bool {
 }
 
 /// Without a manifest whoever types the command is the owner: the options are measured.
-fn from_options(
+pub fn from_options(
     stored: &Stored,
     workload: &Workload,
     arguments: &[OsString],

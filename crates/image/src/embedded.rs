@@ -10,6 +10,8 @@ use bytes::Bytes;
 pub const BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
 /// ELF file of the runtime with the library OS.
 pub const RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
+/// ELF file of the agent, a static program that configurations with `[attestation.tls]` start with.
+pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-agent"));
 
 /// Lays out and measures an enclave of the embedded programs.
 pub fn image(

@@ -36,3 +36,4 @@ pub use error::Error;
 pub use host::{Debugger, Quoter};
 pub use launch::{ExitStatus, Finished, Options, launch};
 pub use stats::{Phase, Stats};
+pub use sys::dcap::{LibraryError, QuoteLibrary};

@@ -1,8 +1,9 @@
 //! Attestation from inside: /dev/attestation, quotes that `bulla verify` accepts, and keys.
 
-use bulla_test_apps::{Program, Side, bulla, sides};
+use bulla_test_apps::{Program, Side, bulla, image, platform_options, sides};
 use std::fs;
-use std::process::{Command, Output};
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
 
 fn in_enclave(script: &str) -> String {
     let finished = Program::new("busybox", &["/bin/sh", "-c", script]).run(Side::Enclave);
@@ -35,7 +36,6 @@ fn unhex(text: &str) -> Vec<u8> {
 const HEX: &str = "od -An -v -tx1";
 
 #[test]
-#[ignore = "open: what a shell writes to target_info and user_report_data is not what its commands read"]
 fn the_files_hold_what_gramine_says() {
     if !sides().contains(&Side::Enclave) {
         return;
@@ -43,7 +43,6 @@ fn the_files_hold_what_gramine_says() {
     let out = in_enclave(
         "cd /dev/attestation; cat attestation_type; echo; ls; ls keys
          wc -c < my_target_info; wc -c < report; wc -c < user_report_data
-         cat my_target_info > target_info; cmp my_target_info target_info && echo same
          echo -n hello > user_report_data; dd if=report bs=1 skip=320 count=6 2>/dev/null | od -An -c
          wc -c < keys/_sgx_mrenclave
          cmp -s keys/_sgx_mrenclave keys/_sgx_mrsigner || echo differ
@@ -51,7 +50,10 @@ fn the_files_hold_what_gramine_says() {
          (echo x > keys/_sgx_mrsigner) 2>/dev/null || echo read-only
          (echo -n short > keys/mine) 2>/dev/null || echo short
          echo -n 0123456789abcdef > keys/mine; cat keys/mine; echo
-         sh -c 'od -An -tx1 -N1 user_report_data'",
+         sh -c 'echo -n other > user_report_data; head -c 5 user_report_data'; echo
+         head -c 5 user_report_data; echo
+         sh -c 'head -c 5 user_report_data'; echo
+         (exec sh -c 'head -c 5 user_report_data'); echo",
     );
     let lines: Vec<&str> = out.lines().map(str::trim).collect();
     let expected = [
@@ -69,7 +71,6 @@ fn the_files_hold_what_gramine_says() {
         "512",
         "432",
         "64",
-        "same",
         r"h   e   l   l   o  \0",
         "16",
         "differ",
@@ -77,9 +78,69 @@ fn the_files_hold_what_gramine_says() {
         "read-only",
         "short",
         "0123456789abcdef",
-        "00",
+        // A child begins with what its parent wrote, and keeps what it writes to itself.
+        "other",
+        "hello",
+        "hello",
+        "hello",
     ];
     assert_eq!(lines, expected, "{out}");
+}
+
+/// Gramine has an enclave per process: what one process writes is for its own reports.
+#[test]
+fn each_process_has_its_own_target_and_report_data() {
+    if !sides().contains(&Side::Enclave) {
+        return;
+    }
+    const SCRIPT: &str = r#"
+import os
+os.chdir("/dev/attestation")
+read = lambda name: open(name, "rb").read()
+def write(name, data):
+    with open(name, "wb") as file: file.write(data)
+own = read("my_target_info")
+assert len(own) == 512 and read("target_info") == bytes(512) and read("user_report_data") == bytes(64)
+before = read("report")
+write("target_info", own)
+assert read("target_info") == own
+write("user_report_data", b"parent")
+report = read("report")
+assert report[320:384] == b"parent" + bytes(58)
+assert report[:320] == before[:320], "the same enclave"
+assert report[384:] != before[384:], "another target, another MAC"
+ready, done = os.pipe(), os.pipe()
+if os.fork() == 0:
+    assert read("target_info") == own and read("user_report_data")[:6] == b"parent"
+    write("user_report_data", b"child")
+    write("target_info", bytes(512))
+    assert read("report")[320:384] == b"child" + bytes(59)
+    os.write(ready[1], b"x"); os.read(done[0], 1)
+    assert read("report")[320:384] == b"child" + bytes(59)
+    os._exit(7)
+os.read(ready[0], 1)
+assert read("report")[320:384] == b"parent" + bytes(58) and read("target_info") == own
+write("user_report_data", b"later")
+os.write(done[1], b"x")
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+# Longer is cut off, shorter filled up; what is written in pieces counts as a whole.
+write("user_report_data", bytes(range(100)))
+assert read("user_report_data") == bytes(range(64))
+fd = os.open("user_report_data", os.O_WRONLY)
+os.write(fd, b"ab"); os.write(fd, b"cd"); os.close(fd)
+assert read("report")[320:384] == b"abcd" + bytes(60)
+quote = read("quote")
+assert quote[48 + 320:48 + 384] == b"abcd" + bytes(60)
+try: write("target_info", b"\xff" * 512); read("report"); raise SystemExit("reserved bits were taken")
+except PermissionError: pass
+print("right")
+"#;
+    let program = Program::new("python", &["python3", "-c", SCRIPT]);
+    let finished = program.run(Side::Enclave);
+    assert!(
+        finished.code == Some(0) && finished.stdout == "right\n",
+        "{finished}"
+    );
 }
 
 #[test]
@@ -180,4 +241,212 @@ fn a_quote_is_verified_and_its_bundle_replayed() {
     fs::write(path("quote"), b"no quote").unwrap();
     assert_eq!(judge(&[]).status.code(), Some(3));
     assert_eq!(verify(&["https://127.0.0.1:1"]).status.code(), Some(2));
+}
+
+const QUOTE: &str =
+    "echo -n nonce > /dev/attestation/user_report_data; od -An -v -tx1 /dev/attestation/quote";
+
+/// What a command prints.
+fn succeed(command: &mut Command, stdin: &str) -> String {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(stdin.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+    text(&output.stdout)
+}
+
+#[test]
+fn rules_about_files_need_the_right_configuration() {
+    if !sides().contains(&Side::Enclave) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    fs::write(path("quote"), unhex(&in_enclave(QUOTE))).unwrap();
+    let measure = |name: &str, script: &str| {
+        let mut command = Command::new(bulla());
+        command.args([
+            "measure",
+            "--json",
+            "--configuration",
+            &path(name),
+            "--rootfs",
+        ]);
+        command.arg(image("busybox").rootfs);
+        let text = succeed(command.args(["/bin/sh", "-c", script]), "");
+        let measured: serde_json::Value = serde_json::from_str(&text).unwrap();
+        measured["rootfs_hash"].as_str().unwrap().to_owned()
+    };
+    let rootfs = measure("right.json", QUOTE);
+    assert_eq!(measure("wrong.json", "true"), rootfs, "the same files");
+    let policy = |rootfs: &str, command: &str| {
+        let text = format!(
+            "insecure_allow_emulated = true\n[[accept]]\nrootfs = \"{rootfs}\"\n\
+             command = [\"/bin/sh\", \"-c\", '{command}']\n"
+        );
+        fs::write(path("policy.toml"), text).unwrap();
+    };
+    let judge = |more: &[&str]| {
+        let (quote, policy) = (path("quote"), path("policy.toml"));
+        let words = [&[&quote[..], "--offline", "--policy", &policy], more].concat();
+        let output = verify(&words);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text)
+    };
+    let (right, wrong) = (path("right.json"), path("wrong.json"));
+    policy(&rootfs, QUOTE);
+    let bundle = path("bundle");
+    let (code, text) = judge(&["--configuration", &right, "--bundle", &bundle]);
+    assert!(code == Some(0) && text.contains("TRUSTED"), "{text}");
+    let replayed = verify(&["--replay", &bundle]);
+    assert_eq!(replayed.status.code(), Some(0));
+    assert_eq!(String::from_utf8_lossy(&replayed.stdout), text);
+    let (code, text) = judge(&[]);
+    assert!(
+        code == Some(1) && text.contains("--configuration"),
+        "{text}"
+    );
+    let (code, text) = judge(&["--configuration", &wrong]);
+    assert!(
+        code == Some(1) && text.contains("another enclave's"),
+        "{text}"
+    );
+    // A document that says something else than what it was made from measures to something else.
+    let document = fs::read_to_string(&right).unwrap();
+    let at = document.rfind("\"config\": \"").unwrap() + 200;
+    let other = if document.as_bytes()[at] == b'A' {
+        "B"
+    } else {
+        "A"
+    };
+    fs::write(
+        path("bad.json"),
+        [&document[..at], other, &document[at + 1..]].concat(),
+    )
+    .unwrap();
+    assert!(matches!(
+        judge(&["--configuration", &path("bad.json")]).0,
+        Some(1 | 3)
+    ));
+    fs::write(path("bad.json"), "{}").unwrap();
+    assert_eq!(judge(&["--configuration", &path("bad.json")]).0, Some(3));
+    assert_eq!(judge(&["--configuration", &path("none.json")]).0, Some(3));
+    policy(&"01".repeat(32), QUOTE);
+    assert_eq!(
+        judge(&["--configuration", &right]).0,
+        Some(1),
+        "other files"
+    );
+    policy(&rootfs, "another command");
+    assert_eq!(
+        judge(&["--configuration", &right]).0,
+        Some(1),
+        "another command"
+    );
+    fs::write(
+        path("policy.toml"),
+        format!("insecure_allow_emulated = true\n[[accept]]\nrootfs = \"{rootfs}\"\n"),
+    )
+    .unwrap();
+    assert_eq!(
+        judge(&["--configuration", &right]).0,
+        Some(3),
+        "any command"
+    );
+}
+
+#[test]
+fn rules_about_images_need_the_image() {
+    if !sides().contains(&Side::Enclave) {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_string_lossy().into_owned();
+    let archive = image("busybox").archive;
+    let digest = {
+        let text = succeed(
+            Command::new(bulla())
+                .args(["measure", "--json"])
+                .arg(&archive),
+            "",
+        );
+        let measured: serde_json::Value = serde_json::from_str(&text).unwrap();
+        measured["image"].as_str().unwrap().to_owned()
+    };
+    let policy = |digest: &str| {
+        let text = format!("insecure_allow_emulated = true\n[[accept]]\nimage = \"{digest}\"\n");
+        fs::write(path("policy.toml"), text).unwrap();
+    };
+    let judge = |more: &[&std::ffi::OsStr]| {
+        let mut command = Command::new(bulla());
+        command.args([
+            "verify",
+            &path("quote"),
+            "--offline",
+            "--policy",
+            &path("policy.toml"),
+        ]);
+        let output = command.args(more).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.code(), text)
+    };
+    let tag = format!("bulla-test-{}:sgx", std::process::id());
+    succeed(
+        Command::new(bulla())
+            .arg("build")
+            .arg(&archive)
+            .args(["-t", &tag]),
+        "",
+    );
+    for subject in [archive.as_os_str(), tag.as_ref()] {
+        let mut run = Command::new(bulla());
+        run.args(["run", "--quiet", "-i"])
+            .args(platform_options())
+            .arg(subject);
+        fs::write(path("quote"), unhex(&succeed(&mut run, QUOTE))).unwrap();
+        policy(&digest);
+        let (code, text) = judge(&["--image".as_ref(), archive.as_os_str()]);
+        assert!(
+            code == Some(0) && text.contains(&digest),
+            "{subject:?}: {text}"
+        );
+        assert_eq!(judge(&[]).0, Some(1), "{subject:?}: nothing is shown");
+        let other = image("micro").archive;
+        assert_eq!(
+            judge(&["--image".as_ref(), other.as_os_str()]).0,
+            Some(1),
+            "{subject:?}"
+        );
+        policy(&format!("sha256:{}", "01".repeat(32)));
+        assert_eq!(
+            judge(&["--image".as_ref(), archive.as_os_str()]).0,
+            Some(1),
+            "{subject:?}"
+        );
+    }
+    // With another command it is not that image any more.
+    let mut run = Command::new(bulla());
+    run.args(["run", "--quiet"])
+        .args(platform_options())
+        .arg(&archive);
+    let text = succeed(run.args(["sh", "-c", QUOTE]), "");
+    fs::write(path("quote"), unhex(&text)).unwrap();
+    policy(&digest);
+    assert_eq!(judge(&["--image".as_ref(), archive.as_os_str()]).0, Some(1));
 }

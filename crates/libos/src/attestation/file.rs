@@ -13,7 +13,9 @@
 //!
 //! Content is made when a file is opened. What is written counts at once; shorter writes are filled
 //! up with zeros, longer ones cut off. Gramine has an enclave per process, hence these inputs are
-//! each process's own here. Errors are EACCES, as there.
+//! each process's own here: two programs cannot get each other's quote. A child begins with a copy of
+//! its parent's, and execve keeps them, so that what a shell writes is what its commands quote; in
+//! Gramine a child begins with zeros. Errors are EACCES, as there.
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;

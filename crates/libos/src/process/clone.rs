@@ -245,6 +245,7 @@ fn fork_process(
     };
     let process = Process::new(pid, mm);
     *process.credentials.lock() = parent.credentials.lock().clone();
+    *process.attestation.lock() = parent.attestation.lock().clone();
     process.limits.copy_from(&parent.limits);
     let actions = parent.signals.actions();
     if flags.contains(CloneFlags::SIGHAND) {

@@ -5,6 +5,7 @@
 //! of [`area::Span`]); what the enclave may ask for is decided in `host`.
 
 pub mod area;
+pub mod dcap;
 pub mod file;
 pub mod map;
 pub mod raw;
