@@ -1,7 +1,8 @@
 //! Evidence bundles: everything that led to a verdict, to be judged again years later, offline.
 //!
 //! ```text
-//! subject.der or quote.bin   what was judged
+//! quote.bin                  what was judged
+//! certificate.pem            and what it came in, if it came in one
 //! collateral.json            what it was judged with
 //! policy.toml                by what
 //! verdict.json               the result, and when
@@ -18,12 +19,13 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use crate::approve::{Judge, Judged};
+use crate::certificate::Certificate;
 use crate::collateral::{COLLATERAL_MAX, Collateral, CollateralError};
 use crate::policy::{Disclosed, POLICY_MAX, Policy, PolicyError};
 use crate::verdict::Verdict;
 
 const QUOTE: &str = "quote.bin";
-const CERTIFICATE: &str = "subject.der";
+const CERTIFICATE: &str = "certificate.pem";
 const COLLATERAL: &str = "collateral.json";
 const POLICY: &str = "policy.toml";
 const VERDICT: &str = "verdict.json";
@@ -64,7 +66,8 @@ pub fn write(
     })?;
     put(QUOTE, &judged.quote)?;
     if let Some(certificate) = certificate {
-        put(CERTIFICATE, certificate)?;
+        let block = pem::Pem::new("CERTIFICATE", certificate);
+        put(CERTIFICATE, pem::encode(&block).as_bytes())?;
     }
     put(COLLATERAL, judged.collateral.to_json().as_bytes())?;
     put(POLICY, policy.as_bytes())?;
@@ -110,7 +113,9 @@ pub fn replay(directory: &Path) -> Result<Verdict, BundleError> {
         disclosed,
     };
     let judged = if directory.join(CERTIFICATE).exists() {
-        let der = get(CERTIFICATE, crate::certificate::CERTIFICATE_MAX)?;
+        let text = get(CERTIFICATE, 2 * crate::certificate::CERTIFICATE_MAX)?;
+        let der =
+            Certificate::der_of(&text).map_err(|error| BundleError::Judge(error.to_string()))?;
         judge
             .certificate(&der, recorded.at)
             .map_err(|error| BundleError::Judge(error.to_string()))?

@@ -105,6 +105,9 @@ fn start_as(tls: Option<Arc<ServerConfig>>, serve: Box<Serve>) -> (String, Arc<A
                 {
                     request.push(byte[0]);
                 }
+                if request.is_empty() {
+                    return;
+                }
                 counted.fetch_add(1, Ordering::SeqCst);
                 let text = String::from_utf8_lossy(&request).into_owned();
                 serve(text.split(' ').nth(1).unwrap_or(""), &mut stream);
