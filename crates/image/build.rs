@@ -95,6 +95,10 @@ const AGENT_PROFILE: [&str; 10] = [
     "incremental=false",
     "rpath=false",
 ];
+/// What every CPU with SGX has and the programs may use without asking: CPUID cannot be executed in
+/// an enclave, and the ciphers would ask. All of it has encodings without a VEX prefix, so the upper
+/// halves of the application's vector registers stay as they are.
+const CPU_FEATURES: &str = "-Ctarget-feature=+aes,+pclmulqdq,+sse3,+ssse3,+sse4.1";
 
 /// What a developer changes with `BULLA_QUICK_ENCLAVE=1`: seconds instead of a minute for a build.
 /// The programs are other ones, with another MRENCLAVE, so this is never set for a release.
@@ -253,7 +257,9 @@ fn flags(workspace: &Path, rustc: &OsString) -> Vec<String> {
         (format!("{sysroot}/lib/rustlib/src/rust"), library),
     ]
     .map(|(from, to)| format!("--remap-path-prefix={from}={to}"))
-    .to_vec()
+    .into_iter()
+    .chain([CPU_FEATURES.to_owned()])
+    .collect()
 }
 
 /// The packages of the workspace that a program is made of, from its dependency file.

@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this structure; the runtime refuses any other.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The configuration of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +93,20 @@ pub struct Mount {
 pub enum MountKind {
     /// Memory of the enclave: at most `size` bytes (0: half of the container's), root's `mode`.
     Tmpfs { size: u64, mode: u32 },
+    /// A protected volume: files that the host keeps but can neither read nor change. Volumes are
+    /// numbered in the order of [`Config::mounts`], see [`crate::volume`].
+    Volume { key: VolumeKey },
+}
+
+/// Where the key of a protected volume comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VolumeKey {
+    /// EGETKEY, bound to the signer and product id: newer versions of the container can open it.
+    Signer,
+    /// EGETKEY, bound to MRENCLAVE: only this very container can.
+    Enclave,
+    /// The host gives it, and so knows it: for development.
+    InsecureHost,
 }
 
 /// Which system calls of which processes are printed.
@@ -164,6 +178,8 @@ pub enum Insecure {
     Exec,
     /// System calls and options that were refused are listed at the end.
     Report,
+    /// The host gives keys of protected volumes, and so can read and change them.
+    HostKey,
     /// The host's debugger is told what is mapped where, and waited for.
     Debugger,
 }

@@ -218,6 +218,17 @@ host_calls! {
     QuoteTarget = 81,
     /// What verifies this machine's quotes, as JSON in the buffer; result its length.
     QuoteCollateral = 82,
+
+    /// Bytes of (object of a volume), see [`crate::volume`].
+    VolumeSize = 84,
+    /// Read from (object, at most len, offset) into the buffer; the number of bytes.
+    VolumeRead = 85,
+    /// Write (object, len, offset) from the buffer; the number of bytes.
+    VolumeWrite = 86,
+    /// Cut or extend (object) to (len).
+    VolumeResize = 87,
+    /// What was written to (object) is on disk when this returns.
+    VolumeSync = 88,
 }
 
 /// Levels of [`HostCall::Log`].

@@ -24,6 +24,7 @@ pub mod input;
 pub mod layout;
 pub mod pattern;
 pub mod sites;
+pub mod volume;
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;

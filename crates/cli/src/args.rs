@@ -164,6 +164,15 @@ pub struct Workload {
     #[arg(long, value_name = "FILE")]
     pub env_file: Vec<PathBuf>,
 
+    /// Keep a directory of the container in a protected volume: encrypted files in DIR, or under a
+    /// name that bulla finds a place for. `:ro` mounts it read-only
+    #[arg(short, long = "volume", value_name = "DIR|NAME:TARGET[:ro]")]
+    pub volume: Vec<OsString>,
+
+    /// The volumes' key, 32 bytes in a file, instead of the CPU's (insecure: this machine knows it)
+    #[arg(long, value_name = "FILE")]
+    pub insecure_volume_key: Option<PathBuf>,
+
     /// Working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<OsString>,

@@ -52,6 +52,10 @@ pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
             "insecure_report",
             "the host sees which system calls and options were refused",
         ),
+        Insecure::HostKey => (
+            "insecure_host key of a volume",
+            "the host knows the key of a protected volume, so it can read and change its files",
+        ),
         Insecure::Debugger => (
             "insecure_debugger",
             "whoever may debug this process reads and changes the container's memory",

@@ -35,6 +35,7 @@ mod sign;
 mod start;
 mod state;
 mod verify;
+mod volumes;
 mod workload;
 
 use args::{Arguments, Command};

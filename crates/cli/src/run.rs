@@ -233,6 +233,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         State::of_user().emulated_fuses(),
     ));
     launch.rootfs = Some(rootfs);
+    launch.volumes = prepared.volumes.open(config, &State::of_user())?;
     launch.input = prepared.input.to_bytes();
     launch.stats = how.stats;
     let mut leftover = None;

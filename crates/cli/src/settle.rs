@@ -7,7 +7,7 @@ use crate::agent;
 use crate::failure::Failure;
 use crate::workload::{DEFAULT_PATH, Draft, parse_size, stop_signal};
 use bulla_abi::config::{
-    Config, HostPolicy, HostVariable, Insecure, Mount, MountKind, Rootfs, VERSION,
+    Config, HostPolicy, HostVariable, Insecure, Mount, MountKind, Rootfs, VERSION, VolumeKey,
 };
 use bulla_image::manifest::{self, ArgumentMode, Manifest, MountType, Resolver, Variable};
 use bulla_oci::ImageConfig;
@@ -182,6 +182,8 @@ fn resolver_file(network: &manifest::Network) -> Vec<bulla_abi::config::FixedFil
 }
 
 fn insecure(manifest: &Manifest) -> Vec<Insecure> {
+    let mut keys = manifest.mounts.iter().map(|mount| mount.key);
+    let host_key = keys.any(|key| key == Some(manifest::VolumeKey::InsecureHost));
     let options = [
         (manifest.insecure_host_faults, Insecure::HostFaults),
         (manifest.insecure_debug, Insecure::Debug),
@@ -189,6 +191,7 @@ fn insecure(manifest: &Manifest) -> Vec<Insecure> {
         (manifest.insecure_report, Insecure::Report),
         (manifest.insecure_debugger, Insecure::Debugger),
         (manifest.insecure_exec, Insecure::Exec),
+        (host_key, Insecure::HostKey),
     ];
     options
         .into_iter()
@@ -208,14 +211,18 @@ fn mounts(manifest: &Manifest) -> Result<Vec<Mount>, Failure> {
                     .unwrap_or(0),
                 mode: u32::from_str_radix(&mount.mode, 8).unwrap_or(0o1777),
             },
-            MountType::Volume | MountType::InsecurePassthrough => {
-                let kind = match mount.kind {
-                    MountType::Volume => "volume",
-                    _ => "insecure_passthrough",
-                };
+            MountType::Volume => MountKind::Volume {
+                key: match mount.key.unwrap_or_default() {
+                    manifest::VolumeKey::Signer => VolumeKey::Signer,
+                    manifest::VolumeKey::Enclave => VolumeKey::Enclave,
+                    manifest::VolumeKey::InsecureHost => VolumeKey::InsecureHost,
+                },
+            },
+            MountType::InsecurePassthrough => {
                 return Err(Failure::new(format!(
-                    "the mount of {} has type = \"{kind}\", which this version of bulla does not \
-                     offer yet; use type = \"tmpfs\", or keep the data in a service outside",
+                    "the mount of {} has type = \"insecure_passthrough\", which this version of \
+                     bulla does not offer yet; use type = \"volume\", or keep the data in a service \
+                     outside",
                     mount.target
                 )));
             }
@@ -314,10 +321,19 @@ mod tests {
     fn what_is_not_there_is_refused() {
         let exec = settled("insecure_exec = true").unwrap_err();
         assert!(exec.message.contains("no `bulla exec` yet"), "{exec}");
-        for kind in ["volume", "insecure_passthrough"] {
-            let error = settled(&format!("[[mounts]]\ntarget = \"/d\"\ntype = \"{kind}\""));
-            assert!(error.unwrap_err().message.contains("does not"), "{kind}");
-        }
+        let error = settled("[[mounts]]\ntarget = \"/d\"\ntype = \"insecure_passthrough\"");
+        assert!(error.unwrap_err().message.contains("does not"));
+        let volume = settled(
+            "[[mounts]]\ntarget = \"/d\"\ntype = \"volume\"\nkey = \"insecure_host\"",
+        );
+        let volume = volume.unwrap();
+        assert_eq!(
+            volume.mounts[0].kind,
+            MountKind::Volume {
+                key: VolumeKey::InsecureHost
+            }
+        );
+        assert_eq!(volume.insecure, [Insecure::HostKey]);
         let tmpfs =
             settled("[[mounts]]\ntarget = \"/d\"\ntype = \"tmpfs\"\nsize = \"1M\"").unwrap();
         assert_eq!(

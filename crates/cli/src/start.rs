@@ -60,7 +60,8 @@ pub fn run(arguments: &Arguments) -> Result<u8, Failure> {
             "{error}; `bulla start` is for the inside of a confidential image, use `bulla run`"
         ))
     })?;
-    let prepared = Prepared::of_built(&built, |config| input(config, &arguments.words))?;
+    let mut prepared = Prepared::of_built(&built, |config| input(config, &arguments.words))?;
+    prepared.volumes = VolumeOptions::of_engine(prepared.config(LayoutKind::Dynamic));
     run::enter(
         prepared,
         Launch {

@@ -101,6 +101,17 @@ impl State {
         self.dir.join("collateral")
     }
 
+    /// Volumes that were given a name instead of a place.
+    pub fn volumes(&self) -> PathBuf {
+        self.dir.join("volumes")
+    }
+
+    /// Anchors of protected volumes: away from the volumes, so that one put back from an old copy
+    /// is noticed.
+    pub fn anchors(&self) -> PathBuf {
+        self.dir.join("anchors")
+    }
+
     /// What is known of containers.
     pub fn containers(&self) -> PathBuf {
         self.dir.join("containers")

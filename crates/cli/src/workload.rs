@@ -9,6 +9,7 @@ use crate::enclave::Programs;
 use crate::failure::Failure;
 use crate::settle::settle;
 use crate::sign;
+use crate::volumes::VolumeOptions;
 use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, Strace, VERSION};
 use bulla_abi::input::HostInput;
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
@@ -67,6 +68,8 @@ pub struct Prepared {
     pub rootfs: PathBuf,
     /// The image's id, or the fingerprint of the directory.
     pub digest: Digest,
+    /// Where this machine keeps the container's volumes.
+    pub volumes: VolumeOptions,
     /// Numbers of the signature.
     pub product_id: u16,
     pub security_version: u16,
@@ -112,6 +115,7 @@ impl Prepared {
             programs: Programs::of(built)?,
             input,
             rootfs: built.path("rootfs.img"),
+            volumes: VolumeOptions::default(),
             digest: digest.ok_or_else(|| Failure::new("the image's about.json is damaged"))?,
         })
     }
@@ -130,6 +134,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
         }
     };
     let registry = workload.registry.options();
+    let volumes = VolumeOptions::parse(&workload.volume, workload.insecure_volume_key.as_deref())?;
     let stored = match source.open(&registry)? {
         Opened::Plain(stored) => *stored,
         Opened::Built(built) => {
@@ -138,7 +143,11 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
                     "a confidential image has its manifest inside; leave --manifest out",
                 ));
             }
-            return Prepared::of_built(&built, |config| host_input(config, workload, arguments));
+            let mut prepared =
+                Prepared::of_built(&built, |config| host_input(config, workload, arguments))?;
+            volumes.check(&prepared.configs[0])?;
+            prepared.volumes = volumes;
+            return Ok(prepared);
         }
     };
     let manifest = workload
@@ -148,12 +157,13 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
         .transpose()?;
     let (draft, input) = match &manifest {
         None => (
-            from_options(&stored, workload, arguments)?,
+            from_options(&stored, workload, arguments, &volumes)?,
             ambient_input(workload)?,
         ),
         Some(manifest) => {
             let draft = settle(manifest, &stored.config, stored.rootfs.clone())?;
             let input = host_input(&draft.config, workload, arguments)?;
+            volumes.check(&draft.config)?;
             (draft, input)
         }
     };
@@ -165,6 +175,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
         programs: Programs::Embedded,
         input,
         rootfs: stored.path,
+        volumes,
         digest: stored.digest,
         product_id: manifest.as_ref().map_or(0, |manifest| manifest.product_id),
         security_version: manifest
@@ -183,6 +194,7 @@ pub fn from_options(
     stored: &Stored,
     workload: &Workload,
     arguments: &[OsString],
+    volumes: &VolumeOptions,
 ) -> Result<Draft, Failure> {
     let image = &stored.config;
     let config = Config {
@@ -205,6 +217,7 @@ pub fn from_options(
             calls: workload.strace.clone(),
             processes: workload.strace_pid.clone(),
         },
+        mounts: volumes.mounts(),
         ..Config::default()
     };
     let memory = workload.memory.as_deref().map(parse_size).transpose()?;
@@ -514,6 +527,9 @@ fn insecure(workload: &Workload) -> Vec<Insecure> {
     }
     if workload.report {
         insecure.push(Insecure::Report);
+    }
+    if workload.insecure_volume_key.is_some() {
+        insecure.push(Insecure::HostKey);
     }
     insecure
 }

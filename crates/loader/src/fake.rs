@@ -164,6 +164,7 @@ fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine
         made: &MADE,
         standard: Standard::new(standard),
         quoter: None,
+        volumes: Vec::new(),
         debugger: None,
         hostile,
         log_level: 3,

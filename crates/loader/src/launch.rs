@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::descriptors::{Descriptors, Standard};
-use crate::host::{Debugger, Quoter};
+use crate::host::{Debugger, Quoter, VolumeFiles};
 use crate::hostile::Hostile;
 use crate::stats::{self, Phase, Stats};
 use crate::sys::terminal::Settings;
@@ -34,6 +34,8 @@ pub struct Options {
     /// Lines that the enclave logs: 0 errors only … 3 everything.
     pub log_level: u64,
     pub quoter: Option<Box<dyn Quoter>>,
+    /// The files of protected volumes, in the order of the configuration.
+    pub volumes: Vec<VolumeFiles>,
     /// Who is told what is mapped where.
     pub debugger: Option<Box<dyn Debugger>>,
     /// The container uses the terminal behind its standard descriptors: SIGTSTP is forwarded, and
@@ -56,6 +58,7 @@ impl Options {
             standard: [0, 1, 2],
             log_level: 1,
             quoter: None,
+            volumes: Vec::new(),
             debugger: None,
             terminal: false,
             sites_trap: false,
@@ -148,6 +151,7 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
         made: &MADE,
         standard: Standard::new(options.standard),
         quoter: options.quoter,
+        volumes: options.volumes,
         debugger: options.debugger,
         hostile,
         log_level: options.log_level,

@@ -33,7 +33,7 @@ mod tiny;
 
 pub use enclave::{Content, Enclave, PageRun};
 pub use error::Error;
-pub use host::{Debugger, Quoter};
+pub use host::{Debugger, Quoter, VolumeFiles};
 pub use launch::{ExitStatus, Finished, Options, launch};
 pub use stats::{Phase, Stats};
 pub use sys::dcap::{LibraryError, QuoteLibrary};

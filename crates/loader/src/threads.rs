@@ -25,7 +25,7 @@ use bulla_abi::layout::{LayoutKind, SLOTS_MAX, tcs_address};
 use crate::Error;
 use crate::backend::{Backend, EnterLeaf, Outcome, Registers};
 use crate::descriptors::{Descriptors, Standard};
-use crate::host::{self, Debugger, Quoter, Reply};
+use crate::host::{self, Debugger, Quoter, Reply, VolumeFiles};
 use crate::hostile::{Hostile, Tampered};
 use crate::launch::ExitStatus;
 use crate::stats::Counters;
@@ -153,6 +153,7 @@ pub struct Engine {
     pub made: &'static Descriptors,
     pub standard: Standard,
     pub quoter: Option<Box<dyn Quoter>>,
+    pub volumes: Vec<VolumeFiles>,
     pub debugger: Option<Box<dyn Debugger>>,
     pub hostile: Option<Hostile>,
     pub log_level: u64,

@@ -4,6 +4,7 @@
 //! - [`Verity`]: a dm-verity hash tree (format 1, SHA-256) that checks each block when it is used.
 //! - [`BlockSource`]: what the platform gives: a copy out of untrusted memory, and SHA-256.
 //! - [`BlockCache`]: verified blocks kept in enclave memory.
+//! - [`volume`]: protected volumes, which can be written to.
 //!
 //! ```text
 //! let fs = Erofs::open(source, &config.rootfs, Options::default())?;
@@ -34,6 +35,8 @@
 )]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod bytes;
 mod cache;
@@ -41,6 +44,7 @@ mod erofs;
 mod error;
 mod source;
 mod verity;
+pub mod volume;
 
 pub use cache::{Block, BlockCache};
 pub use erofs::{DirEntry, Entry, Erofs, FileKind, Inode, Nid, Options, Statistics};

@@ -241,6 +241,9 @@ fn check_mount(key: &str, mount: &Mount) -> Result<(), ManifestError> {
     if mount.kind != MountType::Tmpfs && mount.size.is_some() {
         return Err(value(format!("{key}.size"), "only a tmpfs has a size"));
     }
+    if mount.kind != MountType::Volume && mount.key.is_some() {
+        return Err(value(format!("{key}.key"), "only a volume has a key"));
+    }
     Ok(())
 }
 
@@ -437,6 +440,10 @@ mod tests {
             (
                 "[[mounts]]\ntarget = \"/a\"\ntype = \"volume\"\nsize = \"1M\"",
                 "only a tmpfs",
+            ),
+            (
+                "[[mounts]]\ntarget = \"/a\"\ntype = \"tmpfs\"\nkey = \"signer\"",
+                "only a volume",
             ),
             ("[[mounts]]\ntarget = \"/a\"\ntype = \"nfs\"", "nfs"),
         ] {

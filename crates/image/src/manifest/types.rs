@@ -183,6 +183,22 @@ pub struct Mount {
     /// Whether it cannot be written to.
     #[serde(default)]
     pub read_only: bool,
+    /// Where the key of a protected volume comes from: `signer` (the CPU; containers of the same
+    /// signer and product id, and no lower security version, can open it), `enclave` (the CPU; this
+    /// very container only) or `insecure_host` (a file of the host, which then knows it). Default:
+    /// `signer`.
+    #[serde(default)]
+    pub key: Option<VolumeKey>,
+}
+
+/// Where the key of a protected volume comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeKey {
+    #[default]
+    Signer,
+    Enclave,
+    InsecureHost,
 }
 
 fn default_mode() -> String {

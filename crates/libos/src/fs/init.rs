@@ -3,9 +3,10 @@
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use bulla_abi::config::{Config, Mount, MountKind};
+use bulla_abi::config::{Config, Mount, MountKind, VolumeKey};
 use spin::Once;
 
 use super::context::FsContext;
@@ -14,8 +15,7 @@ use super::file::{OpenFile, flags};
 use super::host;
 use super::inode::{FileType, Inode, NewNode, Owner};
 use super::lower;
-use crate::mm::accounting;
-
+use super::memfs::volume::Backing;
 use super::memfs::{Budget, DEVPTS_MAGIC, MemFs, OVERLAY_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC};
 use super::mount::{self, MountSpec};
 use super::namei;
@@ -23,10 +23,12 @@ use super::path::{Follow, Last, PathRef, Walk};
 use super::permission::Caller;
 use super::procfs;
 use super::table::FdTable;
-use crate::Result;
-use crate::errno::{EEXIST, ENOENT, EROFS};
+use crate::errno::{EEXIST, EIO, ENOENT, EROFS};
+use crate::mm::accounting;
 use crate::mm::sites::measured;
 use crate::platform::platform;
+use crate::sync::SpinLock;
+use crate::{Result, Thread};
 
 /// The tree could not be built: one line that names what failed and why.
 #[derive(Debug)]
@@ -132,8 +134,15 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     attach(&context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
     mount_system(&context).map_err(named("/sys"))?;
     write_cgroup(&context, config.memory).map_err(named("/sys/fs/cgroup"))?;
+    let mut volumes = 0;
     for wanted in &config.mounts {
-        let mounted = mount_configured(&context, wanted);
+        let mounted = match wanted.kind {
+            MountKind::Tmpfs { size, mode } => mount_tmpfs(&context, wanted, size, mode),
+            MountKind::Volume { key } => {
+                volumes += 1;
+                mount_volume(&context, wanted, volumes - 1, key)
+            }
+        };
         mounted.map_err(named("a mount of the manifest"))?;
     }
     for file in &config.files {
@@ -158,19 +167,50 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     Ok(context)
 }
 
+fn configured_flags(wanted: &Mount) -> u32 {
+    let mut flags = mount::flags::NOSUID | mount::flags::NODEV | mount::flags::RELATIME;
+    if wanted.read_only {
+        flags |= mount::flags::RDONLY;
+    }
+    flags
+}
+
 /// A mount that the manifest asks for; what the image has below it is hidden.
-fn mount_configured(context: &FsContext, wanted: &Mount) -> Result<()> {
-    let MountKind::Tmpfs { size, mode } = wanted.kind;
+fn mount_tmpfs(context: &FsContext, wanted: &Mount, size: u64, mode: u32) -> Result<()> {
     let limit = match size {
         0 => budget().limit(),
         size => size.min(budget().limit()),
     };
     let root = MemFs::new(TMPFS_MAGIC, budget(), limit).empty_root(mode & 0o7777);
-    let mut flags = mount::flags::NOSUID | mount::flags::NODEV | mount::flags::RELATIME;
-    if wanted.read_only {
-        flags |= mount::flags::RDONLY;
-    }
+    let flags = configured_flags(wanted);
     attach(context, &wanted.target, Dentry::root(root), "tmpfs", flags)
+}
+
+/// A protected volume. One that cannot be trusted ends the container: to go on with an empty
+/// directory could lose data.
+fn mount_volume(context: &FsContext, wanted: &Mount, number: u64, key: VolumeKey) -> Result<()> {
+    let target = String::from_utf8_lossy(&wanted.target);
+    let backing = Backing::open(number, key, &target).map_err(|error| {
+        let text = format!("the volume at {target} cannot be opened: {error}");
+        platform().log(0, &text);
+        EIO.because("a protected volume cannot be opened")
+    })?;
+    let root = backing.root();
+    let fs = MemFs::of_volume(backing, budget());
+    let root = fs.root_over(root);
+    VOLUMES.lock().push(root.clone());
+    let flags = configured_flags(wanted);
+    attach(context, &wanted.target, Dentry::root(root), "volume", flags)
+}
+
+/// The root directories of all volumes.
+static VOLUMES: SpinLock<Vec<Arc<dyn Inode>>> = SpinLock::new(Vec::new());
+
+/// Makes durable what was written to volumes; the first error if there are several.
+pub fn sync_volumes(thread: &Arc<Thread>) -> Result<()> {
+    let volumes = VOLUMES.lock().clone();
+    let results = volumes.iter().map(|root| root.sync(thread));
+    results.fold(Ok(()), |all, one| all.and(one))
 }
 
 const NOSUID_NODEV_NOEXEC: u32 =

@@ -16,8 +16,8 @@ use super::lease::Leases;
 use super::lock::Locks;
 use super::path::PathRef;
 use super::permission::Caller;
-use crate::Result;
 use crate::errno::{EACCES, EINVAL, EIO, ENOTDIR, ENXIO, EOPNOTSUPP, EPERM, ETXTBSY};
+use crate::{Result, Thread};
 
 /// Longest name in a directory (NAME_MAX).
 pub const NAME_MAX: usize = 255;
@@ -326,6 +326,10 @@ pub trait Inode: Any + Send + Sync {
     }
     fn truncate(&self, _size: u64) -> Result<()> {
         Err(EINVAL)
+    }
+    /// Makes durable what was written, to this object and maybe others, where that means anything.
+    fn sync(&self, _thread: &Arc<Thread>) -> Result<()> {
+        Ok(())
     }
     /// fallocate(2) with its mode bits.
     fn allocate(&self, _mode: u32, _offset: u64, _len: u64) -> Result<()> {

@@ -39,6 +39,8 @@ pub trait LowerNode: Send + Sync {
     fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>>;
     /// The object of this number in the same layer.
     fn open(&self, number: u64) -> Result<Arc<dyn LowerNode>>;
+    /// The object will be needed although it is removed from its layer.
+    fn pin(&self) {}
     /// Bytes that the layer's content takes.
     fn layer_size(&self) -> u64 {
         0

@@ -48,5 +48,5 @@ pub mod tty;
 
 pub use init::{
     InitError, budget, detached_root, empty_root, has_terminal, init, memory_file, populate, root,
-    standard_files,
+    standard_files, sync_volumes,
 };

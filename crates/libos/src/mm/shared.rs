@@ -627,6 +627,19 @@ pub fn flush(id: FileId, offset: u64, len: u64) -> Result<()> {
     Ok(())
 }
 
+/// What shared mappings have changed goes into the files of a file system.
+pub fn flush_device(device: u64) -> Result<()> {
+    let ids: Vec<FileId> = {
+        let files = FILES.lock();
+        files
+            .keys()
+            .filter(|id| id.device == device)
+            .copied()
+            .collect()
+    };
+    ids.into_iter().try_for_each(|id| flush(id, 0, u64::MAX))
+}
+
 /// After a part of a file was written: shared mappings see the new content.
 pub fn refresh(id: FileId, offset: u64, len: u64) {
     for object in objects_of(id) {

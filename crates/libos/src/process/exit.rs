@@ -120,6 +120,8 @@ fn process_end(thread: &Arc<Thread>, status: u32) {
     if process.pid == 1 {
         // The container ends with its first process; the others go with the enclave.
         crate::trace::write_report();
+        // An error is in the log; the exit status is the program's.
+        let _ = crate::fs::sync_volumes(thread);
         platform().exit(status);
     }
     process.release_vfork_parent();

@@ -1,5 +1,6 @@
-//! fsync, fdatasync, sync, syncfs, sync_file_range, fadvise64, readahead: the container's files
-//! live in memory, so there is nothing to write back; arguments are checked all the same.
+//! fsync, fdatasync, sync, syncfs, sync_file_range, fadvise64, readahead. Files of protected
+//! volumes are written to the host here; all others live in memory, so there is nothing to write
+//! back, and arguments are checked all the same.
 
 use super::at::check_flags;
 use super::{Arguments, Context};
@@ -19,18 +20,27 @@ fn kind(file: &OpenFile) -> Option<FileType> {
 }
 
 pub fn fsync(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    match kind(&*open_file(context, arguments.i32(0))?) {
-        Some(FileType::Regular | FileType::Directory) => Ok(0),
+    let file = open_file(context, arguments.i32(0))?;
+    match (kind(&file), file.inode()) {
+        (Some(FileType::Regular | FileType::Directory), Some(inode)) => {
+            inode.sync(context.thread).map(|()| 0)
+        }
         _ => Err(EINVAL.because("nothing to synchronise")),
     }
 }
 
-pub fn sync(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
+pub fn sync(context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
+    // sync(2) has no way to report an error; it is in the log.
+    let _ = crate::fs::sync_volumes(context.thread);
     Ok(0)
 }
 
 pub fn syncfs(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    open_file(context, arguments.i32(0)).map(|_| 0)
+    let file = open_file(context, arguments.i32(0))?;
+    match file.inode() {
+        Some(inode) => inode.sync(context.thread).map(|()| 0),
+        None => Ok(0),
+    }
 }
 
 pub fn sync_file_range(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

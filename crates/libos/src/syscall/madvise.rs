@@ -121,6 +121,9 @@ pub fn msync(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         return Err(EBUSY.because("MS_INVALIDATE of locked pages"));
     }
     mm.sync(address, len)?;
+    if flags & SYNC != 0 {
+        crate::fs::sync_volumes(context.thread)?;
+    }
     Ok(0)
 }
 

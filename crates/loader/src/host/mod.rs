@@ -7,7 +7,10 @@
 mod files;
 mod memory;
 mod network;
+mod volumes;
 mod waits;
+
+pub use volumes::VolumeFiles;
 
 use bulla_abi::hostcall::{HostCall, log_level};
 
@@ -146,6 +149,11 @@ fn dispatch(call: &Call<'_>, kind: HostCall) -> Answer {
         HostCall::Quote => call.quote(),
         HostCall::QuoteTarget => call.quote_target(),
         HostCall::QuoteCollateral => call.quote_collateral(),
+        HostCall::VolumeSize => call.volume_size(),
+        HostCall::VolumeRead => call.volume_read(),
+        HostCall::VolumeWrite => call.volume_write(),
+        HostCall::VolumeResize => call.volume_resize(),
+        HostCall::VolumeSync => call.volume_sync(),
         HostCall::Log => call.log(),
         // Handled by the caller.
         HostCall::Resume | HostCall::Exit | HostCall::Panic | HostCall::ThreadExit => Ok(0),
@@ -262,4 +270,4 @@ impl Call<'_> {
     }
 }
 
-const _: () = assert!(CALLS > HostCall::QuoteCollateral as usize);
+const _: () = assert!(CALLS > HostCall::VolumeSync as usize);

@@ -56,6 +56,26 @@ pub fn status(fd: i32) -> Result<libc::stat, super::raw::Errno> {
     Ok(status)
 }
 
+/// pread into a shared area, of a regular file.
+pub fn read_at(fd: i32, to: Span<'_>, offset: u64) -> Answer {
+    plain!(libc::SYS_pread64, fd, to.pointer(), to.len(), offset)
+}
+
+/// pwrite from a shared area, to a regular file.
+pub fn write_at(fd: i32, from: Span<'_>, offset: u64) -> Answer {
+    plain!(libc::SYS_pwrite64, fd, from.pointer(), from.len(), offset)
+}
+
+/// ftruncate.
+pub fn resize(fd: i32, len: u64) -> Answer {
+    plain!(libc::SYS_ftruncate, fd, len)
+}
+
+/// fdatasync.
+pub fn sync(fd: i32) -> Answer {
+    plain!(libc::SYS_fdatasync, fd)
+}
+
 /// fstat into a shared area.
 pub fn status_into(fd: i32, to: Span<'_>) -> Answer {
     if to.len() < size_of::<libc::stat>() {

@@ -85,6 +85,28 @@ pub fn insert(file: FileId, index: u64, page: Arc<Page>) {
     shard.order.push_back(key);
 }
 
+/// Keeps a page in the place of an older one.
+pub fn replace(file: FileId, index: u64, page: Arc<Page>) {
+    let key = (file, index);
+    if let Some(entry) = shard(&key).lock().pages.get_mut(&key) {
+        entry.page = page;
+        entry.used = true;
+        return;
+    }
+    insert(file, index, page);
+}
+
+/// Gives up a file's pages from an index on.
+pub fn forget(file: FileId, first: u64) {
+    let shards = CACHE.call_once(|| core::array::from_fn(|_| SpinLock::new(Shard::default())));
+    for shard in shards {
+        let shard = &mut *shard.lock();
+        let gone = |key: &Key| key.0 == file && key.1 >= first;
+        shard.pages.retain(|key, _| !gone(key));
+        shard.order.retain(|key| !gone(key));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

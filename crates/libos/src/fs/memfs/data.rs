@@ -8,6 +8,8 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use core::sync::atomic::Ordering;
+
 use super::MemFs;
 use crate::Result;
 use crate::fs::inode::Find;
@@ -50,6 +52,8 @@ pub struct Data {
     /// above `size`.
     pub lower_size: u64,
     pub seals: u32,
+    /// The smallest size since [`Data::snapshot`].
+    pub smallest: u64,
     chunks: BTreeMap<u64, Box<Chunk>>,
     /// Pages present.
     pub count: u64,
@@ -106,6 +110,7 @@ impl Data {
         let place = &mut chunk[slot];
         if place.is_none() {
             fs.charge(PAGE)?;
+            fs.pages.fetch_add(1, Ordering::Relaxed);
             *place = Some(match below {
                 Some(page) => Arc::new(page.clone()),
                 None => Arc::new(Page([0; PAGE as usize])),
@@ -138,6 +143,7 @@ impl Data {
             for slot in &mut chunk[from..to] {
                 if slot.take().is_some() {
                     fs.release(PAGE);
+                    fs.pages.fetch_sub(1, Ordering::Relaxed);
                     self.count -= 1;
                 }
             }
@@ -156,6 +162,7 @@ impl Data {
         if size < self.size {
             self.remove_pages(fs, size.div_ceil(PAGE), u64::MAX / PAGE);
             self.lower_size = self.lower_size.min(size);
+            self.smallest = self.smallest.min(size);
             // The rest of the last page must read as zeros if the file grows again.
             self.clear_in_page(size, (size | (PAGE - 1)) + 1);
         }
@@ -209,7 +216,39 @@ impl Data {
     /// Gives all pages back.
     pub fn clear(&mut self, fs: &MemFs) {
         fs.release(self.count * PAGE + self.chunks.len() as u64 * CHUNK_COST);
+        fs.pages.fetch_sub(self.count, Ordering::Relaxed);
         self.chunks.clear();
         self.count = 0;
+    }
+
+    /// All pages, to be written down. They stay; one that is written to meanwhile becomes another.
+    pub fn snapshot(&mut self) -> Vec<(u64, Arc<Page>)> {
+        self.smallest = self.size;
+        let chunks = self.chunks.iter();
+        let all = chunks.flat_map(|(number, chunk)| {
+            let slots = chunk.iter().enumerate();
+            slots
+                .filter_map(move |(slot, page)| Some((number * CHUNK + slot as u64, page.clone()?)))
+        });
+        all.collect()
+    }
+
+    /// A snapshot of a file of `size` bytes is in the lower layer now: what has not changed since
+    /// comes from there, and is handed to `clean`.
+    pub fn settle(
+        &mut self,
+        fs: &MemFs,
+        size: u64,
+        pages: Vec<(u64, Arc<Page>)>,
+        clean: &mut dyn FnMut(u64, Arc<Page>),
+    ) {
+        self.lower_size = size.min(self.smallest);
+        for (index, page) in pages {
+            let same = self.page(index).is_some_and(|now| Arc::ptr_eq(now, &page));
+            if same && index * PAGE < self.lower_size {
+                self.remove_pages(fs, index, index + 1);
+                clean(index, page);
+            }
+        }
     }
 }

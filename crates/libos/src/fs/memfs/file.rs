@@ -125,6 +125,45 @@ impl Node {
         Ok(page)
     }
 
+    /// Before a file of a volume is cut: of the page at the new end, which the volume keeps whole,
+    /// only the first part may ever be seen again.
+    pub(super) fn before_cut(&self, size: u64) -> Result<()> {
+        if self.fs.backing.is_none() {
+            return Ok(());
+        }
+        let index = size / PAGE;
+        let lower_size = {
+            let data = self.data()?.lock();
+            if size >= data.size {
+                return Ok(());
+            }
+            (size % PAGE != 0 && data.is_lower(index)).then_some(data.lower_size)
+        };
+        if let Some(lower_size) = lower_size {
+            let page = self.lower_page(index, lower_size)?;
+            self.data()?
+                .lock()
+                .page_for_write(&self.fs, index, Some(&page))?;
+        }
+        cache::forget(self.id(), index);
+        Ok(())
+    }
+
+    /// After a write: to disk, where the file was opened so, or where too much waits for it.
+    fn after_write(&self, thread: &Arc<Thread>, file: &OpenFile) -> Result<()> {
+        let Some(backing) = &self.fs.backing else {
+            return Ok(());
+        };
+        if file.flags() & (flags::DSYNC | flags::SYNC) != 0 {
+            return backing.commit(&self.fs, thread);
+        }
+        // Whether that worked is what fsync tells.
+        if backing.is_full(&self.fs) {
+            let _ = backing.commit(&self.fs, thread);
+        }
+        Ok(())
+    }
+
     /// Writes at `offset`, or at the end. Bytes written, and the offset after them.
     pub(super) fn write_content(
         &self,
@@ -268,7 +307,11 @@ impl Node {
         if first < last {
             let mut data = data.lock();
             data.remove_pages(&self.fs, first, last);
-            let shown = data.lower_size.div_ceil(PAGE).min(last);
+            // What a volume is about to keep must not show through later: no holes there.
+            let shown = match self.fs.backing {
+                Some(_) => last,
+                None => data.lower_size.div_ceil(PAGE).min(last),
+            };
             for index in first..shown {
                 data.page_for_write(&self.fs, index, None)?;
             }
@@ -321,11 +364,13 @@ impl FileOps for Node {
             return Err(EBADF);
         };
         let mut position = file.position.lock(thread);
-        let _writing = writing.lock(thread);
+        let held = writing.lock(thread);
         let offset = (file.flags() & flags::APPEND == 0).then_some(*position);
         let (written, end) = self.write_content(offset, from)?;
         shared::refresh(self.id(), end - written as u64, written as u64);
         *position = end;
+        drop(held);
+        self.after_write(thread, file)?;
         Ok(written)
     }
 
@@ -354,11 +399,13 @@ impl FileOps for Node {
         let Content::File { writing, .. } = &self.content else {
             return Err(EISDIR);
         };
-        let _writing = writing.lock(thread);
+        let held = writing.lock(thread);
         // As Linux does against POSIX: O_APPEND wins over the offset.
         let offset = (file.flags() & flags::APPEND == 0).then_some(offset);
         let (written, end) = self.write_content(offset, from)?;
         shared::refresh(self.id(), end - written as u64, written as u64);
+        drop(held);
+        self.after_write(thread, file)?;
         Ok(written)
     }
 

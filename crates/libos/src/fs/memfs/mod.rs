@@ -15,6 +15,7 @@ pub mod data;
 pub mod directory;
 mod file;
 pub mod node;
+pub mod volume;
 
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -27,6 +28,7 @@ use crate::Result;
 use crate::errno::ENOSPC;
 use crate::sync::SpinLock;
 use node::{Content, Node};
+use volume::Backing;
 
 /// What an inode costs beside its content, in bytes.
 pub const NODE_COST: u64 = 512;
@@ -36,6 +38,8 @@ pub const ENTRY_COST: u64 = 128;
 /// statfs magic numbers.
 pub const TMPFS_MAGIC: u64 = 0x0102_1994;
 pub const OVERLAY_MAGIC: u64 = 0x794c_7630;
+/// "bull".
+pub const VOLUME_MAGIC: u64 = 0x6c6c_7562;
 pub const SYSFS_MAGIC: u64 = 0x6265_6572;
 pub const DEVPTS_MAGIC: u64 = 0x1cd1;
 pub const PROC_MAGIC: u64 = 0x9fa0;
@@ -86,6 +90,10 @@ pub struct MemFs {
     limit: u64,
     used: AtomicU64,
     next_number: AtomicU64,
+    /// Pages present, all files together.
+    pages: AtomicU64,
+    /// What keeps it beyond the container's end, if anything does.
+    backing: Option<Arc<Backing>>,
     /// Inodes of the lower layer in use, so that hard links stay one object.
     lower: SpinLock<HashMap<u64, Weak<Node>>>,
 }
@@ -107,6 +115,23 @@ impl MemFs {
             used: AtomicU64::new(0),
             // Above any number of a lower layer, whose inodes keep theirs.
             next_number: AtomicU64::new(1 << 40),
+            pages: AtomicU64::new(0),
+            backing: None,
+            lower: SpinLock::new(HashMap::new()),
+        })
+    }
+
+    /// The file system of a protected volume.
+    pub fn of_volume(backing: Arc<Backing>, budget: Arc<Budget>) -> Arc<MemFs> {
+        Arc::new(MemFs {
+            device: anonymous_device(),
+            magic: VOLUME_MAGIC,
+            limit: budget.limit(),
+            budget,
+            used: AtomicU64::new(0),
+            next_number: AtomicU64::new(backing.next_number()),
+            pages: AtomicU64::new(0),
+            backing: Some(backing),
             lower: SpinLock::new(HashMap::new()),
         })
     }

@@ -2,7 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -11,8 +11,8 @@ use spin::Once;
 
 use super::data::{self, Data, PAGE};
 use super::directory::{Directory, Target};
+use super::volume::Backing;
 use super::{MemFs, NODE_COST};
-use crate::Result;
 use crate::errno::{
     EEXIST, EINVAL, EISDIR, EMLINK, ENODATA, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENXIO, EOPNOTSUPP,
     EPERM, EXDEV, Errno,
@@ -28,6 +28,7 @@ use crate::fs::permission::Caller;
 use crate::fs::pipe::{self, Pipe};
 use crate::sync::SpinLock;
 use crate::sync::mutex::SleepLock;
+use crate::{Result, Thread};
 
 /// Most hard links (as ext4).
 const LINKS_MAX: u32 = 65000;
@@ -80,6 +81,9 @@ type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// An inode.
 pub struct Node {
+    this: Weak<Node>,
+    /// Whether it was charged to the file system.
+    charged: bool,
     pub(super) fs: Arc<MemFs>,
     number: u64,
     mode: AtomicU32,
@@ -97,9 +101,12 @@ impl Node {
     /// A new object; the caller has charged it.
     pub fn new(fs: &Arc<MemFs>, kind: u32, owner: Owner, content: Content, rdev: u64) -> Arc<Node> {
         let now = Time::now();
-        Arc::new(Node {
+        let number = fs.next_number();
+        let node = Arc::new_cyclic(|this| Node {
+            this: this.clone(),
+            charged: true,
             fs: fs.clone(),
-            number: fs.next_number(),
+            number,
             mode: AtomicU32::new(kind | owner.mode & 0o7777),
             links: AtomicU32::new(1),
             rdev,
@@ -112,10 +119,12 @@ impl Node {
                 btime: now,
             }),
             xattrs: SpinLock::new(None),
-            lower: None,
+            lower: Backing::lower_of_new(fs, number),
             content,
             state: InodeState::default(),
-        })
+        });
+        node.mark();
+        node
     }
 
     /// The inode over an object of the lower layer.
@@ -134,7 +143,9 @@ impl Node {
             }
         };
         let time = metadata.modified;
-        Arc::new(Node {
+        Arc::new_cyclic(|this| Node {
+            this: this.clone(),
+            charged: false,
             fs: fs.clone(),
             number: metadata.number,
             mode: AtomicU32::new(metadata.mode),
@@ -185,14 +196,49 @@ impl Node {
     /// The content changed.
     pub(super) fn touch_modified(&self) {
         let now = Time::now();
-        let mut attributes = self.attributes.lock();
-        attributes.mtime = now;
-        attributes.ctime = now;
+        {
+            let mut attributes = self.attributes.lock();
+            attributes.mtime = now;
+            attributes.ctime = now;
+        }
+        self.mark();
     }
 
     fn touch_changed(&self) {
         let now = Time::now();
         self.attributes.lock().ctime = now;
+        self.mark();
+    }
+
+    /// It differs from what a volume keeps of it.
+    fn mark(&self) {
+        if let Some(backing) = &self.fs.backing
+            && let Some(node) = self.this.upgrade()
+        {
+            backing.mark(node);
+        }
+    }
+
+    /// Everything a volume keeps of it but its content.
+    pub(super) fn kept_attributes(&self) -> Result<bulla_vault::volume::Attributes> {
+        let xattrs = self.with_xattrs(|all| Ok(all.clone().into_iter().collect()))?;
+        let attributes = self.attributes.lock();
+        let stamp = |time: Time| (time.seconds, time.nanoseconds);
+        Ok(bulla_vault::volume::Attributes {
+            mode: self.mode(),
+            uid: attributes.uid,
+            gid: attributes.gid,
+            links: self.links.load(Ordering::Relaxed),
+            rdev: self.rdev,
+            modified: stamp(attributes.mtime),
+            changed: stamp(attributes.ctime),
+            xattrs,
+        })
+    }
+
+    /// Whether it has no name any more.
+    pub(super) fn is_unnamed(&self) -> bool {
+        self.links.load(Ordering::Relaxed) == 0
     }
 
     /// The content was read: the access time moves when it is not newer than the last change
@@ -260,7 +306,7 @@ impl Drop for Node {
             Content::Directory(directory) => directory.lock().clear(&self.fs),
             _ => {}
         }
-        if self.lower.is_none() {
+        if self.charged {
             self.fs.release(NODE_COST);
         }
     }
@@ -353,6 +399,8 @@ impl Inode for Node {
         attributes.atime = change.atime.unwrap_or(attributes.atime);
         attributes.mtime = change.mtime.unwrap_or(attributes.mtime);
         attributes.ctime = now;
+        drop(attributes);
+        self.mark();
         Ok(())
     }
 
@@ -392,7 +440,20 @@ impl Inode for Node {
             .map(|(n, _)| n)
     }
 
+    fn sync(&self, thread: &Arc<Thread>) -> Result<()> {
+        match &self.fs.backing {
+            None => Ok(()),
+            Some(backing) => {
+                crate::mm::shared::flush_device(self.fs.device)?;
+                backing.commit(&self.fs, thread)
+            }
+        }
+    }
+
     fn is_immutable(&self) -> bool {
+        if self.fs.backing.is_some() {
+            return false;
+        }
         match (&self.content, &self.lower) {
             (Content::File { data, .. }, Some(lower)) => {
                 let data = data.lock();
@@ -405,6 +466,7 @@ impl Inode for Node {
     }
 
     fn truncate(&self, size: u64) -> Result<()> {
+        self.before_cut(size)?;
         let mut data = self.data()?.lock();
         if size < data.size && data.seals & data::SEAL_SHRINK != 0
             || size > data.size && data.seals & data::SEAL_GROW != 0
