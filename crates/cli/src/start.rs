@@ -6,9 +6,11 @@
 use crate::args::{Layout, PlatformArguments};
 use crate::failure::Failure;
 use crate::run::{self, Launch};
+use crate::volumes::VolumeOptions;
 use crate::workload::{self, Prepared};
 use bulla_abi::config::Config;
 use bulla_abi::input::HostInput;
+use bulla_abi::layout::LayoutKind;
 use bulla_oci::built::Built;
 use std::ffi::OsString;
 use std::io::IsTerminal;
