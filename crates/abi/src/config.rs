@@ -51,6 +51,36 @@ pub struct Config {
     pub cpu_features: Vec<String>,
     /// What [`Insecure::Strace`] prints.
     pub strace: Strace,
+    /// The files of the image are encrypted under their hash tree.
+    pub encryption: Option<Encryption>,
+    /// Their key, as the host gave it.
+    #[serde(skip)]
+    pub image_key: Option<ImageKey>,
+}
+
+/// How the files of an image are encrypted: AES-256-XTS, block by block.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// A hash of the key: a wrong one is found before anything is read.
+    pub check: [u8; 32],
+    pub key: ImageKeySource,
+}
+
+/// Who releases the key of an encrypted image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageKeySource {
+    /// The host has it in a file: for development.
+    InsecureHost,
+}
+
+/// The key of an encrypted image.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageKey(pub [u8; 32]);
+
+impl core::fmt::Debug for ImageKey {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("ImageKey(…)")
+    }
 }
 
 /// What the host may say when it starts the container. Closed by default: whatever is not named
@@ -180,6 +210,8 @@ pub enum Insecure {
     Report,
     /// The host gives keys of protected volumes, and so can read and change them.
     HostKey,
+    /// The host has the key of the image's files.
+    HostImageKey,
     /// The host's debugger is told what is mapped where, and waited for.
     Debugger,
 }

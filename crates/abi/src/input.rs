@@ -5,7 +5,7 @@
 //! [`HostPolicy`](crate::config::HostPolicy) does not let in. The loader calls the same function
 //! first, only so that a mistake is explained before the enclave is built.
 
-use crate::config::{Config, FixedFile, HostPolicy};
+use crate::config::{Config, FixedFile, HostPolicy, ImageKey};
 use crate::pattern;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -35,6 +35,8 @@ pub struct HostInput {
     pub hosts: Vec<u8>,
     /// The standard streams are a terminal. Always allowed: the streams are the host's anyway.
     pub terminal: bool,
+    /// The key of an encrypted image.
+    pub image_key: Option<ImageKey>,
 }
 
 /// Why the host's input is refused.
@@ -49,6 +51,8 @@ pub enum Refused {
     HostnameSyntax(String),
     Resolver,
     Zero,
+    NoImageKey,
+    ImageKey,
 }
 
 impl fmt::Display for Refused {
@@ -89,6 +93,12 @@ impl fmt::Display for Refused {
                 "name servers or host names were given, but the manifest fixes them; leave --dns \
                  and --add-host out",
             ),
+            Refused::NoImageKey => {
+                f.write_str("the image's files are encrypted; give their key with --key-file FILE")
+            }
+            Refused::ImageKey => {
+                f.write_str("a key was given, but the image is not encrypted; leave --key-file out")
+            }
             Refused::Zero => f.write_str("an argument or variable contains a zero byte"),
         }
     }
@@ -111,6 +121,11 @@ impl Config {
     /// The configuration with what the host adds to it, or the reason why it may not.
     pub fn admit(mut self, input: &HostInput) -> Result<Config, Refused> {
         self.terminal = input.terminal;
+        match (&self.encryption, &input.image_key) {
+            (Some(_), None) => return Err(Refused::NoImageKey),
+            (None, Some(_)) => return Err(Refused::ImageKey),
+            (_, key) => self.image_key = key.clone(),
+        }
         self.admit_arguments(input)?;
         self.admit_environment(input)?;
         if let Some(name) = &input.hostname {

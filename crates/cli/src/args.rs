@@ -173,6 +173,10 @@ pub struct Workload {
     #[arg(long, value_name = "FILE")]
     pub insecure_volume_key: Option<PathBuf>,
 
+    /// The key of an encrypted image (`bulla build --encrypt`), 32 bytes
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+
     /// Working directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<OsString>,

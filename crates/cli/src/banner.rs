@@ -52,6 +52,10 @@ pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
             "insecure_report",
             "the host sees which system calls and options were refused",
         ),
+        Insecure::HostImageKey => (
+            "key file of the image",
+            "the host has the key of the image's files, so they are secret from others only",
+        ),
         Insecure::HostKey => (
             "insecure_host key of a volume",
             "the host knows the key of a protected volume, so it can read and change its files",

@@ -2,21 +2,24 @@
 
 use crate::enclave::{self, Programs};
 use crate::failure::Failure;
+use crate::image_key;
 use crate::keys::Signer;
 use crate::settle::settle;
 use crate::state::hex;
 use crate::workload::{Draft, Source};
-use bulla_abi::config::VERSION;
+use bulla_abi::config::{Encryption, Insecure, Rootfs, VERSION};
 use bulla_abi::layout::LayoutKind;
 use bulla_image::manifest::Manifest;
 use bulla_image::{Date, EnclaveImage, Options, SigStruct};
 use bulla_oci::built::{self, About};
 use bulla_oci::listing::Files;
 use bulla_oci::output::{self, Content, Entry, LayerCompression, NewImage};
-use bulla_oci::{Cache, Digest, ImageConfig, Store};
+use bulla_oci::{Cache, Digest, ImageConfig, Store, Stored};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const EXAMPLES: &str = "\
@@ -46,6 +49,11 @@ pub struct Arguments {
     /// Manifest (bulla.toml) of the container; without one the image's configuration is locked
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
+
+    /// Encrypt the image's files with this key (32 bytes in a file), which `bulla run --key-file`
+    /// then needs
+    #[arg(long, value_name = "KEYFILE")]
+    pub encrypt: Option<PathBuf>,
 
     #[command(flatten)]
     pub key: crate::keys::KeyArguments,
@@ -104,13 +112,28 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         (None, None) => return Err(Failure::new("no image given; see `bulla build --help`")),
     };
     let stored = source.stored(&arguments.registry.options())?;
-    let draft = settle(&manifest, &stored.config, stored.rootfs.clone())?;
+    let encrypted = match &arguments.encrypt {
+        Some(key) => Some(Encrypted::new(&cache, &stored, key)?),
+        None => None,
+    };
+    let rootfs = encrypted
+        .as_ref()
+        .map_or(&stored.rootfs, |encrypted| &encrypted.rootfs);
+    let mut draft = settle(&manifest, &stored.config, rootfs.clone())?;
+    if let Some(encrypted) = &encrypted {
+        draft.config.encryption = Some(encrypted.description.clone());
+        draft.config.insecure.push(Insecure::HostImageKey);
+    }
     let date = date(&stored.config);
     let mut enclaves = Vec::new();
     for kind in [LayoutKind::Dynamic, LayoutKind::Static] {
         enclaves.push(sign(&draft, kind, &manifest, &signer, date)?);
     }
-    let list = Files::open(&stored.path, &stored.rootfs)?.list()?;
+    // Names and digests of files would tell what is in an encrypted image.
+    let list = match encrypted {
+        Some(_) => Vec::new(),
+        None => Files::open(&stored.path, &stored.rootfs)?.list()?,
+    };
     let about = About {
         bulla: env!("CARGO_PKG_VERSION").into(),
         config_version: VERSION,
@@ -151,7 +174,10 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let rootfs = [program(
         "rootfs.img",
         0o644,
-        Content::File(stored.path.clone()),
+        Content::File(match &encrypted {
+            Some(encrypted) => encrypted.path.clone(),
+            None => stored.path.clone(),
+        }),
     )];
     let layers = [&programs[..], &rootfs, &last];
     let layers: Vec<_> = layers
@@ -173,6 +199,51 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         &arguments.registry,
     )?;
     print(&report, arguments.json)
+}
+
+/// An encrypted copy of a root file system, for the time of the build.
+struct Encrypted {
+    path: PathBuf,
+    rootfs: Rootfs,
+    description: Encryption,
+}
+
+impl Encrypted {
+    fn new(cache: &Cache, stored: &Stored, key: &Path) -> Result<Encrypted, Failure> {
+        let key = image_key::read(key)?;
+        let path = cache.dir().join(format!(
+            ".encrypted.{}.{}",
+            stored.digest.hex(),
+            std::process::id()
+        ));
+        let mut made = Encrypted {
+            path,
+            rootfs: Rootfs::default(),
+            description: image_key::describe(&key),
+        };
+        let out = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&made.path);
+        let out = out.map_err(|error| {
+            Failure::new(format!("cannot write {}: {error}", made.path.display()))
+        })?;
+        let cipher = image_key::cipher(&key);
+        let mut encrypt = |number, block: &mut [u8]| cipher.encrypt(number, block);
+        made.rootfs = bulla_rootfs::encrypt(&stored.path, &stored.rootfs, out, &mut encrypt)
+            .map_err(Failure::new)?;
+        Ok(made)
+    }
+}
+
+impl Drop for Encrypted {
+    fn drop(&mut self) {
+        // What cannot be removed only takes up space.
+        let _ = std::fs::remove_file(&self.path);
+    }
 }
 
 type Enclave = (Vec<u8>, EnclaveImage, SigStruct, LayoutKind);

@@ -198,6 +198,7 @@ fn config_reasons(one: &Config, other: &Config) -> Vec<String> {
     field!("insecure_exec", c => c.host.exec);
     field!("network.hosts", c => text(std::slice::from_ref(&c.hosts)));
     field!("mounts", c => &c.mounts);
+    field!("encryption or its key", c => &c.encryption);
     field!("cpu.features", c => &c.cpu_features);
     let env = |config: &Config| -> BTreeMap<String, String> {
         let lines = text(&config.env).into_iter();

@@ -72,6 +72,9 @@ impl Confidential {
                 format!("verity root {}", hex(&config.rootfs.root_hash)),
             ),
         ];
+        if config.encryption.is_some() {
+            locked.push(("encryption", "AES-256-XTS, key from a file".into()));
+        }
         for variable in &config.env {
             locked.push(("environment", shown(variable)));
         }

@@ -21,6 +21,7 @@ mod doctor;
 mod doctor_attestation;
 mod enclave;
 mod failure;
+mod image_key;
 mod inspect;
 mod keys;
 mod manifest;

@@ -11,6 +11,7 @@ use crate::quoter;
 use crate::state::{State, hex};
 use crate::workload::{self, Prepared};
 use bulla_abi::config::Insecure;
+use bulla_abi::input::Refused;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::Options;
 use std::ffi::OsString;
@@ -185,6 +186,9 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         None => LayoutKind::Static,
     };
     let config = prepared.config(kind);
+    if config.encryption.is_some() && prepared.input.image_key.is_none() {
+        return Err(Failure::new(Refused::NoImageKey));
+    }
     let options = Options {
         exinfo: features.exinfo,
         ..Options::default()

@@ -323,9 +323,8 @@ mod tests {
         assert!(exec.message.contains("no `bulla exec` yet"), "{exec}");
         let error = settled("[[mounts]]\ntarget = \"/d\"\ntype = \"insecure_passthrough\"");
         assert!(error.unwrap_err().message.contains("does not"));
-        let volume = settled(
-            "[[mounts]]\ntarget = \"/d\"\ntype = \"volume\"\nkey = \"insecure_host\"",
-        );
+        let volume =
+            settled("[[mounts]]\ntarget = \"/d\"\ntype = \"volume\"\nkey = \"insecure_host\"");
         let volume = volume.unwrap();
         assert_eq!(
             volume.mounts[0].kind,

@@ -5,6 +5,7 @@
 
 use crate::args::{Layout, PlatformArguments};
 use crate::failure::Failure;
+use crate::image_key;
 use crate::run::{self, Launch};
 use crate::volumes::VolumeOptions;
 use crate::workload::{self, Prepared};
@@ -15,7 +16,7 @@ use bulla_oci::built::Built;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What engines set without being asked.
 const OF_ENGINES: [&str; 8] = [
@@ -28,6 +29,9 @@ const OF_ENGINES: [&str; 8] = [
     "SHLVL",
     "_",
 ];
+
+/// Where an engine puts the key of an encrypted image, as a secret.
+const IMAGE_KEY: &str = "/run/secrets/bulla-image-key";
 
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
@@ -106,5 +110,9 @@ fn input(config: &Config, words: &[OsString]) -> Result<HostInput, Failure> {
             false => Vec::new(),
         },
         terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        image_key: match &config.encryption {
+            Some(_) => Some(image_key::read(Path::new(IMAGE_KEY))?),
+            None => None,
+        },
     })
 }

@@ -42,10 +42,15 @@ pub struct VolumeOptions {
 impl VolumeOptions {
     /// Reads the options.
     pub fn parse(given: &[OsString], key: Option<&Path>) -> Result<VolumeOptions, Failure> {
-        let volumes: Vec<VolumeOption> =
-            given.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        let volumes: Vec<VolumeOption> = given
+            .iter()
+            .map(|text| parse(text))
+            .collect::<Result<_, _>>()?;
         for (at, volume) in volumes.iter().enumerate() {
-            if volumes[..at].iter().any(|other| other.target == volume.target) {
+            if volumes[..at]
+                .iter()
+                .any(|other| other.target == volume.target)
+            {
                 return Err(Failure::new(format!(
                     "-v: {} is given twice",
                     String::from_utf8_lossy(&volume.target)
@@ -120,7 +125,10 @@ impl VolumeOptions {
         let mut all = Vec::new();
         for (mount, key) in volumes_of(config) {
             let shown = String::from_utf8_lossy(&mount.target);
-            let volume = self.volumes.iter().find(|volume| volume.target == mount.target);
+            let volume = self
+                .volumes
+                .iter()
+                .find(|volume| volume.target == mount.target);
             let volume = volume.ok_or_else(|| {
                 Failure::new(format!(
                     "the container's volume {shown} has no place on this machine; add -v \
@@ -213,7 +221,9 @@ fn parse(text: &OsStr) -> Result<VolumeOption, Failure> {
 fn open_place(place: &Path, anchors: Option<&Path>) -> Result<VolumeFiles, Failure> {
     let shown = place.display();
     let failed = |error: std::io::Error| {
-        Failure::new(format!("cannot use {shown} for a protected volume: {error}"))
+        Failure::new(format!(
+            "cannot use {shown} for a protected volume: {error}"
+        ))
     };
     DirBuilder::new()
         .recursive(true)
@@ -232,7 +242,12 @@ fn open_place(place: &Path, anchors: Option<&Path>) -> Result<VolumeFiles, Failu
     }
     let open = |path: &Path| {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(false).mode(0o600);
+        options
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600);
         options.open(path).map_err(failed)
     };
     let first = open(&place.join(LOGS[0]))?;
@@ -274,7 +289,10 @@ mod tests {
     fn options() {
         let volume = one("/srv/data:/var/lib/db/:ro").unwrap();
         assert_eq!(volume.place, Path::new("/srv/data"));
-        assert_eq!((&volume.target[..], volume.read_only), (&b"/var/lib/db"[..], true));
+        assert_eq!(
+            (&volume.target[..], volume.read_only),
+            (&b"/var/lib/db"[..], true)
+        );
         assert!(one("./x:/y").unwrap().place.starts_with("."));
         assert!(one("name:/y").unwrap().place.ends_with("volumes/name"));
         for (text, part) in [

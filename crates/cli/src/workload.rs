@@ -7,11 +7,12 @@
 use crate::args::Workload;
 use crate::enclave::Programs;
 use crate::failure::Failure;
+use crate::image_key;
 use crate::settle::settle;
 use crate::sign;
 use crate::volumes::VolumeOptions;
-use bulla_abi::config::{Config, FixedFile, HostPolicy, Insecure, Strace, VERSION};
-use bulla_abi::input::HostInput;
+use bulla_abi::config::{Config, FixedFile, HostPolicy, ImageKey, Insecure, Strace, VERSION};
+use bulla_abi::input::{HostInput, Refused};
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
 use bulla_image::SigStruct;
 use bulla_image::manifest::Manifest;
@@ -106,7 +107,12 @@ impl Prepared {
         ];
         let digest = Digest::parse(&about.source_id);
         let input = input(&configs[0])?;
-        configs[0].clone().admit(&input).map_err(Failure::new)?;
+        match configs[0].clone().admit(&input) {
+            // To measure it the key is not needed; who starts it is told by `run::enter`.
+            Ok(_) | Err(Refused::NoImageKey) => {}
+            Err(refused) => return Err(Failure::new(refused)),
+        }
+        image_key::check(&configs[0], input.image_key.as_ref())?;
         Ok(Prepared {
             product_id: signatures[0].isv_prod_id,
             security_version: signatures[0].isv_svn,
@@ -231,6 +237,7 @@ pub fn from_options(
 /// What this machine is like, as far as a container is told.
 fn ambient_input(workload: &Workload) -> Result<HostInput, Failure> {
     Ok(HostInput {
+        image_key: key(workload)?,
         resolver: match workload.dns.is_empty() {
             true => std::fs::read("/etc/resolv.conf").ok(),
             false => None,
@@ -293,7 +300,16 @@ pub fn host_input(
         },
         hosts: added_hosts(&workload.add_host)?.into_bytes(),
         terminal: workload.tty,
+        image_key: key(workload)?,
     })
+}
+
+fn key(workload: &Workload) -> Result<Option<ImageKey>, Failure> {
+    workload
+        .key_file
+        .as_deref()
+        .map(image_key::read)
+        .transpose()
 }
 
 /// What a command is about.

@@ -4,6 +4,7 @@
 //! - [`Builder`]: takes directories, files, links, devices; [`Builder::finish`] writes the file and
 //!   returns the parameters that the measured configuration binds.
 //! - [`from_directory`]: the same for a directory tree of this machine.
+//! - [`encrypt`]: a copy whose blocks are encrypted.
 //! - [`verify`]: checks a file against its parameters, as `veritysetup verify` does.
 //!
 //! The image depends on the tree alone, never on the order in which it was described, on hole
@@ -20,6 +21,7 @@
 mod builder;
 mod content;
 mod directory;
+mod encrypt;
 mod error;
 mod format;
 mod image;
@@ -30,6 +32,7 @@ mod verity;
 
 pub use builder::{Attributes, Builder, Numbers, Special, xattr_is_supported};
 pub use directory::{Options, Ownership, from_directory};
+pub use encrypt::encrypt;
 pub use error::{Error, Result};
 pub use verity::verify;
 

@@ -4,6 +4,7 @@
 //! - [`Verity`]: a dm-verity hash tree (format 1, SHA-256) that checks each block when it is used.
 //! - [`BlockSource`]: what the platform gives: a copy out of untrusted memory, and SHA-256.
 //! - [`BlockCache`]: verified blocks kept in enclave memory.
+//! - [`ImageCipher`]: AES-XTS under the hash tree, for images whose files are secret.
 //! - [`volume`]: protected volumes, which can be written to.
 //!
 //! ```text
@@ -45,12 +46,14 @@ mod error;
 mod source;
 mod verity;
 pub mod volume;
+mod xts;
 
 pub use cache::{Block, BlockCache};
 pub use erofs::{DirEntry, Entry, Erofs, FileKind, Inode, Nid, Options, Statistics};
 pub use error::Error;
 pub use source::{BlockSource, SourceFault};
 pub use verity::Verity;
+pub use xts::ImageCipher;
 
 /// Bytes in a block, of data and of the hash tree alike.
 pub const BLOCK_SIZE: usize = 4096;

@@ -18,6 +18,12 @@ pub trait BlockSource: Send + Sync {
 
     /// SHA-256 of the parts, one after the other.
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32];
+
+    /// Decrypts verified data blocks in place, `first` being the number of the first one; images
+    /// that are not encrypted have nothing to do.
+    fn decrypt(&self, first: u64, blocks: &mut [u8]) {
+        let _ = (first, blocks);
+    }
 }
 
 impl<S: BlockSource + ?Sized> BlockSource for &S {
@@ -27,6 +33,10 @@ impl<S: BlockSource + ?Sized> BlockSource for &S {
 
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
         (**self).sha256(parts)
+    }
+
+    fn decrypt(&self, first: u64, blocks: &mut [u8]) {
+        (**self).decrypt(first, blocks);
     }
 }
 
@@ -38,6 +48,10 @@ impl<S: BlockSource + ?Sized> BlockSource for Box<S> {
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
         (**self).sha256(parts)
     }
+
+    fn decrypt(&self, first: u64, blocks: &mut [u8]) {
+        (**self).decrypt(first, blocks);
+    }
 }
 
 impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
@@ -47,5 +61,9 @@ impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
 
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
         (**self).sha256(parts)
+    }
+
+    fn decrypt(&self, first: u64, blocks: &mut [u8]) {
+        (**self).decrypt(first, blocks);
     }
 }

@@ -76,8 +76,9 @@ impl<S: BlockSource> Verity<S> {
     /// `dst` must be a multiple of 4096 bytes long. On an error nothing unverified stays in it.
     pub fn read_blocks(&self, first: u64, dst: &mut [u8]) -> Result<()> {
         let result = self.read_verified(first, dst);
-        if result.is_err() {
-            dst.fill(0);
+        match result {
+            Ok(()) => self.source.decrypt(first, dst),
+            Err(_) => dst.fill(0),
         }
         result
     }

@@ -541,6 +541,104 @@ fn a_changed_image_is_refused() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
 }
 
+#[test]
+fn an_encrypted_image_shows_nothing_and_runs_with_its_key() {
+    let place = Place::new();
+    // Files of the image: the program, and one with a sentence in it.
+    let root = place.path("root");
+    fs::create_dir_all(root.join("bin")).unwrap();
+    fs::copy(
+        image("busybox").rootfs.join("bin/busybox"),
+        root.join("bin/busybox"),
+    )
+    .unwrap();
+    let sentence = "a sentence that is in no built image";
+    fs::write(root.join("a-telling-name"), sentence.repeat(500)).unwrap();
+    let root = root.to_str().unwrap().to_owned();
+    let manifest = place.write(
+        "bulla.toml",
+        "entrypoint = [\"/bin/busybox\"]\n[arguments]\nmode = \"host\"\nfixed = [\"true\"]",
+    );
+    for (name, byte) in [("right", 1), ("wrong", 2)] {
+        fs::write(place.path(name), [byte; 32]).unwrap();
+    }
+    let key = |name: &str| place.path(name).to_str().unwrap().to_owned();
+    let (right, wrong) = (key("right"), key("wrong"));
+    let build = |tag: &str, options: &[&str]| {
+        let archive = place.path(tag).to_str().unwrap().to_owned();
+        let mut words = vec![
+            "build",
+            "--rootfs",
+            &root,
+            "--manifest",
+            &manifest,
+            "--json",
+        ];
+        words.extend(["-t", tag, "-o", &archive]);
+        words.extend(options);
+        (place.json(&words), fs::read(&archive).unwrap())
+    };
+    let (plain, in_clear) = build("plain", &[]);
+    let (built, hidden) = build("secret", &["--encrypt", &right]);
+    assert_ne!(plain["mrenclave_dynamic"], built["mrenclave_dynamic"]);
+    let program = fs::read(Path::new(&root).join("bin/busybox")).unwrap();
+    let in_program = &program[program.len() / 2..][..32];
+    let has =
+        |bytes: &[u8], wanted: &[u8]| bytes.windows(wanted.len()).any(|window| window == wanted);
+    // The archive's own copy of bulla is neither; each of these is found where nothing is hidden.
+    for wanted in [sentence.as_bytes(), b"a-telling-name", in_program] {
+        assert!(has(&in_clear, wanted));
+        assert!(!has(&hidden, wanted), "{}", text(wanted));
+    }
+    // Anyone can measure it.
+    let archive = place.path("secret").to_str().unwrap().to_owned();
+    let measured = Place::new().json(&["measure", "--json", &archive]);
+    assert_eq!(
+        measured["layouts"][0]["mrenclave"],
+        built["mrenclave_dynamic"]
+    );
+    let words = ["secret", "cat", "/a-telling-name"];
+    let with = |options: &[&str]| place.start(&[options, &words[..]].concat());
+    let output = with(&["--key-file", &right]);
+    assert_eq!(text(&output.stdout), sentence.repeat(500), "{output:?}");
+    assert!(
+        text(&output.stderr).contains("the host has the key"),
+        "{output:?}"
+    );
+    for (options, reason) in [
+        (&[][..], "--key-file"),
+        (
+            &["--key-file", &wrong][..],
+            "not the one that the image was encrypted with",
+        ),
+        (&["--key-file", "/dev/null"][..], "not a key"),
+    ] {
+        let output = with(options);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{error}");
+        assert!(error.contains(reason), "{error}");
+    }
+    let error = text(&place.start(&["--key-file", &right, "plain"]).stderr);
+    assert!(error.contains("not encrypted"), "{error}");
+    // Encrypted or not, a changed block is found by the tree.
+    let unpacked = fs::read_dir(place.path("cache/built-1")).unwrap().flatten();
+    for built in unpacked.map(|entry| entry.path().join("rootfs.img")) {
+        let mut bytes = fs::read(&built).unwrap();
+        bytes[5000] ^= 1;
+        fs::write(&built, bytes).unwrap();
+    }
+    let output = with(&["--key-file", &right]);
+    assert!(!output.status.success(), "{output:?}");
+    assert!(text(&output.stderr).contains("block"), "{output:?}");
+    // Nothing of the build stays behind.
+    let left = fs::read_dir(place.path("cache")).unwrap().flatten();
+    assert!(
+        !left
+            .map(|entry| entry.file_name())
+            .any(|name| text(name.as_encoded_bytes()).contains("encrypted"))
+    );
+}
+
 /// Debian's docker-registry on a port of its own.
 struct Registry {
     child: Child,

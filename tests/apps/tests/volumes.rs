@@ -89,7 +89,8 @@ const WRITE: &str = "set -e; cd /data; mkdir -p a/b; echo a-sentence-nobody-may-
     i=0; while [ $i -lt 3000 ]; do echo \"line $i of a longer file\"; i=$((i+1)); done > long
     cp long cut; truncate -s 5000 cut; truncate -s 9000 cut
     mv long longer; echo gone > gone; sync; rm gone; touch -d 2001-02-03 old; mkfifo pipe";
-const READ: &str = "cd /data; find . | sort; cat a/soft; cat a/hard; stat -c '%a %h %u:%g %F' a/hard a/b pipe
+const READ: &str =
+    "cd /data; find . | sort; cat a/soft; cat a/hard; stat -c '%a %h %u:%g %F' a/hard a/b pipe
     stat -c %Y old; md5sum longer cut; tail -c 4000 cut | tr -d '\\0' | wc -c";
 
 #[test]
@@ -98,15 +99,25 @@ fn files_are_there_again_and_unreadable_outside() {
     let volume = place.volume("data", "/data");
     let options = ["-v", &*volume];
     let before = place.succeed(&options, &format!("{WRITE}\n{READ}"));
-    assert!(before.contains("./a/b/file\n") && before.contains("640 2 0:0 regular file"), "{before}");
-    assert!(before.contains("7:8 directory") && !before.contains("gone"), "{before}");
+    assert!(
+        before.contains("./a/b/file\n") && before.contains("640 2 0:0 regular file"),
+        "{before}"
+    );
+    assert!(
+        before.contains("7:8 directory") && !before.contains("gone"),
+        "{before}"
+    );
     assert!(before.trim_end().ends_with("\n0"), "{before}");
     let after = place.succeed(&options, READ);
     assert_eq!(after, before);
     for entry in fs::read_dir(place.path("data")).unwrap() {
         let bytes = fs::read(entry.unwrap().path()).unwrap();
         for secret in ["a-sentence", "longer", "of a lo", "soft"] {
-            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()));
+            assert!(
+                !bytes
+                    .windows(secret.len())
+                    .any(|window| window == secret.as_bytes())
+            );
         }
     }
     // Read-only is read-only.
@@ -124,7 +135,10 @@ fn whatever_is_done_to_it_outside_is_noticed() {
     let (data, old) = (place.path("data"), place.path("old"));
     let volume = place.volume("data", "/data");
     let options = ["-v", &*volume];
-    place.succeed(&options, "head -c 300000 /dev/urandom > /data/big; cp /data/big /data/copy");
+    place.succeed(
+        &options,
+        "head -c 300000 /dev/urandom > /data/big; cp /data/big /data/copy",
+    );
     copy(&data, &old);
     place.succeed(&options, "echo newer > /data/new");
     let new = place.path("new");
@@ -158,7 +172,10 @@ fn whatever_is_done_to_it_outside_is_noticed() {
     assert!(text.contains("rolled back"), "{text}");
     // And the right one works.
     copy(&new, &data);
-    assert_eq!(place.succeed(&options, "cmp /data/big /data/copy && cat /data/new"), "newer\n");
+    assert_eq!(
+        place.succeed(&options, "cmp /data/big /data/copy && cat /data/new"),
+        "newer\n"
+    );
     // Anchors belong to places: elsewhere it cannot be told from an old copy.
     let elsewhere = place.volume("new", "/data");
     let text = place.fail(&["-v", &elsewhere], "true");
@@ -180,10 +197,16 @@ fn keys_from_a_file() {
     };
     let written = with("right", "echo kept > /data/file");
     let text = String::from_utf8_lossy(&written.stderr).into_owned();
-    assert!(written.status.success() && text.contains("insecure_host"), "{text}");
+    assert!(
+        written.status.success() && text.contains("insecure_host"),
+        "{text}"
+    );
     let wrong = with("wrong", "cat /data/file");
     let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
-    assert!(!wrong.status.success() && text.contains("another key"), "{text}");
+    assert!(
+        !wrong.status.success() && text.contains("another key"),
+        "{text}"
+    );
     let short = with("short", "cat /data/file");
     assert!(String::from_utf8_lossy(&short.stderr).contains("32 bytes"));
     assert_eq!(with("right", "cat /data/file").stdout, b"kept\n");
@@ -213,7 +236,11 @@ fn one_container_at_a_time_and_only_where_the_manifest_says_so() {
     drop(first.stdin.take());
     first.wait().unwrap();
     let manifest = place.path("bulla.toml");
-    fs::write(&manifest, "entrypoint = [\"/bin/busybox\"]\narguments.fixed = [\"true\"]").unwrap();
+    fs::write(
+        &manifest,
+        "entrypoint = [\"/bin/busybox\"]\narguments.fixed = [\"true\"]",
+    )
+    .unwrap();
     let manifest = manifest.display().to_string();
     let run = |options: &[&str]| {
         let output = place.run(options, "busybox", &["true"]);
@@ -286,8 +313,17 @@ fn redis_loses_nothing_when_it_is_killed() {
         let port = free_port();
         let text = port.to_string();
         let words = [
-            "redis-server", "--port", &text, "--dir", "/data", "--appendonly", "yes",
-            "--appendfsync", "always", "--save", "",
+            "redis-server",
+            "--port",
+            &text,
+            "--dir",
+            "/data",
+            "--appendonly",
+            "yes",
+            "--appendfsync",
+            "always",
+            "--save",
+            "",
         ];
         let mut command = Command::new(bulla());
         command
@@ -315,7 +351,11 @@ fn redis_loses_nothing_when_it_is_killed() {
             std::thread::sleep(Duration::from_millis(100));
         }
         for key in 0..acknowledged {
-            assert_eq!(ask(&["GET", &format!("key{key}")]), format!("value{key}"), "round {round}");
+            assert_eq!(
+                ask(&["GET", &format!("key{key}")]),
+                format!("value{key}"),
+                "round {round}"
+            );
         }
         for _ in 0..40 {
             let (key, value) = (format!("key{acknowledged}"), format!("value{acknowledged}"));
@@ -324,9 +364,12 @@ fn redis_loses_nothing_when_it_is_killed() {
         }
         // More is on its way while it dies.
         let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let busy = std::thread::spawn(move || {
-            while stream.write_all(b"SET other something\r\n").is_ok() {}
-        });
+        let busy =
+            std::thread::spawn(
+                move || {
+                    while stream.write_all(b"SET other something\r\n").is_ok() {}
+                },
+            );
         ask(&["GET", "other"]);
         server.kill().unwrap();
         server.wait().unwrap();

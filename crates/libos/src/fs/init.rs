@@ -107,7 +107,10 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
     super::memfs::cache::set_limit(cache);
     accounting::set_kernel_limit(limit + cache);
     TERMINAL.store(config.terminal, Ordering::Relaxed);
-    let lower = lower::open_rootfs(&config.rootfs).map_err(|error| InitError {
+    let cipher = lower::image_cipher(config).map_err(|reason| InitError {
+        message: format!("the image cannot be opened: {reason}"),
+    })?;
+    let lower = lower::open_rootfs(&config.rootfs, cipher).map_err(|error| InitError {
         message: format!("the root file system cannot be opened: {error}"),
     })?;
     let fs = MemFs::new(OVERLAY_MAGIC, budget(), budget().limit());

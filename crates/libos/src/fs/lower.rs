@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::ControlFlow;
 
-use bulla_abi::config::Rootfs;
-use bulla_vault::{BlockSource, Erofs, Options, SourceFault};
+use bulla_abi::config::{Config, Rootfs};
+use bulla_vault::{BlockSource, Erofs, ImageCipher, Options, SourceFault};
 
 use super::inode::{FileType, Time};
 use crate::Result;
@@ -47,8 +47,10 @@ pub trait LowerNode: Send + Sync {
     }
 }
 
-/// The platform's rootfs file.
-struct HostSource;
+/// The platform's rootfs file, and the cipher of its blocks where they are encrypted.
+struct HostSource {
+    cipher: Option<ImageCipher>,
+}
 
 impl BlockSource for HostSource {
     fn read(&self, offset: u64, buf: &mut [u8]) -> core::result::Result<(), SourceFault> {
@@ -57,6 +59,14 @@ impl BlockSource for HostSource {
 
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32] {
         platform().sha256(parts)
+    }
+
+    fn decrypt(&self, first: u64, blocks: &mut [u8]) {
+        if let Some(cipher) = &self.cipher {
+            for (number, block) in (first..).zip(blocks.chunks_mut(4096)) {
+                cipher.decrypt(number, block);
+            }
+        }
     }
 }
 
@@ -67,11 +77,28 @@ struct ErofsNode {
     inode: bulla_vault::Inode,
 }
 
+/// The cipher of an encrypted image; an error text when the key is another one's.
+pub fn image_cipher(config: &Config) -> core::result::Result<Option<ImageCipher>, &'static str> {
+    let hash = |parts: &[&[u8]]| platform().sha256(parts);
+    match (&config.encryption, &config.image_key) {
+        (None, _) => Ok(None),
+        (Some(_), None) => Err("its files are encrypted, and nobody gave the key"),
+        (Some(encryption), Some(key)) => {
+            if ImageCipher::check(&hash, &key.0) != encryption.check {
+                return Err("the key is not that of its files");
+            }
+            Ok(Some(ImageCipher::new(&hash, &key.0)))
+        }
+    }
+}
+
 /// Opens the verified root file system of the configuration.
 pub fn open_rootfs(
     rootfs: &Rootfs,
+    cipher: Option<ImageCipher>,
 ) -> core::result::Result<Arc<dyn LowerNode>, bulla_vault::Error> {
-    let fs = Arc::new(Erofs::open(HostSource, rootfs, Options::default())?);
+    let source = HostSource { cipher };
+    let fs = Arc::new(Erofs::open(source, rootfs, Options::default())?);
     let inode = fs.root()?;
     Ok(Arc::new(ErofsNode { fs, inode }))
 }

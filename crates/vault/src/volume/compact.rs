@@ -5,11 +5,11 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::format::{Header, LOG_HEADER};
 use super::open::write_header;
 use super::{
     Change, Content, Node, Object, PAGE, PagePlace, Result, State, Stored, Volume, VolumeHost,
 };
-use super::format::{Header, LOG_HEADER};
 
 /// Pages in a frame of a compaction: 1 MiB.
 const BATCH: usize = 256;
@@ -22,7 +22,8 @@ impl<H: VolumeHost> Volume<H> {
     pub(super) fn compact(&self) -> Result<()> {
         let (old, sessions, nodes, orphans) = {
             let state = self.state.lock();
-            let orphans: Vec<Arc<Node>> = state.orphans.iter().filter_map(|o| o.upgrade()).collect();
+            let orphans: Vec<Arc<Node>> =
+                state.orphans.iter().filter_map(|o| o.upgrade()).collect();
             let nodes: Vec<Arc<Node>> = state.nodes.values().cloned().collect();
             (state.header, state.sessions.clone(), nodes, orphans)
         };
@@ -80,7 +81,10 @@ impl<H: VolumeHost> Volume<H> {
         }
         let orphaned: u64 = orphans.iter().map(|node| pages_of(node).len() as u64).sum();
         next.pages -= orphaned;
-        next.nodes = nodes.iter().map(|node| (node.number, node.clone())).collect();
+        next.nodes = nodes
+            .iter()
+            .map(|node| (node.number, node.clone()))
+            .collect();
         next.orphans = orphans.iter().map(Arc::downgrade).collect();
         *state = next;
         drop(state);
@@ -133,7 +137,9 @@ impl<H: VolumeHost> Volume<H> {
             // Their places are still needed here.
             let kept: Vec<Arc<Node>> = {
                 let state = target.state.lock();
-                let found = orphans.iter().filter_map(|node| state.nodes.get(&node.number));
+                let found = orphans
+                    .iter()
+                    .filter_map(|node| state.nodes.get(&node.number));
                 found.cloned().collect()
             };
             write(changes)?;
@@ -149,7 +155,10 @@ impl<H: VolumeHost> Volume<H> {
 
 fn pages_of(node: &Node) -> Vec<(u64, PagePlace)> {
     match &node.inner.lock().stored {
-        Stored::File { pages, .. } => pages.iter().map(|(index, place)| (*index, *place)).collect(),
+        Stored::File { pages, .. } => pages
+            .iter()
+            .map(|(index, place)| (*index, *place))
+            .collect(),
         _ => Vec::new(),
     }
 }

@@ -160,7 +160,9 @@ impl fmt::Display for VolumeError {
             VolumeError::Malformed => {
                 f.write_str("it contradicts itself: report this, and restore a copy")
             }
-            VolumeError::TooLarge => f.write_str("too much changes at once: synchronise more often"),
+            VolumeError::TooLarge => {
+                f.write_str("too much changes at once: synchronise more often")
+            }
         }
     }
 }
@@ -474,7 +476,14 @@ impl<H: VolumeHost> Volume<H> {
             state.nonce += pages + 1;
             let (_, sealer) = state.sessions.last().ok_or(VolumeError::Malformed)?;
             let version = state.version + 1;
-            (sealer.clone(), state.object(), state.end, version, state.tag, nonce)
+            (
+                sealer.clone(),
+                state.object(),
+                state.end,
+                version,
+                state.tag,
+                nonce,
+            )
         };
         let first_nonce = nonce;
         let mut out = Output {
@@ -559,7 +568,9 @@ impl<P> Change<P> {
     fn map<Q>(self, mut convert: impl FnMut(P) -> Result<Q>) -> Result<Change<Q>> {
         let mut all = |pages: Vec<(u64, P)>| -> Result<Vec<(u64, Q)>> {
             let converted = pages.into_iter();
-            converted.map(|(index, page)| Ok((index, convert(page)?))).collect()
+            converted
+                .map(|(index, page)| Ok((index, convert(page)?)))
+                .collect()
         };
         Ok(match self {
             Change::Set {
@@ -636,7 +647,9 @@ impl State {
 
     fn sealer(&self, session: u32) -> Result<Arc<Sealer>> {
         let found = self.sessions.get(session as usize);
-        found.map(|(_, sealer)| sealer.clone()).ok_or(VolumeError::Malformed)
+        found
+            .map(|(_, sealer)| sealer.clone())
+            .ok_or(VolumeError::Malformed)
     }
 
     fn session(&self) -> Result<[u8; 16]> {
@@ -720,7 +733,10 @@ impl State {
                     stored.insert(index, place(tag));
                 }
                 self.pages += stored.len() as u64;
-                inner.stored = Stored::File { size, pages: stored };
+                inner.stored = Stored::File {
+                    size,
+                    pages: stored,
+                };
             }
             Content::Directory(entries) => inner.stored = Stored::Directory(entries),
             Content::Link(target) => inner.stored = Stored::Link(target),

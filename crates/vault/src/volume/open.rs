@@ -174,9 +174,9 @@ impl<H: VolumeHost> Volume<H> {
             let pages = state.end + FRAME_HEADER as u64;
             state.apply(record, pages, header.nonce, session)?;
             (state.version, state.tag, state.end) = (header.version, tag, end);
-            if anchor.is_some_and(|anchor| {
-                anchor.version == state.version && anchor.tag == state.tag
-            }) {
+            if anchor
+                .is_some_and(|anchor| anchor.version == state.version && anchor.tag == state.tag)
+            {
                 proved = true;
             }
         }
@@ -305,7 +305,10 @@ fn read_frame(
     let mut tag = [0; TAG];
     tag.copy_from_slice(&text[record..]);
     text.truncate(record);
-    let known = state.sessions.iter().position(|(id, _)| *id == header.session);
+    let known = state
+        .sessions
+        .iter()
+        .position(|(id, _)| *id == header.session);
     let sealer = match known {
         Some(index) => state.sessions[index].1.clone(),
         None => Arc::new(Sealer::new(hash, key, &header.session)),

@@ -122,7 +122,10 @@ fn page(fill: u64) -> [u8; PAGE] {
 
 /// Writes file 2 with these pages, and an entry for it.
 fn put(volume: &Volume<Memory>, size: u64, keep: u64, pages: &[(u64, u64)]) -> Result<()> {
-    let pages = pages.iter().map(|&(index, fill)| (index, page(fill))).collect();
+    let pages = pages
+        .iter()
+        .map(|&(index, fill)| (index, page(fill)))
+        .collect();
     let changes = vec![
         Change::Set {
             number: ROOT,
@@ -348,7 +351,11 @@ fn a_crash_at_any_write_leaves_a_whole_state() {
         let fill = (0..=5).find(|&fill| page(fill) == first).unwrap();
         assert!(fill == acknowledged || fill == acknowledged + 1);
         for index in if fill == 0 { 0..1 } else { 0..100 } {
-            assert_eq!(read(&volume, index).unwrap(), Some(page(fill)), "page {index}");
+            assert_eq!(
+                read(&volume, index).unwrap(),
+                Some(page(fill)),
+                "page {index}"
+            );
         }
         // And it goes on from there.
         put(&volume, PAGE as u64, u64::MAX, &[(0, 77)]).unwrap();
@@ -387,7 +394,10 @@ fn garbage_is_collected_and_removed_files_stay_readable() {
     }
     let usage = volume.usage();
     assert_eq!((usage.pages, usage.nodes), (300, 2));
-    assert!(usage.log < 300 * 4096 * 2 + GARBAGE_MIN + (2 << 20), "{usage:?}");
+    assert!(
+        usage.log < 300 * 4096 * 2 + GARBAGE_MIN + (2 << 20),
+        "{usage:?}"
+    );
     let mut bytes = [0; PAGE];
     assert!(volume.read_page(&open_file, 0, &mut bytes).unwrap());
     assert_eq!(bytes, page(5));
@@ -398,5 +408,14 @@ fn garbage_is_collected_and_removed_files_stay_readable() {
     let node = volume.node(3).unwrap();
     assert!(volume.read_page(&node, 299, &mut bytes).unwrap());
     assert_eq!(bytes, page(39));
-    assert!(files.lock().unwrap().0.iter().filter(|file| file.len() > 9000).count() == 1);
+    assert!(
+        files
+            .lock()
+            .unwrap()
+            .0
+            .iter()
+            .filter(|file| file.len() > 9000)
+            .count()
+            == 1
+    );
 }
