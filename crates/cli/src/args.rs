@@ -87,11 +87,17 @@ pub enum Command {
     /// Read or set secrets of a coordinator
     #[command(subcommand)]
     Secret(crate::coordinator_args::SecretCommand),
+    /// Make and list namespaces of a coordinator
+    #[command(subcommand)]
+    Namespace(crate::coordinator_args::NamespaceCommand),
     /// Take trust back from marbles, packages or platforms
     Revoke(crate::coordinator_args::RevokeArguments),
     /// Keep and check a coordinator's audit log
     #[command(subcommand)]
     Audit(crate::coordinator_args::AuditCommand),
+    /// Turn a SCONE session, a Gramine or a MarbleRun manifest into ours
+    #[command(after_help = crate::import::EXAMPLES)]
+    Import(crate::import::ImportArguments),
     /// Give a coordinator a recovery secret
     Recover(crate::coordinator_args::RecoverArguments),
     /// Say which platform this machine offers, and why

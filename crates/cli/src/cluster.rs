@@ -5,8 +5,8 @@
 //! follows is sent to exactly that certificate.
 
 use crate::coordinator_args::{
-    AuditCommand, CertificateKind, Contact, ManifestCommand, RecoverArguments, RevokeArguments,
-    SecretCommand, UpdateCommand,
+    AuditCommand, CertificateKind, Contact, ManifestCommand, NamespaceCommand, RecoverArguments,
+    RevokeArguments, SecretCommand, UpdateCommand,
 };
 use crate::failure::Failure;
 use base64::{Engine, prelude::BASE64_STANDARD, prelude::BASE64_URL_SAFE};
@@ -14,7 +14,7 @@ use bulla_coordinator::client::{Identity, Rest, Trust};
 use bulla_coordinator::core::AuditLog;
 use bulla_coordinator::manifest::{Package, certificate_der};
 use bulla_coordinator::recovery::answer;
-use bulla_coordinator::{json as go, parse_sha256, pem_block, quote, sha256};
+use bulla_coordinator::{json as go, parse_sha256, pem_block, policy, quote, sha256};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,6 +25,17 @@ struct Verified {
     /// PEM blocks, intermediate first.
     chain: String,
     root: Vec<u8>,
+    /// What paths begin with: the namespace.
+    prefix: String,
+}
+
+impl Verified {
+    async fn call(&self, method: &str, path: &str, body: Option<Value>) -> Result<Value, Failure> {
+        self.rest
+            .call(method, &format!("{}{path}", self.prefix), body)
+            .await
+            .map_err(Failure::new)
+    }
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -47,22 +58,24 @@ fn read_text(path: &Path) -> Result<String, Failure> {
 fn identity(contact: &Contact) -> Result<Option<Identity>, Failure> {
     match (&contact.cert, &contact.key) {
         (None, None) => Ok(None),
-        (Some(cert), Some(key)) => {
-            let certificate = certificate_der(&read_text(cert)?)
-                .map_err(|reason| Failure::new(format!("{}: {reason}", cert.display())))?;
-            let key_der = pem_block(&read_text(key)?, "PRIVATE KEY").ok_or_else(|| {
-                Failure::new(format!(
-                    "{}: no PRIVATE KEY block; convert it with `openssl pkcs8 -topk8 -nodes`",
-                    key.display()
-                ))
-            })?;
-            Ok(Some(Identity {
-                certificate,
-                key: key_der,
-            }))
-        }
+        (Some(cert), Some(key)) => read_identity(cert, key).map(Some),
         _ => Err(Failure::new("--cert and --key go together")),
     }
+}
+
+fn read_identity(cert: &Path, key: &Path) -> Result<Identity, Failure> {
+    let certificate = certificate_der(&read_text(cert)?)
+        .map_err(|reason| Failure::new(format!("{}: {reason}", cert.display())))?;
+    let key_der = pem_block(&read_text(key)?, "PRIVATE KEY").ok_or_else(|| {
+        Failure::new(format!(
+            "{}: no PRIVATE KEY block; convert it with `openssl pkcs8 -topk8 -nodes`",
+            key.display()
+        ))
+    })?;
+    Ok(Identity {
+        certificate,
+        key: key_der,
+    })
 }
 
 async fn verified(contact: &Contact) -> Result<Verified, Failure> {
@@ -88,11 +101,7 @@ async fn verified(contact: &Contact) -> Result<Verified, Failure> {
         BASE64_URL_SAFE.encode(nonce).replace('=', "%3D")
     );
     let data = rest.call("GET", &path, None).await.map_err(Failure::new)?;
-    let chain = data["cert"].as_str().unwrap_or_default().to_owned();
-    let root = chain
-        .rfind("-----BEGIN CERTIFICATE-----")
-        .and_then(|at| certificate_der(&chain[at..]).ok())
-        .ok_or_else(|| Failure::new("the coordinator shows no root certificate"))?;
+    let (chain, root) = certificates(&data)?;
     match &rest.trust {
         Trust::Pinned(pinned) if *pinned != root => {
             return Err(Failure::new(
@@ -108,7 +117,29 @@ async fn verified(contact: &Contact) -> Result<Verified, Failure> {
     rest.trust = Trust::Pinned(root.clone());
     rest.identity = identity(contact)?;
     rest.token = token;
-    Ok(Verified { rest, chain, root })
+    let mut coordinator = Verified {
+        rest,
+        chain,
+        root,
+        prefix: String::new(),
+    };
+    if let Some(namespace) = &contact.namespace {
+        // A namespace has a root of its own; the coordinator that was just verified names it.
+        coordinator.prefix = format!("/namespaces/{}", percent_encoded(namespace));
+        let data = get(&coordinator, "/quote").await?;
+        (coordinator.chain, coordinator.root) = certificates(&data)?;
+    }
+    Ok(coordinator)
+}
+
+/// The chain that an answer with a quote shows, and the root at its end.
+fn certificates(data: &Value) -> Result<(String, Vec<u8>), Failure> {
+    let chain = data["cert"].as_str().unwrap_or_default().to_owned();
+    let root = chain
+        .rfind("-----BEGIN CERTIFICATE-----")
+        .and_then(|at| certificate_der(&chain[at..]).ok())
+        .ok_or_else(|| Failure::new("the coordinator shows no root certificate"))?;
+    Ok((chain, root))
 }
 
 /// The quote is of the expected enclave, and of this root and nonce.
@@ -156,19 +187,11 @@ pub fn status(contact: &Contact) -> Result<(), Failure> {
 }
 
 async fn get(coordinator: &Verified, path: &str) -> Result<Value, Failure> {
-    coordinator
-        .rest
-        .call("GET", path, None)
-        .await
-        .map_err(Failure::new)
+    coordinator.call("GET", path, None).await
 }
 
 async fn post(coordinator: &Verified, path: &str, body: Value) -> Result<Value, Failure> {
-    coordinator
-        .rest
-        .call("POST", path, Some(body))
-        .await
-        .map_err(Failure::new)
+    coordinator.call("POST", path, Some(body)).await
 }
 
 fn bytes(value: &Value) -> Result<Vec<u8>, Failure> {
@@ -183,7 +206,16 @@ pub fn manifest(command: &ManifestCommand) -> Result<(), Failure> {
         match command {
             ManifestCommand::Get { contact, signature } => {
                 let data = get(&verified(contact).await?, "/manifest").await?;
-                let text = String::from_utf8_lossy(&bytes(&data["manifest"])?).into_owned();
+                if data["manifest"].is_null() && !signature {
+                    return Err(Failure::new(
+                        "only its readers may see this manifest: show --cert and --key of one; \
+                         `bulla manifest verify` needs none",
+                    ));
+                }
+                let text = match data["manifest"].is_null() {
+                    true => String::new(),
+                    false => String::from_utf8_lossy(&bytes(&data["manifest"])?).into_owned(),
+                };
                 match signature {
                     true => crate::print_json(&data),
                     false => crate::print(&(text + "\n")),
@@ -211,7 +243,12 @@ pub fn manifest(command: &ManifestCommand) -> Result<(), Failure> {
                     None => sha256(&manifest_json(Path::new(manifest))?).to_vec(),
                 };
                 let data = get(&verified(contact).await?, "/manifest").await?;
-                match sha256(&bytes(&data["manifest"])?) == wanted.as_slice() {
+                // Who may not read the manifest is told its fingerprint.
+                let found = match data["manifest"].is_null() {
+                    true => parse_sha256(data["manifestFingerprint"].as_str().unwrap_or_default()),
+                    false => Some(sha256(&bytes(&data["manifest"])?)),
+                };
+                match found.is_some_and(|found| found == wanted.as_slice()) {
                     true => crate::print("OK\n"),
                     false => Err(Failure::new("the coordinator works by another manifest")),
                 }
@@ -227,13 +264,35 @@ pub fn manifest(command: &ManifestCommand) -> Result<(), Failure> {
                     .collect();
                 crate::print(&text)
             }
+            ManifestCommand::Sign {
+                file,
+                cert,
+                key,
+                namespace,
+            } => {
+                let signer = read_identity(cert, key)?;
+                let signed = policy::sign(&manifest_json(file)?, &signer, namespace)
+                    .map_err(Failure::new)?;
+                crate::print(&(String::from_utf8_lossy(&signed).into_owned() + "\n"))
+            }
+            ManifestCommand::Encrypt { file, contact } => {
+                let plain = manifest_json(file)?;
+                let data = get(&verified(contact).await?, "/policy-key").await?;
+                let envelope = policy::encrypt(&plain, &bytes(&data["publicKey"])?)
+                    .map_err(Failure::new)?;
+                crate::print(&(envelope + "\n"))
+            }
         }
     })
 }
 
-/// A manifest's bytes, once they are known to be one.
+/// A manifest's bytes, once they are known to be one, or an envelope around one.
 fn manifest_json(path: &Path) -> Result<Vec<u8>, Failure> {
     let bytes = read(path)?;
+    if bytes.trim_ascii().starts_with(b"eyJ") {
+        // An encrypted one: only the coordinator can tell.
+        return Ok(bytes.trim_ascii().to_vec());
+    }
     go::Json::parse(&bytes)
         .map_err(|error| Failure::new(format!("{}: {error}", path.display())))?;
     Ok(bytes)
@@ -253,12 +312,7 @@ async fn update(command: &UpdateCommand) -> Result<(), Failure> {
         None => (method == "POST").then(|| json!({})),
     };
     let coordinator = verified(contact).await?;
-    let data = coordinator
-        .rest
-        .call(method, path, body)
-        .await
-        .map_err(Failure::new)?;
-    crate::print_json(&data)
+    crate::print_json(&coordinator.call(method, path, body).await?)
 }
 
 pub fn certificate(kind: CertificateKind, contact: &Contact) -> Result<(), Failure> {
@@ -286,6 +340,21 @@ pub fn secret(command: &SecretCommand) -> Result<(), Failure> {
                 let path = format!("/secrets?{}", query.join("&"));
                 let data = get(&verified(contact).await?, &path).await?;
                 crate::print_json(&data["secrets"])
+            }
+            SecretCommand::Request {
+                contact,
+                names,
+                reason,
+            } => {
+                let body = json!({"secrets": names, "reason": reason});
+                crate::print_json(&post(&verified(contact).await?, "/read-requests", body).await?)
+            }
+            SecretCommand::Requests { contact } => {
+                crate::print_json(&get(&verified(contact).await?, "/read-requests").await?)
+            }
+            SecretCommand::Agree { id, contact } => {
+                let (body, path) = (json!({"id": id}), "/read-requests/agree");
+                crate::print_json(&post(&verified(contact).await?, path, body).await?)
             }
             SecretCommand::Set { file, contact } => {
                 let secrets: Value = serde_json::from_slice(&read(file)?)
@@ -343,6 +412,51 @@ pub fn revoke(arguments: &RevokeArguments) -> Result<(), Failure> {
     })
 }
 
+pub fn namespace(command: &NamespaceCommand) -> Result<(), Failure> {
+    block_on(async {
+        match command {
+            NamespaceCommand::Create {
+                name,
+                contact,
+                owner,
+            } => {
+                let body = json!({"name": name, "owner": read_text(owner)?});
+                post(&verified(contact).await?, "/namespaces", body).await?;
+                crate::print(&format!("Namespace {name} made.\n"))
+            }
+            NamespaceCommand::List { contact } => {
+                crate::print_json(&get(&verified(contact).await?, "/namespaces").await?)
+            }
+        }
+    })
+}
+
+fn earlier_entries(path: Option<&Path>) -> Result<Vec<String>, Failure> {
+    match path {
+        None => Ok(Vec::new()),
+        Some(path) => Ok(entries(&read_log(path)?)),
+    }
+}
+
+fn read_log(path: &Path) -> Result<Value, Failure> {
+    serde_json::from_slice(&read(path)?)
+        .map_err(|error| Failure::new(format!("{}: {error}", path.display())))
+}
+
+/// Chain, signature, and growth since an earlier copy.
+fn check_log(data: &Value, root: &[u8], earlier: &[String]) -> Result<(), Failure> {
+    let log = AuditLog {
+        entries: entries(data),
+        signature: bytes(&data["signature"])?,
+    };
+    log.verify(root, earlier).map_err(Failure::new)?;
+    crate::print(&format!(
+        "OK: {} entries, {} of them in the earlier copy\n",
+        log.entries.len(),
+        earlier.len()
+    ))
+}
+
 pub fn audit(command: &AuditCommand) -> Result<(), Failure> {
     block_on(async {
         match command {
@@ -350,29 +464,19 @@ pub fn audit(command: &AuditCommand) -> Result<(), Failure> {
                 crate::print_json(&get(&verified(contact).await?, "/audit").await?)
             }
             AuditCommand::Verify { contact, earlier } => {
-                let earlier = match earlier {
-                    None => Vec::new(),
-                    Some(path) => {
-                        let copy: Value =
-                            serde_json::from_slice(&read(path)?).map_err(|error| {
-                                Failure::new(format!("{}: {error}", path.display()))
-                            })?;
-                        entries(&copy)
-                    }
-                };
+                let earlier = earlier_entries(earlier.as_deref())?;
                 let coordinator = verified(contact).await?;
                 let data = get(&coordinator, "/audit").await?;
-                let log = AuditLog {
-                    entries: entries(&data),
-                    signature: bytes(&data["signature"])?,
-                };
-                log.verify(&coordinator.root, &earlier)
-                    .map_err(Failure::new)?;
-                crate::print(&format!(
-                    "OK: {} entries, {} of them in the earlier copy\n",
-                    log.entries.len(),
-                    earlier.len()
-                ))
+                check_log(&data, &coordinator.root, &earlier)
+            }
+            AuditCommand::VerifyCopy {
+                file,
+                root,
+                earlier,
+            } => {
+                let root = certificate_der(&read_text(root)?)
+                    .map_err(|reason| Failure::new(format!("{}: {reason}", root.display())))?;
+                check_log(&read_log(file)?, &root, &earlier_entries(earlier.as_deref())?)
             }
         }
     })

@@ -4,11 +4,11 @@ use crate::coordinator_args::CoordinatorArguments;
 use crate::failure::Failure;
 use bulla_coordinator::api::{client, client_tls, marble, marble_tls, metrics, serve};
 use bulla_coordinator::attested::{ThisEnclave, Verifier};
-use bulla_coordinator::core::{Coordinator, Credentials, Options, Owner};
+use bulla_coordinator::core::{Cluster, Coordinator, Credentials, Options, Owner};
 use bulla_coordinator::manifest::certificate_der;
 use bulla_coordinator::quote::{NoPlatform, QuoteIssuer, QuoteVerifier};
 use bulla_coordinator::seal::{EnclaveKeys, InsecureFileKey, SealingKeys};
-use bulla_coordinator::store::{Anchor, DirectoryStore, FileAnchor};
+use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore, FileAnchor};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -62,6 +62,7 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
     let options = Options {
         names: arguments.names.clone(),
         owner: owner(arguments)?,
+        namespace: String::new(),
     };
     Coordinator::start(options, store, keys, verifier, issuer).map_err(Failure::new)
 }
@@ -107,6 +108,11 @@ async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> R
             .await
             .map_err(Failure::new)?;
     }
+    let place = DirectoryPlace {
+        directory: arguments.state.clone(),
+        anchor: arguments.freshness_anchor.clone(),
+    };
+    let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
     let bind = async |address: &str| {
         TcpListener::bind(address)
             .await
@@ -128,13 +134,13 @@ async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> R
     tokio::spawn(serve::over_tls(
         clients,
         client_tls(&app).map_err(Failure::new)?,
-        client::router(app.clone()),
+        client::router(cluster.clone()),
         app.clone(),
     ));
     tokio::spawn(serve::over_tls(
         mesh,
         marble_tls(&app).map_err(Failure::new)?,
-        marble::router(app.clone()),
+        marble::router(cluster.clone()),
         app.clone(),
     ));
     if let Some(address) = &arguments.metrics_address {

@@ -65,6 +65,9 @@ pub struct Contact {
     /// Accept any coordinator without attestation
     #[arg(long)]
     pub insecure: bool,
+    /// The namespace to talk about, instead of the default one
+    #[arg(long, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Client certificate
     #[arg(long, value_name = "PEM")]
     pub cert: Option<PathBuf>,
@@ -113,6 +116,44 @@ pub enum ManifestCommand {
         #[command(flatten)]
         contact: Contact,
     },
+    /// Sign a manifest, so that whoever carries it need not be trusted; prints it in an envelope
+    Sign {
+        /// The manifest, or one that others have signed
+        file: PathBuf,
+        /// The signer's certificate, as the manifest in force (or the owner's) has it
+        #[arg(long, value_name = "PEM")]
+        cert: PathBuf,
+        /// Its private key (PKCS#8)
+        #[arg(long, value_name = "PEM")]
+        key: PathBuf,
+        /// The namespace it is for, instead of the default one
+        #[arg(long, value_name = "NAME", default_value = "")]
+        namespace: String,
+    },
+    /// Encrypt a manifest, signed or not, to a verified coordinator; prints the envelope
+    Encrypt {
+        file: PathBuf,
+        #[command(flatten)]
+        contact: Contact,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum NamespaceCommand {
+    /// Make a namespace, whose first manifest its owner sets
+    Create {
+        name: String,
+        #[command(flatten)]
+        contact: Contact,
+        /// The owner's certificate
+        #[arg(long, value_name = "PEM")]
+        owner: PathBuf,
+    },
+    /// List the namespaces with the codes of their states
+    List {
+        #[command(flatten)]
+        contact: Contact,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -157,6 +198,29 @@ pub enum SecretCommand {
         /// Their names
         #[arg(required = true)]
         names: Vec<String>,
+    },
+    /// Ask the boards that watch over secrets for leave to read them once
+    Request {
+        #[command(flatten)]
+        contact: Contact,
+        /// Their names
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// What the boards are told
+        #[arg(long, default_value = "")]
+        reason: String,
+    },
+    /// List the requests that you made, or may agree to
+    Requests {
+        #[command(flatten)]
+        contact: Contact,
+    },
+    /// Agree to a request of somebody else
+    Agree {
+        /// The request's id
+        id: String,
+        #[command(flatten)]
+        contact: Contact,
     },
     /// Set user-defined secrets from a JSON file: {"NAME": {"Key": BASE64} or {"Cert", "Private"}}
     Set {
@@ -203,6 +267,17 @@ pub enum AuditCommand {
         #[command(flatten)]
         contact: Contact,
         /// A copy that `bulla audit get` printed before
+        #[arg(long, value_name = "FILE")]
+        earlier: Option<PathBuf>,
+    },
+    /// Check a copy of the log without the coordinator
+    VerifyCopy {
+        /// What `bulla audit get` printed
+        file: PathBuf,
+        /// The root certificate of the coordinator, or of the namespace
+        #[arg(long, value_name = "PEM")]
+        root: PathBuf,
+        /// An earlier copy
         #[arg(long, value_name = "FILE")]
         earlier: Option<PathBuf>,
     },

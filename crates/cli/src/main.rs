@@ -22,6 +22,7 @@ mod doctor_attestation;
 mod enclave;
 mod failure;
 mod image_key;
+mod import;
 mod inspect;
 mod keys;
 mod manifest;
@@ -82,9 +83,11 @@ fn main() -> ExitCode {
             (cluster::certificate(*kind, contact).map(|()| 0), false)
         }
         Command::Secret(command) => (cluster::secret(command).map(|()| 0), false),
+        Command::Namespace(command) => (cluster::namespace(command).map(|()| 0), false),
         Command::Audit(command) => (cluster::audit(command).map(|()| 0), false),
         Command::Revoke(arguments) => (cluster::revoke(arguments).map(|()| 0), false),
         Command::Recover(arguments) => (cluster::recover(arguments).map(|()| 0), false),
+        Command::Import(arguments) => (import::run(arguments).map(|()| 0), false),
         Command::Doctor(arguments) => (doctor::run(arguments), false),
         Command::Verify(arguments) => (verify::run(arguments), false),
         Command::Proxy(arguments) => (proxy::run(arguments).map(|()| 0), false),

@@ -21,6 +21,7 @@ pub mod json;
 pub mod keys;
 pub mod manifest;
 pub mod pki;
+pub mod policy;
 pub mod quote;
 pub mod recovery;
 pub mod seal;

@@ -3,8 +3,8 @@
 use super::envelope;
 use super::limit::RateLimit;
 use super::serve::Peer;
-use super::{v1, v2};
-use crate::core::{Coordinator, Credentials, Error};
+use super::{namespaces, v1, v2};
+use crate::core::{Cluster, Coordinator, Credentials, Error};
 use axum::extract::{FromRequest, FromRequestParts, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
@@ -20,16 +20,18 @@ const PER_SECOND: u32 = 200;
 const BURST: u32 = 1000;
 
 /// The router of the client API.
-pub fn router(coordinator: Arc<Coordinator>) -> Router {
+pub fn router(cluster: Arc<Cluster>) -> Router {
+    let coordinator = cluster.root().clone();
     let limit = Arc::new(RateLimit::new(PER_SECOND, BURST));
     Router::new()
         .merge(v1::routes())
         .nest("/api/v2", v2::routes())
+        .with_state(coordinator.clone())
+        .merge(namespaces::routes(cluster))
         .fallback(|| async { envelope::not_allowed() })
         .method_not_allowed_fallback(|| async { envelope::not_allowed() })
-        .layer(middleware::from_fn_with_state(coordinator.clone(), count))
+        .layer(middleware::from_fn_with_state(coordinator, count))
         .layer(middleware::from_fn_with_state(limit, slow_down))
-        .with_state(coordinator)
 }
 
 async fn count(

@@ -2,7 +2,7 @@
 //! written down here, and building needs no protoc.
 
 use super::serve::Peer;
-use crate::core::{ActivationError, ActivationRequest, Coordinator};
+use crate::core::{ActivationError, ActivationRequest, Cluster};
 use axum::Router;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
@@ -45,16 +45,16 @@ pub struct Parameters {
     pub argv: Vec<String>,
 }
 
-pub fn router(coordinator: Arc<Coordinator>) -> Router {
+pub fn router(cluster: Arc<Cluster>) -> Router {
     Router::new()
         .route("/rpc.Marble/Activate", post(activate))
         .fallback(|| async {
             Status::unimplemented("unknown method").into_http::<axum::body::Body>()
         })
-        .with_state(coordinator)
+        .with_state(cluster)
 }
 
-async fn activate(State(coordinator): State<Arc<Coordinator>>, request: Request) -> Response {
+async fn activate(State(cluster): State<Arc<Cluster>>, request: Request) -> Response {
     let peer = request
         .extensions()
         .get::<Peer>()
@@ -63,13 +63,13 @@ async fn activate(State(coordinator): State<Arc<Coordinator>>, request: Request)
     let codec = tonic_prost::ProstCodec::<ActivationResp, ActivationReq>::default();
     Grpc::new(codec)
         .apply_max_message_size_config(Some(MOST_REQUEST), None)
-        .unary(Activate { coordinator, peer }, request)
+        .unary(Activate { cluster, peer }, request)
         .await
         .into_response()
 }
 
 struct Activate {
-    coordinator: Arc<Coordinator>,
+    cluster: Arc<Cluster>,
     peer: Peer,
 }
 
@@ -79,15 +79,18 @@ impl UnaryService<ActivationReq> for Activate {
         Pin<Box<dyn Future<Output = Result<tonic::Response<ActivationResp>, Status>> + Send>>;
 
     fn call(&mut self, request: tonic::Request<ActivationReq>) -> Self::Future {
-        let coordinator = self.coordinator.clone();
+        let cluster = self.cluster.clone();
         let peer = self.peer.clone();
         Box::pin(async move {
             let request = request.into_inner();
+            let (coordinator, marble_type) = cluster
+                .of_marble(&request.marble_type)
+                .map_err(|error| Status::internal(error.to_string()))?;
             let result = coordinator
                 .activate(ActivationRequest {
                     quote: &request.quote,
                     csr: &request.csr,
-                    marble_type: &request.marble_type,
+                    marble_type,
                     uuid: &request.uuid,
                     certificate: peer.certificate.as_deref().map(Vec::as_slice),
                 })

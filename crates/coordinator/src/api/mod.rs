@@ -9,6 +9,7 @@
 pub mod client;
 mod envelope;
 mod limit;
+mod namespaces;
 pub mod marble;
 pub mod metrics;
 pub mod serve;

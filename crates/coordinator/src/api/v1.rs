@@ -54,7 +54,7 @@ async fn quote(State(app): App) -> Response {
     })
 }
 
-async fn manifest(State(app): App) -> Result<Response, V1> {
+async fn manifest(State(app): App, sender: Sender) -> Result<Response, V1> {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
     struct Data {
@@ -63,11 +63,11 @@ async fn manifest(State(app): App) -> Result<Response, V1> {
         manifest_signature: String,
         manifest: Option<Bytes>,
     }
-    Ok(success(match app.manifest()? {
+    Ok(success(match app.manifest(sender.credentials())? {
         Some(view) => Data {
             signature: Some(Bytes(view.signature)),
             manifest_signature: view.fingerprint,
-            manifest: Some(Bytes(view.manifest)),
+            manifest: view.manifest.map(Bytes),
         },
         None => Data {
             signature: None,
@@ -96,8 +96,8 @@ async fn set_manifest(
     }))
 }
 
-async fn update_log(State(app): App) -> Result<Response, V1> {
-    let mut text = app.update_log()?.join("\n");
+async fn update_log(State(app): App, sender: Sender) -> Result<Response, V1> {
+    let mut text = app.update_log(sender.credentials())?.join("\n");
     text.push('\n');
     Ok(success(text))
 }
@@ -117,7 +117,8 @@ async fn secrets(
     RawQuery(query): RawQuery,
 ) -> Result<Response, V1> {
     let names = secret_names(query.as_deref())?;
-    Ok(success(app.read_secrets(&names, sender.credentials())?))
+    let secrets = app.read_secrets(&names, sender.credentials()).await?;
+    Ok(success(secrets))
 }
 
 async fn set_secrets(

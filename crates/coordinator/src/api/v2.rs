@@ -2,7 +2,7 @@
 
 use super::client::{Limited, MANIFEST_BYTES, RECOVERY_BYTES, SMALL_BYTES, Sender};
 use super::envelope::{V2, done, success};
-use crate::core::{Coordinator, Error, Revoked, UpdateOutcome};
+use crate::core::{Coordinator, Error, ReadOutcome, Revoked, UpdateOutcome};
 use crate::json::{self, Bytes, Decode, decode_struct};
 use crate::secrets::UserSecret;
 use axum::Router;
@@ -34,6 +34,9 @@ pub fn routes() -> Router<Arc<Coordinator>> {
         // Ours.
         .route("/audit", get(audit))
         .route("/revoked", get(revoked).post(revoke))
+        .route("/policy-key", get(policy_key))
+        .route("/read-requests", get(read_requests).post(request_read))
+        .route("/read-requests/agree", post(agree_to_read))
 }
 
 fn parse<T: Decode + Default>(body: Result<Vec<u8>, Error>) -> Result<T, Error> {
@@ -110,22 +113,22 @@ async fn quote(State(app): App, RawQuery(query): RawQuery) -> Answer {
     }))
 }
 
-async fn manifest(State(app): App) -> Answer {
+async fn manifest(State(app): App, sender: Sender) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Data {
         #[serde(rename = "manifestSignatureRootECDSA")]
         signature: Bytes,
         manifest_fingerprint: String,
-        manifest: Bytes,
+        manifest: Option<Bytes>,
     }
     let view = app
-        .manifest()?
+        .manifest(sender.credentials())?
         .ok_or_else(|| Error::Refused("no manifest set".to_owned()))?;
     Ok(success(Data {
         signature: Bytes(view.signature),
         manifest_fingerprint: view.fingerprint,
-        manifest: Bytes(view.manifest),
+        manifest: view.manifest.map(Bytes),
     }))
 }
 
@@ -159,14 +162,14 @@ async fn set_manifest(
     }))
 }
 
-async fn update_log(State(app): App) -> Answer {
+async fn update_log(State(app): App, sender: Sender) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Data {
         update_log: Vec<String>,
     }
     Ok(success(Data {
-        update_log: app.update_log()?,
+        update_log: app.update_log(sender.credentials())?,
     }))
 }
 
@@ -198,7 +201,7 @@ async fn update(State(app): App, sender: Sender, Limited(body): Limited<MANIFEST
     Ok(outcome("", result))
 }
 
-async fn pending(State(app): App) -> Answer {
+async fn pending(State(app): App, sender: Sender) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Data {
@@ -206,7 +209,7 @@ async fn pending(State(app): App) -> Answer {
         message: &'static str,
         missing_users: Vec<String>,
     }
-    let (manifest, outcome) = app.pending_update()?;
+    let (manifest, outcome) = app.pending_update(sender.credentials())?;
     Ok(success(Data {
         manifest: Bytes(manifest),
         message: "The following users have not yet acknowledged the update",
@@ -249,7 +252,7 @@ async fn secrets(State(app): App, sender: Sender, RawQuery(query): RawQuery) -> 
     }
     let names = secret_names(query.as_deref())?;
     Ok(success(Data {
-        secrets: app.read_secrets(&names, sender.credentials())?,
+        secrets: app.read_secrets(&names, sender.credentials()).await?,
     }))
 }
 
@@ -371,15 +374,102 @@ async fn revoke(State(app): App, sender: Sender, Limited(body): Limited<SMALL_BY
     Ok(success(app.revoke(&what, sender.credentials()).await?))
 }
 
-async fn audit(State(app): App) -> Answer {
+async fn audit(State(app): App, sender: Sender) -> Answer {
     #[derive(Serialize)]
     struct Data {
         entries: Vec<String>,
         signature: Bytes,
     }
-    let log = app.audit()?;
+    let log = app.audit(sender.credentials())?;
     Ok(success(Data {
         entries: log.entries,
         signature: Bytes(log.signature),
     }))
+}
+
+async fn policy_key(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Data {
+        jwk: serde_json::Value,
+        public_key: Bytes,
+    }
+    let key = app.policy_key()?;
+    Ok(success(Data {
+        jwk: key.jwk(),
+        public_key: Bytes(key.public()),
+    }))
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ReadData {
+    id: String,
+    missing_agreements: usize,
+    missing_users: Vec<String>,
+}
+
+impl From<ReadOutcome> for ReadData {
+    fn from(outcome: ReadOutcome) -> ReadData {
+        ReadData {
+            id: outcome.id,
+            missing_agreements: outcome.missing_agreements,
+            missing_users: outcome.missing_users,
+        }
+    }
+}
+
+async fn request_read(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<SMALL_BYTES>,
+) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        secrets: Vec<String>,
+        reason: String,
+    }
+    decode_struct!(Body { "secrets" => secrets, "reason" => reason });
+    let body: Body = parse(body)?;
+    let outcome = app
+        .request_read(&body.secrets, &body.reason, sender.credentials())
+        .await?;
+    Ok(success(ReadData::from(outcome)))
+}
+
+async fn agree_to_read(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<SMALL_BYTES>,
+) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        id: String,
+    }
+    decode_struct!(Body { "id" => id });
+    let body: Body = parse(body)?;
+    let outcome = app.agree_to_read(&body.id, sender.credentials()).await?;
+    Ok(success(ReadData::from(outcome)))
+}
+
+async fn read_requests(State(app): App, sender: Sender) -> Answer {
+    #[derive(Serialize)]
+    struct Entry {
+        user: String,
+        secrets: Vec<String>,
+        reason: String,
+        #[serde(flatten)]
+        outcome: ReadData,
+    }
+    let requests: Vec<Entry> = app
+        .read_requests(sender.credentials())?
+        .into_iter()
+        .map(|request| Entry {
+            user: request.user,
+            secrets: request.secrets,
+            reason: request.reason,
+            outcome: request.outcome.into(),
+        })
+        .collect();
+    Ok(success(requests))
 }

@@ -109,7 +109,15 @@ impl Coordinator {
         if live.core.revoked.marbles.contains(&uuid.to_string()) {
             return Err(ActivationError::Denied("this marble is revoked".to_owned()));
         }
-        let parameters = parameters(&live, marble, request.marble_type, uuid, request.csr)?;
+        let imports = self.imports(&live)?;
+        let parameters = parameters(
+            &live,
+            marble,
+            request.marble_type,
+            uuid,
+            request.csr,
+            imports,
+        )?;
         self.take_budget(&live, marble, request.marble_type, uuid, &evidence.platform)
             .await?;
         Ok(parameters)
@@ -195,6 +203,7 @@ fn parameters(
     marble_type: &str,
     uuid: Uuid,
     csr: &[u8],
+    imports: BTreeMap<String, Secret>,
 ) -> Result<Parameters, ActivationError> {
     let internal = |error: String| ActivationError::Internal(error);
     let request = parse_csr(csr)?;
@@ -221,7 +230,7 @@ fn parameters(
     } else {
         marble_type
     };
-    let secrets = all_secrets(
+    let mut secrets = all_secrets(
         live,
         &live.core.root_secret.0,
         &live.core.secrets,
@@ -229,6 +238,7 @@ fn parameters(
         bound_type,
     )
     .map_err(|error| internal(error.to_string()))?;
+    secrets.extend(imports);
     let previous = match &live.core.previous {
         None => BTreeMap::new(),
         Some(previous) => all_secrets(
@@ -291,7 +301,7 @@ fn all_secrets(
         marble_type,
     };
     for (name, spec) in &live.manifest.secrets {
-        if !spec.shared && !spec.user_defined {
+        if !spec.shared && !spec.user_defined && spec.import.is_none() {
             let secret = Secret::generate(name, spec, &owner, &live.pki.intermediate)?;
             secrets.insert(name.clone(), secret);
         }

@@ -5,7 +5,7 @@
 //! keeps a copy can tell later whether the log has only grown; who has none can tell that lines in
 //! the middle were neither changed nor left out.
 
-use super::{Coordinator, Error};
+use super::{Coordinator, Credentials, Error};
 use crate::sha256;
 use p384::ecdsa::signature::hazmat::PrehashVerifier;
 use p384::ecdsa::{Signature, VerifyingKey};
@@ -28,8 +28,9 @@ pub enum AuditError {
 }
 
 impl Coordinator {
-    pub fn audit(&self) -> Result<AuditLog, Error> {
+    pub fn audit(&self, credentials: Credentials<'_>) -> Result<AuditLog, Error> {
         let live = self.live()?;
+        Self::require_reader(&live, credentials)?;
         let entries = live.core.update_log.clone();
         let signature = live
             .pki

@@ -34,6 +34,35 @@ pub struct Core {
     pub update_log: Vec<String>,
     #[serde(default)]
     pub revoked: Revoked,
+    /// Ours: the namespaces below the default one. Only that one's core has any.
+    #[serde(default)]
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Ours: requests to read secrets that boards must agree to.
+    #[serde(default)]
+    pub read_requests: BTreeMap<String, ReadRequest>,
+    /// Ours: SHA-256 of manifests that were put in force by their signatures; no replays.
+    #[serde(default)]
+    pub used_policies: BTreeSet<String>,
+}
+
+/// A manifest of its own, with its own keys, beside the default one.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Random; the name of its place in the store.
+    pub id: String,
+    /// The certificate of who may set its first manifest, DER.
+    pub owner: Bytes,
+}
+
+/// Somebody wants to read secrets that boards watch over.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ReadRequest {
+    pub user: String,
+    pub secrets: BTreeSet<String>,
+    pub reason: String,
+    pub agreed: BTreeSet<String>,
+    /// Seconds since 1970.
+    pub made: i64,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -48,6 +77,9 @@ pub struct Pending {
     pub manifest: Bytes,
     pub initiator: String,
     pub acknowledged: BTreeSet<String>,
+    /// Signatures, which can be replayed, are among the acknowledgements.
+    #[serde(default)]
+    pub is_signed: bool,
 }
 
 /// What may not activate any more.
@@ -143,6 +175,18 @@ impl Live {
     /// Whether the state outlives the process.
     pub fn is_kept(&self) -> bool {
         self.seal_mode != SealMode::Disabled
+    }
+
+    /// The user who made a signature.
+    pub fn signer_of(
+        &self,
+        signature: &crate::policy::Signature,
+        namespace: &str,
+    ) -> Option<String> {
+        self.users
+            .iter()
+            .find(|(certificate, _)| signature.is_by(certificate, namespace))
+            .map(|(_, name)| name.clone())
     }
 
     /// The user with exactly this certificate.

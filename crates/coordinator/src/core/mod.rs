@@ -14,7 +14,10 @@ mod counter;
 mod error;
 mod events;
 mod live;
+mod namespaces;
+mod policy;
 mod query;
+mod read;
 mod recover;
 mod revoke;
 mod secrets;
@@ -27,7 +30,9 @@ pub use audit::{AuditError, AuditLog};
 pub use error::Error;
 pub use events::{Event, Events};
 pub use live::{Core, Live, Pending, Revoked};
+pub use namespaces::{Cluster, NamespaceView};
 pub use query::{ManifestView, QuoteView, Status};
+pub use read::{ReadOutcome, ReadRequestView};
 pub use recover::Recovered;
 pub use tables::Instance;
 pub use update::UpdateOutcome;
@@ -37,8 +42,8 @@ use crate::pki::Pki;
 use crate::quote::{QuoteIssuer, QuoteVerifier};
 use crate::recovery::Recovery;
 use crate::seal::SealingKeys;
-use crate::store::{Batch, DirectoryStore, Opened, StoreError};
-use std::sync::{Arc, Mutex, RwLock};
+use crate::store::{Batch, Opened, Store, StoreError};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use tables::Tables;
 
 /// How a coordinator is set up.
@@ -47,6 +52,8 @@ pub struct Options {
     pub names: Vec<String>,
     /// Who may set the first manifest, or a new one in recovery. None: anyone.
     pub owner: Option<Owner>,
+    /// The namespace that it serves; empty for the default one.
+    pub namespace: String,
 }
 
 /// The owner named at start.
@@ -69,11 +76,13 @@ pub struct Credentials<'a> {
 
 pub struct Coordinator {
     options: Options,
-    keys: Box<dyn SealingKeys>,
-    verifier: Box<dyn QuoteVerifier>,
-    issuer: Box<dyn QuoteIssuer>,
+    keys: Arc<dyn SealingKeys>,
+    verifier: Arc<dyn QuoteVerifier>,
+    issuer: Arc<dyn QuoteIssuer>,
+    /// Where secrets of other namespaces are imported from.
+    others: OnceLock<Weak<Cluster>>,
     change: tokio::sync::Mutex<()>,
-    store: RwLock<DirectoryStore>,
+    store: RwLock<Box<dyn Store>>,
     phase: RwLock<Phase>,
     tables: Tables,
     pub events: Events,
@@ -108,10 +117,32 @@ impl Coordinator {
     /// Opens the store and finds out what to be ready for.
     pub fn start(
         options: Options,
-        mut store: DirectoryStore,
+        store: impl Store + 'static,
         keys: Box<dyn SealingKeys>,
         verifier: Box<dyn QuoteVerifier>,
         issuer: Box<dyn QuoteIssuer>,
+    ) -> Result<Coordinator, StartError> {
+        let (keys, verifier, issuer) = (keys.into(), verifier.into(), issuer.into());
+        Coordinator::open(options, Box::new(store), keys, verifier, issuer)
+    }
+
+    /// A namespace of the same enclave, in a store of its own.
+    fn beside(&self, options: Options, store: Box<dyn Store>) -> Result<Coordinator, StartError> {
+        Coordinator::open(
+            options,
+            store,
+            self.keys.clone(),
+            self.verifier.clone(),
+            self.issuer.clone(),
+        )
+    }
+
+    fn open(
+        options: Options,
+        mut store: Box<dyn Store>,
+        keys: Arc<dyn SealingKeys>,
+        verifier: Arc<dyn QuoteVerifier>,
+        issuer: Arc<dyn QuoteIssuer>,
     ) -> Result<Coordinator, StartError> {
         let tables = Tables::default();
         let phase = match store.load(keys.as_ref())? {
@@ -136,6 +167,7 @@ impl Coordinator {
             keys,
             verifier,
             issuer,
+            others: OnceLock::new(),
             change: tokio::sync::Mutex::new(()),
             store: RwLock::new(store),
             phase: RwLock::new(phase),
@@ -168,7 +200,7 @@ impl Coordinator {
         }
     }
 
-    /// Queues a batch; see [`DirectoryStore::commit`].
+    /// Queues a batch; see [`Store::commit`].
     fn queue(
         &self,
         live: &Live,

@@ -1,6 +1,6 @@
 //! What anyone may ask.
 
-use super::{Coordinator, Error, Phase};
+use super::{Coordinator, Credentials, Error, Live, Phase};
 use crate::quote::{strip_oe_header, with_oe_header};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
@@ -19,7 +19,8 @@ pub struct QuoteView {
 }
 
 pub struct ManifestView {
-    pub manifest: Vec<u8>,
+    /// None: the requester may not read it.
+    pub manifest: Option<Vec<u8>>,
     pub fingerprint: String,
     pub signature: Vec<u8>,
 }
@@ -64,7 +65,7 @@ impl Coordinator {
     }
 
     /// The manifest as it was set; none before.
-    pub fn manifest(&self) -> Result<Option<ManifestView>, Error> {
+    pub fn manifest(&self, credentials: Credentials<'_>) -> Result<Option<ManifestView>, Error> {
         let Phase::Running(live) = self.phase() else {
             return Ok(None);
         };
@@ -72,12 +73,28 @@ impl Coordinator {
         Ok(Some(ManifestView {
             fingerprint: hex::encode(Sha256::digest(&manifest)),
             signature: live.pki.root.signer().sign_sha256(&manifest)?,
-            manifest,
+            manifest: Self::require_reader(&live, credentials).is_ok().then_some(manifest),
         }))
     }
 
-    pub fn update_log(&self) -> Result<Vec<String>, Error> {
-        Ok(self.live()?.core.update_log.clone())
+    pub fn update_log(&self, credentials: Credentials<'_>) -> Result<Vec<String>, Error> {
+        let live = self.live()?;
+        Self::require_reader(&live, credentials)?;
+        Ok(live.core.update_log.clone())
+    }
+
+    /// Where the manifest names its readers, only they see it and what the logs say about it.
+    pub(super) fn require_reader(live: &Live, credentials: Credentials<'_>) -> Result<(), Error> {
+        let Some(readers) = &live.manifest.config.manifest_readers else {
+            return Ok(());
+        };
+        let user = Self::user(live, credentials)?;
+        match readers.contains(&user) {
+            true => Ok(()),
+            false => Err(Error::Unauthorized(format!(
+                "user {user} is not among the manifest's readers"
+            ))),
+        }
     }
 
     /// Verifies a quote for a marble and signs the verdict.

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 impl Coordinator {
     /// The values of secrets. Who may not read a name learns nothing about it, not even whether it
     /// exists.
-    pub fn read_secrets(
+    pub async fn read_secrets(
         &self,
         names: &[String],
         credentials: Credentials<'_>,
@@ -18,6 +18,10 @@ impl Coordinator {
         for name in names {
             Self::require(&live, &user, Resource::Secrets, name, "ReadSecret")?;
         }
+        let live = match super::read::is_watched(&live.manifest, names) {
+            true => self.use_agreement(&user, names).await?,
+            false => live,
+        };
         names
             .iter()
             .map(|name| match live.core.secrets.get(name) {
@@ -51,7 +55,7 @@ impl Coordinator {
                 .manifest
                 .secrets
                 .get(name)
-                .filter(|spec| spec.user_defined)
+                .filter(|spec| spec.user_defined && spec.import.is_none())
                 .ok_or_else(|| Error::Refused(format!("secret {name} cannot be set")))?;
             let secret = Secret::from_user(name, spec, upload)?;
             core.secrets.insert(name.clone(), secret);

@@ -9,7 +9,7 @@ use crate::seal::Key;
 use crate::secrets::{Owner, Secret};
 use crate::store::{Batch, Content, Header};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
@@ -27,11 +27,19 @@ impl Coordinator {
             Phase::Recovery { pki, .. } | Phase::AcceptingManifest { pki } => pki,
             Phase::Running(_) => return Err(Error::WrongState),
         };
-        self.require_owner(credentials)?;
+        let policy = self.open_policy(raw, &pki)?;
+        let raw = policy.manifest.as_slice();
+        self.require_owner(credentials, &policy)?;
         let (manifest, _warnings) = Manifest::parse(raw)?;
+        if !manifest.config.predecessor.is_empty() {
+            return Err(Error::Refused(
+                "a first manifest has no Predecessor".to_owned(),
+            ));
+        }
         super::activate::dry_run(&manifest, &BTreeMap::new())?;
         let mut core = new_core(raw, &manifest, &pki)?;
         core.log("Initial manifest set", &[]);
+        core.remember_policy(&policy);
         let live = Live::new(core).map_err(Error::Internal)?;
         let secrets = self.begin(&live, &manifest, Content::new())?;
         self.tables.clear();
@@ -40,7 +48,11 @@ impl Coordinator {
     }
 
     /// The owner named at start, if one was.
-    fn require_owner(&self, credentials: Credentials<'_>) -> Result<(), Error> {
+    fn require_owner(
+        &self,
+        credentials: Credentials<'_>,
+        policy: &crate::policy::Policy,
+    ) -> Result<(), Error> {
         let Some(owner) = &self.options.owner else {
             return Ok(());
         };
@@ -52,11 +64,17 @@ impl Coordinator {
             }
             _ => false,
         };
-        match by_certificate || by_token {
+        let by_signature = owner.certificate.as_ref().is_some_and(|certificate| {
+            policy
+                .signatures
+                .iter()
+                .any(|signature| signature.is_by(certificate, &self.options.namespace))
+        });
+        match by_certificate || by_token || by_signature {
             true => Ok(()),
             false => Err(Error::Unauthorized(
                 "only the owner that the coordinator was started with may set a manifest: show \
-                 the owner's client certificate or token"
+                 the owner's client certificate or token, or sign the manifest with its key"
                     .to_owned(),
             )),
         }
@@ -122,6 +140,9 @@ fn new_core(raw: &[u8], manifest: &Manifest, pki: &Pki) -> Result<Core, Error> {
         pending: None,
         update_log: Vec::new(),
         revoked: Revoked::default(),
+        namespaces: BTreeMap::new(),
+        read_requests: BTreeMap::new(),
+        used_policies: BTreeSet::new(),
     };
     core.set_pki(pki);
     Ok(core)
@@ -134,7 +155,7 @@ pub(super) fn shared_secrets(
 ) -> Result<BTreeMap<String, Secret>, Error> {
     let mut secrets = BTreeMap::new();
     for (name, spec) in &manifest.secrets {
-        if spec.shared && !spec.user_defined {
+        if spec.shared && !spec.user_defined && spec.import.is_none() {
             let secret = Secret::generate(name, spec, &Owner::Shared, &pki.intermediate)?;
             secrets.insert(name.clone(), secret);
         }

@@ -6,6 +6,7 @@ use super::{Coordinator, Credentials, Error, Phase};
 use crate::json::{self, Bytes};
 use crate::manifest::{Manifest, Resource, apply_package_update, is_package_update};
 use crate::seal::Key;
+use crate::policy::Policy;
 use crate::secrets::Secret;
 use crate::store::Batch;
 use sha2::{Digest, Sha256};
@@ -67,7 +68,9 @@ impl Coordinator {
     ) -> Result<UpdateOutcome, Error> {
         let _change = self.change.lock().await;
         let live = self.live()?;
-        let user = Self::user(&live, credentials)?;
+        let policy = self.open_policy(raw, &live.pki)?;
+        let raw = policy.manifest.as_slice();
+        let (user, agreed) = self.actors(&live, credentials, &policy)?;
         if live.core.pending.is_some() {
             return Err(Error::Refused(
                 "an update is pending: acknowledge or cancel it first".to_owned(),
@@ -78,16 +81,36 @@ impl Coordinator {
         if is_package_update(&update) {
             return self.update_packages(&live, &update, &user).await;
         }
-        Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        let (user, agreed) = Self::updaters(&live, user, agreed)?;
         let (update, _) = Manifest::parse(raw)?;
+        check_predecessor(&live, &update, &policy)?;
         super::activate::dry_run(&update, &live.core.secrets)?;
         let pending = Pending {
             manifest: Bytes(raw.to_vec()),
             initiator: user.clone(),
-            acknowledged: BTreeSet::from([user.clone()]),
+            acknowledged: agreed,
+            is_signed: !policy.signatures.is_empty(),
         };
         self.proceed(&live, pending, update, &user, "initiated")
             .await
+    }
+
+    /// Those who may update, and one of them who acts.
+    fn updaters(
+        live: &Live,
+        user: String,
+        mut agreed: BTreeSet<String>,
+    ) -> Result<(String, BTreeSet<String>), Error> {
+        let may = |user: &str| {
+            Self::require(live, user, Resource::Manifest, "", "UpdateManifest")
+        };
+        let refusal = may(&user);
+        agreed.retain(|user| may(user).is_ok());
+        match (refusal, agreed.first().cloned()) {
+            (Ok(()), _) => Ok((user, agreed)),
+            (Err(_), Some(signer)) => Ok((signer, agreed)),
+            (Err(refusal), None) => Err(refusal),
+        }
     }
 
     async fn update_packages(
@@ -132,21 +155,25 @@ impl Coordinator {
     ) -> Result<UpdateOutcome, Error> {
         let _change = self.change.lock().await;
         let live = self.live()?;
-        let user = Self::user(&live, credentials)?;
+        let policy = self.open_policy(raw, &live.pki)?;
+        let raw = policy.manifest.as_slice();
+        let (user, agreed) = self.actors(&live, credentials, &policy)?;
         let mut pending = live
             .core
             .pending
             .clone()
             .ok_or_else(|| Error::NotFound(NONE_PENDING.to_owned()))?;
-        Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        let (user, agreed) = Self::updaters(&live, user, agreed)?;
         if pending.manifest.0 != raw {
             return Err(Error::Refused(
                 "provided manifest does not match the pending manifest".to_owned(),
             ));
         }
-        if !pending.acknowledged.insert(user.clone()) {
+        if agreed.is_subset(&pending.acknowledged) {
             return Ok(outcome(&live.manifest, &pending));
         }
+        pending.acknowledged.extend(agreed);
+        pending.is_signed |= !policy.signatures.is_empty();
         let (update, _) = Manifest::parse(raw)?;
         self.proceed(&live, pending, update, &user, "acknowledged")
             .await
@@ -167,8 +194,12 @@ impl Coordinator {
     }
 
     /// The pending manifest, and who has not acknowledged it yet.
-    pub fn pending_update(&self) -> Result<(Vec<u8>, UpdateOutcome), Error> {
+    pub fn pending_update(
+        &self,
+        credentials: Credentials<'_>,
+    ) -> Result<(Vec<u8>, UpdateOutcome), Error> {
         let live = self.live()?;
+        Self::require_reader(&live, credentials)?;
         match &live.core.pending {
             Some(pending) => Ok((pending.manifest.0.clone(), outcome(&live.manifest, pending))),
             None => Err(Error::NotFound(NONE_PENDING.to_owned())),
@@ -205,6 +236,9 @@ impl Coordinator {
     ) -> Result<RecoverySecrets, Error> {
         let pki = live.pki.rotated(&self.options.names)?;
         core.pending = None;
+        if pending.is_signed {
+            core.used_policies.insert(fingerprint(&pending.manifest.0));
+        }
         core.manifest = pending.manifest.clone();
         core.packages.clone_from(&update.packages);
         core.set_pki(&pki);
@@ -240,13 +274,25 @@ impl Coordinator {
     }
 }
 
-fn fingerprint(manifest: &[u8]) -> String {
+pub(super) fn fingerprint(manifest: &[u8]) -> String {
     hex::encode(Sha256::digest(manifest))
 }
 
 fn outcome(manifest: &Manifest, pending: &Pending) -> UpdateOutcome {
     let updaters = manifest.updaters();
     let given = pending.acknowledged.intersection(&updaters).count();
+    if !manifest.config.update_boards.is_empty() {
+        let (missing, users) = boards(
+            manifest,
+            &manifest.config.update_boards,
+            &pending.acknowledged,
+        );
+        return UpdateOutcome {
+            missing_acknowledgments: missing,
+            missing_users: users.into_iter().collect(),
+            recovery_secrets: RecoverySecrets::new(),
+        };
+    }
     UpdateOutcome {
         missing_acknowledgments: manifest.update_threshold().saturating_sub(given),
         missing_users: updaters
@@ -255,6 +301,59 @@ fn outcome(manifest: &Manifest, pending: &Pending) -> UpdateOutcome {
             .collect(),
         recovery_secrets: RecoverySecrets::new(),
     }
+}
+
+/// How many agreements the boards miss, and from whom they may come.
+pub(super) fn boards(
+    manifest: &Manifest,
+    names: &[String],
+    agreed: &BTreeSet<String>,
+) -> (usize, BTreeSet<String>) {
+    let mut users = BTreeSet::new();
+    let mut missing = 0;
+    for board in names.iter().filter_map(|name| manifest.boards.get(name)) {
+        let of_board = board.missing(agreed);
+        if of_board > 0 {
+            missing += of_board;
+            users.extend(
+                board
+                    .members
+                    .iter()
+                    .filter(|member| !agreed.contains(*member))
+                    .cloned(),
+            );
+        }
+    }
+    (missing, users)
+}
+
+/// An update says which manifest it was made for, so that two people's updates cannot pass each
+/// other unseen. A signed one must: it may be carried by anyone, at any time.
+fn check_predecessor(live: &Live, update: &Manifest, policy: &Policy) -> Result<(), Error> {
+    let current = fingerprint(&live.core.manifest.0);
+    let named = update.config.predecessor.to_ascii_lowercase();
+    let is_needed = live.manifest.config.require_predecessor || !policy.signatures.is_empty();
+    if named.is_empty() && is_needed {
+        return Err(Error::Refused(format!(
+            "the update must name its Config.Predecessor: {current}"
+        )));
+    }
+    if !named.is_empty() && named != current {
+        return Err(Error::Refused(format!(
+            "the update was made for manifest {named}, but {current} is in force: someone else \
+             changed it meanwhile"
+        )));
+    }
+    let is_replay = live
+        .core
+        .used_policies
+        .contains(&fingerprint(&policy.manifest));
+    if !policy.signatures.is_empty() && is_replay {
+        return Err(Error::Refused(
+            "this signed manifest was in force before: signatures count once".to_owned(),
+        ));
+    }
+    Ok(())
 }
 
 fn log_step(core: &mut Core, manifest: &Manifest, pending: &Pending, user: &str, step: &str) {
@@ -310,8 +409,15 @@ fn updated_secrets(
             continue;
         };
         let is_kept = spec.user_defined || !spec.secret_type().is_certificate();
-        if is_kept && live.manifest.secrets.get(name) == Some(spec) {
-            secrets.insert(name.clone(), old.clone());
+        let is_same = live
+            .manifest
+            .secrets
+            .get(name)
+            .is_some_and(|before| spec.keeps_value_of(before));
+        if is_kept && is_same && spec.import.is_none() {
+            let mut kept = old.clone();
+            kept.spec.clone_from(spec);
+            secrets.insert(name.clone(), kept);
         }
     }
     Ok(secrets)

@@ -48,6 +48,12 @@ pub enum ManifestError {
     Role { name: String, reason: String },
     #[error("recovery key {name}: {reason}")]
     RecoveryKey { name: String, reason: String },
+    #[error("board {name}: {reason}")]
+    Board { name: String, reason: String },
+    #[error("predecessor must be the SHA-256 of a manifest, 64 hex digits")]
+    Predecessor,
+    #[error("manifest reader {0} is no user")]
+    Reader(String),
     #[error("marble {marble}: env variable {name} contains null bytes")]
     NullByte { marble: String, name: String },
     #[error("update manifest contains unupdatable values")]
@@ -145,6 +151,7 @@ pub fn check(manifest: &Manifest) -> Result<Vec<String>, ManifestError> {
         check_role(manifest, name, role)?;
     }
     check_recovery_keys(manifest)?;
+    check_boards(manifest)?;
     check_config(manifest)?;
     Ok(warnings)
 }
@@ -215,6 +222,27 @@ fn check_secret(name: &str, spec: &super::SecretSpec) -> Result<(), ManifestErro
     let Some(kind) = SecretType::parse(&spec.kind) else {
         return wrong(format!("unknown type: {}", spec.kind));
     };
+    if let Some(import) = &spec.import {
+        if spec.user_defined || !spec.export.is_empty() || !spec.read_boards.is_empty() {
+            return wrong(
+                "it is imported: UserDefined, Export and ReadBoards are its owner's to say"
+                    .to_owned(),
+            );
+        }
+        if import.secret.is_empty() {
+            return wrong("Import needs the Secret's name".to_owned());
+        }
+        return Ok(());
+    }
+    if !spec.export.is_empty() && !spec.shared && !spec.user_defined {
+        return wrong(
+            "only Shared or UserDefined secrets can be exported: others differ for each marble"
+                .to_owned(),
+        );
+    }
+    if spec.hidden && !spec.read_boards.is_empty() {
+        return wrong("Hidden secrets are read by nobody: no board can allow it".to_owned());
+    }
     // Larger keys serve nobody, and making them would stall the coordinator.
     const MOST_BITS: u32 = 1 << 20;
     match kind {
@@ -375,6 +403,12 @@ fn check_role(manifest: &Manifest, name: &str, role: &Role) -> Result<(), Manife
                         "cannot write secret {resource_name}: it is not UserDefined"
                     ));
                 }
+                if has("ReadSecret") && (secret.hidden || secret.import.is_some()) {
+                    return wrong(format!(
+                        "cannot read secret {resource_name}: it is {}",
+                        if secret.hidden { "Hidden" } else { "imported" }
+                    ));
+                }
                 if has("ReadSecret") && !secret.shared && !secret.user_defined {
                     return wrong(format!(
                         "cannot read secret {resource_name}: it is neither Shared nor UserDefined"
@@ -427,6 +461,60 @@ pub fn recovery_key(pem: &str) -> Result<rsa::PublicKey, &'static str> {
         2048..=16384 => Ok(key),
         _ => Err("must have 2048 to 16384 bits"),
     }
+}
+
+fn check_boards(manifest: &Manifest) -> Result<(), ManifestError> {
+    let wrong = |name: &str, reason: String| {
+        Err(ManifestError::Board {
+            name: name.to_owned(),
+            reason,
+        })
+    };
+    for (name, board) in &manifest.boards {
+        let members: BTreeSet<&String> = board.members.iter().collect();
+        if members.is_empty() || members.len() != board.members.len() {
+            return wrong(name, "needs members, each of them once".to_owned());
+        }
+        if let Some(member) = members.iter().find(|m| !manifest.users.contains_key(**m)) {
+            return wrong(name, format!("member {member} is no user"));
+        }
+        if board.needed() > members.len() {
+            return wrong(
+                name,
+                format!(
+                    "threshold {} exceeds its {} members",
+                    board.threshold,
+                    members.len()
+                ),
+            );
+        }
+    }
+    let readers = manifest
+        .secrets
+        .values()
+        .flat_map(|spec| &spec.read_boards);
+    for name in manifest.config.update_boards.iter().chain(readers) {
+        if !manifest.boards.contains_key(name) {
+            return wrong(name, "does not exist".to_owned());
+        }
+    }
+    let updaters = manifest.updaters();
+    for name in &manifest.config.update_boards {
+        let members = &manifest.boards[name].members;
+        if let Some(member) = members.iter().find(|member| !updaters.contains(*member)) {
+            return wrong(name, format!("member {member} lacks UpdateManifest"));
+        }
+    }
+    let predecessor = &manifest.config.predecessor;
+    if !predecessor.is_empty() && crate::parse_sha256(predecessor).is_none() {
+        return Err(ManifestError::Predecessor);
+    }
+    for reader in manifest.config.manifest_readers.iter().flatten() {
+        if !manifest.users.contains_key(reader) {
+            return Err(ManifestError::Reader(reader.clone()));
+        }
+    }
+    Ok(())
 }
 
 fn check_config(manifest: &Manifest) -> Result<(), ManifestError> {

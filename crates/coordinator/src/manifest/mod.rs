@@ -11,7 +11,7 @@ mod update;
 pub use certificate::{Address, CertificateTemplate, Subject};
 pub use check::{ManifestError, certificate_der, check, recovery_key};
 pub use model::{
-    Config, File, Infrastructure, Manifest, Marble, Package, Parameters, Resource, Role, SealMode,
+    Board, Config, File, Import, Infrastructure, Manifest, Marble, Package, Parameters, Resource, Role, SealMode,
     SecretSpec, SecretType, TlsIncoming, TlsOutgoing, TlsTag, User,
 };
 pub use update::{PackageChange, apply_package_update, is_package_update};

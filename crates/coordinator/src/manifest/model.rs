@@ -6,7 +6,7 @@ use super::certificate::CertificateTemplate;
 use crate::json::{Bytes, Decode, Json, JsonError, decode_struct};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, Default)]
 pub struct Manifest {
@@ -19,12 +19,14 @@ pub struct Manifest {
     /// Name to PEM.
     pub recovery_keys: BTreeMap<String, String>,
     pub tls: BTreeMap<String, TlsTag>,
+    /// Ours: groups of users of whom some must agree.
+    pub boards: BTreeMap<String, Board>,
     pub config: Config,
 }
 decode_struct!(Manifest {
     "Packages" => packages, "Infrastructures" => infrastructures, "Marbles" => marbles,
     "Secrets" => secrets, "Users" => users, "Roles" => roles,
-    "RecoveryKeys" => recovery_keys, "TLS" => tls, "Config" => config,
+    "RecoveryKeys" => recovery_keys, "TLS" => tls, "Boards" => boards, "Config" => config,
 });
 
 /// An enclave that may be a marble.
@@ -149,10 +151,23 @@ pub struct SecretSpec {
     pub valid_for: u32,
     pub private: Bytes,
     pub public: Bytes,
+    /// Ours: no person may ever read it.
+    #[serde(default)]
+    pub hidden: bool,
+    /// Ours: boards that must agree before a user reads it.
+    #[serde(default)]
+    pub read_boards: Vec<String>,
+    /// Ours: namespaces that may import it; `*` is all of them.
+    #[serde(default)]
+    pub export: Vec<String>,
+    /// Ours: it is another namespace's.
+    #[serde(default)]
+    pub import: Option<Import>,
 }
 decode_struct!(SecretSpec {
     "Type" => kind, "Size" => size, "Shared" => shared, "UserDefined" => user_defined,
     "Cert" => cert, "ValidFor" => valid_for, "Private" => private, "Public" => public,
+    "Hidden" => hidden, "ReadBoards" => read_boards, "Export" => export, "Import" => import,
 });
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -195,6 +210,17 @@ impl SecretType {
 }
 
 impl SecretSpec {
+    /// Whether a value that was made for `old` is one for this description too. Who may read or
+    /// import it may change; what has been hidden stays so.
+    pub fn keeps_value_of(&self, old: &SecretSpec) -> bool {
+        let value = |spec: &SecretSpec| SecretSpec {
+            read_boards: Vec::new(),
+            export: Vec::new(),
+            ..spec.clone()
+        };
+        value(self) == value(old)
+    }
+
     /// The type of a checked manifest's secret.
     pub fn secret_type(&self) -> SecretType {
         SecretType::parse(&self.kind).unwrap_or(SecretType::Plain)
@@ -218,6 +244,39 @@ pub struct Role {
 decode_struct!(Role {
     "ResourceType" => resource_type, "ResourceNames" => resource_names, "Actions" => actions,
 });
+
+/// Users of whom `threshold` must agree.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Board {
+    pub members: Vec<String>,
+    /// 0: all of them.
+    pub threshold: u32,
+}
+decode_struct!(Board { "Members" => members, "Threshold" => threshold });
+
+impl Board {
+    pub fn needed(&self) -> usize {
+        match self.threshold {
+            0 => self.members.len(),
+            threshold => threshold as usize,
+        }
+    }
+
+    /// How many agreements are missing when these users have agreed.
+    pub fn missing(&self, agreed: &BTreeSet<String>) -> usize {
+        let given = self.members.iter().filter(|m| agreed.contains(*m)).count();
+        self.needed().saturating_sub(given)
+    }
+}
+
+/// Where an imported secret comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Import {
+    /// Empty: the default namespace.
+    pub namespace: String,
+    pub secret: String,
+}
+decode_struct!(Import { "Namespace" => namespace, "Secret" => secret });
 
 /// What a role is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -272,12 +331,22 @@ pub struct Config {
     pub rotate_root_secret: bool,
     /// Ours: how long a marble's certificate lives; 0 is the default of 24 hours.
     pub marble_certificate_hours: u32,
+    /// Ours: boards that must agree to an update, each of them.
+    pub update_boards: Vec<String>,
+    /// Ours: SHA-256 of the manifest that this one replaces.
+    pub predecessor: String,
+    /// Ours: what replaces this manifest must name it as its predecessor.
+    pub require_predecessor: bool,
+    /// Ours: the users who may read the manifest and its logs. Absent: anyone, as in MarbleRun.
+    pub manifest_readers: Option<Vec<String>>,
 }
 decode_struct!(Config {
     "SealMode" => seal_mode, "FeatureGates" => feature_gates,
     "UpdateThreshold" => update_threshold, "RecoveryThreshold" => recovery_threshold,
     "RotateRootSecret" => rotate_root_secret,
     "MarbleCertificateHours" => marble_certificate_hours,
+    "UpdateBoards" => update_boards, "Predecessor" => predecessor,
+    "RequirePredecessor" => require_predecessor, "ManifestReaders" => manifest_readers,
 });
 
 impl Config {

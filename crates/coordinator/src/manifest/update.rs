@@ -20,6 +20,7 @@ pub fn is_package_update(update: &Manifest) -> bool {
         && update.roles.is_empty()
         && update.recovery_keys.is_empty()
         && update.tls.is_empty()
+        && update.boards.is_empty()
 }
 
 /// Applies an update to the packages in force; tells what changed.

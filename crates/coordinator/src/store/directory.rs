@@ -11,9 +11,9 @@
 //! the disk's latency is shared; a batch is acknowledged only then. After an error nothing more is
 //! written: what is on the disk is then not known, and the next start reads it anew.
 
-use super::anchor::{self, Anchor, Mark, replace_file, sync_directory};
+use super::anchor::{self, Anchor, FileAnchor, Mark, replace_file, sync_directory};
 use super::journal::Position;
-use super::{Batch, Content, StoreError, io};
+use super::{Batch, Content, Place, Receipt, Store, StoreError, io};
 use crate::manifest::SealMode;
 use crate::recovery::Plan;
 use crate::seal::{Key, SealError, SealingKeys};
@@ -81,6 +81,63 @@ pub enum Opened {
         header: Header,
         content: Option<Content>,
     },
+}
+
+/// Stores of namespaces below a coordinator's own directory, each with an anchor beside its anchor.
+pub struct DirectoryPlace {
+    pub directory: PathBuf,
+    pub anchor: Option<PathBuf>,
+}
+
+impl Place for DirectoryPlace {
+    fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError> {
+        let anchor = self.anchor.as_ref().map(|anchor| {
+            let mut path = anchor.as_os_str().to_owned();
+            path.push(format!(".{id}"));
+            Box::new(FileAnchor::new(PathBuf::from(path))) as Box<dyn Anchor>
+        });
+        let path = self.directory.join("namespaces").join(id);
+        Ok(Box::new(DirectoryStore::open(&path, anchor)?))
+    }
+}
+
+impl Store for DirectoryStore {
+    fn load(&mut self, keys: &dyn SealingKeys) -> Result<Opened, StoreError> {
+        DirectoryStore::load(self, keys)
+    }
+
+    fn unseal(&mut self, key: &Key) -> Result<Content, StoreError> {
+        DirectoryStore::unseal(self, key)
+    }
+
+    fn begin(
+        &mut self,
+        keys: &dyn SealingKeys,
+        key: &Key,
+        header: Header,
+        content: Content,
+    ) -> Result<(), StoreError> {
+        DirectoryStore::begin(self, keys, key, header, content)
+    }
+
+    fn rekey(
+        &mut self,
+        keys: &dyn SealingKeys,
+        key: &Key,
+        seal_mode: SealMode,
+        recovery: Plan,
+        batch: Batch,
+    ) -> Result<bool, StoreError> {
+        DirectoryStore::rekey(self, keys, key, seal_mode, recovery, batch)
+    }
+
+    fn rewrite_key(&self, keys: &dyn SealingKeys, key: &Key) -> Result<(), StoreError> {
+        DirectoryStore::rewrite_key(self, keys, key)
+    }
+
+    fn commit(&self, batch: Batch) -> Receipt {
+        DirectoryStore::commit(self, batch)
+    }
 }
 
 struct Writer {

@@ -8,13 +8,55 @@ mod directory;
 mod journal;
 
 pub use anchor::{Anchor, FileAnchor, Mark};
-pub use directory::{DirectoryStore, Header, Opened, SEALED_DATA, SEALED_KEY};
+pub use directory::{DirectoryPlace, DirectoryStore, Header, Opened, SEALED_DATA, SEALED_KEY};
 
+use crate::manifest::SealMode;
+use crate::recovery::Plan;
+use crate::seal::{Key, SealingKeys};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The content of a store.
 pub type Content = BTreeMap<String, Vec<u8>>;
+
+/// When a batch is durable, its revision.
+pub type Receipt = tokio::sync::oneshot::Receiver<Result<u64, StoreError>>;
+
+/// A place for one state.
+pub trait Store: Send + Sync {
+    /// Reads the state and begins to write if it can be unsealed.
+    fn load(&mut self, keys: &dyn SealingKeys) -> Result<Opened, StoreError>;
+    /// Opens the state with its data key, and begins to write.
+    fn unseal(&mut self, key: &Key) -> Result<Content, StoreError>;
+    /// Throws away what is there and begins a new state.
+    fn begin(
+        &mut self,
+        keys: &dyn SealingKeys,
+        key: &Key,
+        header: Header,
+        content: Content,
+    ) -> Result<(), StoreError>;
+    /// Goes on with the same state under a new key, after one more batch. False if nothing is
+    /// being written.
+    fn rekey(
+        &mut self,
+        keys: &dyn SealingKeys,
+        key: &Key,
+        seal_mode: SealMode,
+        recovery: Plan,
+        batch: Batch,
+    ) -> Result<bool, StoreError>;
+    /// Seals the data key of the state that is there for this enclave: after recovery.
+    fn rewrite_key(&self, keys: &dyn SealingKeys, key: &Key) -> Result<(), StoreError>;
+    /// Queues a batch.
+    fn commit(&self, batch: Batch) -> Receipt;
+}
+
+/// Where stores are: one for each namespace.
+pub trait Place: Send + Sync {
+    /// The store of the namespace with this id.
+    fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError>;
+}
 
 /// Changes that are made together: a value, or `None` to remove the key.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

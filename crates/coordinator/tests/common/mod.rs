@@ -6,11 +6,11 @@ use bulla_coordinator::api::marble::{ActivationReq, ActivationResp};
 use bulla_coordinator::api::{client, client_tls, marble, marble_tls, metrics, serve};
 use bulla_coordinator::client::marble::{ActivateError, activate, self_signed, signing_request};
 use bulla_coordinator::client::{Identity, Rest, Trust};
-use bulla_coordinator::core::{Coordinator, Options, Owner};
+use bulla_coordinator::core::{Cluster, Coordinator, Options, Owner};
 use bulla_coordinator::manifest::Subject;
 use bulla_coordinator::quote::{Evidence, QuoteIssuer, QuoteVerifier, with_oe_header};
 use bulla_coordinator::seal::InsecureFileKey;
-use bulla_coordinator::store::{Anchor, DirectoryStore};
+use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore};
 use bulla_coordinator::x509::pem;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -125,9 +125,15 @@ impl Server {
         let options = Options {
             names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
             owner: setup.owner,
+            namespace: String::new(),
         };
         let app =
             Arc::new(Coordinator::start(options, store, Box::new(keys), verifier, issuer).unwrap());
+        let place = DirectoryPlace {
+            directory: setup.dir.join("state"),
+            anchor: None,
+        };
+        let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
         let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (a, b, c) = (bind().await, bind().await, bind().await);
         let address = |l: &TcpListener| l.local_addr().unwrap().to_string();
@@ -139,13 +145,13 @@ impl Server {
                 tokio::spawn(serve::over_tls(
                     a,
                     client_tls(&app).unwrap(),
-                    client::router(app.clone()),
+                    client::router(cluster.clone()),
                     app.clone(),
                 )),
                 tokio::spawn(serve::over_tls(
                     b,
                     marble_tls(&app).unwrap(),
-                    marble::router(app.clone()),
+                    marble::router(cluster.clone()),
                     app.clone(),
                 )),
                 tokio::spawn(serve::plain(c, metrics::router(app.clone()))),
