@@ -278,8 +278,8 @@ pub fn manifest(command: &ManifestCommand) -> Result<(), Failure> {
             ManifestCommand::Encrypt { file, contact } => {
                 let plain = manifest_json(file)?;
                 let data = get(&verified(contact).await?, "/policy-key").await?;
-                let envelope = policy::encrypt(&plain, &bytes(&data["publicKey"])?)
-                    .map_err(Failure::new)?;
+                let envelope =
+                    policy::encrypt(&plain, &bytes(&data["publicKey"])?).map_err(Failure::new)?;
                 crate::print(&(envelope + "\n"))
             }
         }
@@ -476,7 +476,11 @@ pub fn audit(command: &AuditCommand) -> Result<(), Failure> {
             } => {
                 let root = certificate_der(&read_text(root)?)
                     .map_err(|reason| Failure::new(format!("{}: {reason}", root.display())))?;
-                check_log(&read_log(file)?, &root, &earlier_entries(earlier.as_deref())?)
+                check_log(
+                    &read_log(file)?,
+                    &root,
+                    &earlier_entries(earlier.as_deref())?,
+                )
             }
         }
     })

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
+    bulla_coordinator::log::as_json(arguments.log_json);
     let coordinator = Arc::new(open(arguments)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -42,6 +42,9 @@ pub struct CoordinatorArguments {
     /// Collateral for marbles' quotes: a JSON file, or a directory of them
     #[arg(long, value_name = "PATH")]
     pub collateral: Option<PathBuf>,
+    /// Write the log as lines of JSON
+    #[arg(long)]
+    pub log_json: bool,
     /// Run here, in the open: secrets are readable by this machine
     #[arg(long)]
     pub insecure_outside_enclave: bool,

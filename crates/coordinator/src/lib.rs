@@ -10,6 +10,7 @@
 //! - [`seal`], [`store`], [`recovery`]: what outlives the process.
 //! - [`quote`]: what is asked of attestation; [`attested`]: who answers.
 //! - [`core`]: the state, and what can be done with it.
+//! - [`policy`]: manifests in signed and encrypted envelopes. [`log`]: what is told of it all.
 //! - [`api`]: the doors. [`client`]: the other side of them.
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ pub mod client;
 pub mod core;
 pub mod json;
 pub mod keys;
+pub mod log;
 pub mod manifest;
 pub mod pki;
 pub mod policy;

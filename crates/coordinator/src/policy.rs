@@ -230,8 +230,8 @@ pub fn open(raw: &[u8], key: &PolicyKey) -> Result<Policy, PolicyError> {
         .iter()
         .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(byte));
     if is_compact && trimmed.iter().filter(|byte| **byte == b'.').count() == 4 {
-        let text = std::str::from_utf8(trimmed)
-            .map_err(|_| PolicyError::Envelope("it is not text"))?;
+        let text =
+            std::str::from_utf8(trimmed).map_err(|_| PolicyError::Envelope("it is not text"))?;
         let parts: Vec<&str> = text.split('.').collect();
         let plain = Zeroizing::new(key.decrypt(&parts)?);
         return signed(&plain);
@@ -319,7 +319,11 @@ impl JwsSigner {
                     .ok()
                     .map(JwsSigner::Ed25519)
             })
-            .or_else(|| ring_sig::RsaKeyPair::from_pkcs8(pkcs8).ok().map(JwsSigner::Rsa))
+            .or_else(|| {
+                ring_sig::RsaKeyPair::from_pkcs8(pkcs8)
+                    .ok()
+                    .map(JwsSigner::Rsa)
+            })
             .ok_or(PolicyError::Key)
     }
 
@@ -449,9 +453,17 @@ mod tests {
 
     #[test]
     fn keys_of_every_kind_sign() {
-        for kind in [KeyKind::P256, KeyKind::P384, KeyKind::Ed25519, KeyKind::Rsa { bits: 2048 }] {
+        for kind in [
+            KeyKind::P256,
+            KeyKind::P384,
+            KeyKind::Ed25519,
+            KeyKind::Rsa { bits: 2048 },
+        ] {
             let keys = KeyPair::generate(kind).unwrap();
-            assert!(JwsSigner::open(&keys.pkcs8).unwrap().sign(b"x").is_ok(), "{kind:?}");
+            assert!(
+                JwsSigner::open(&keys.pkcs8).unwrap().sign(b"x").is_ok(),
+                "{kind:?}"
+            );
         }
         assert!(JwsSigner::open(&KeyPair::generate(KeyKind::P521).unwrap().pkcs8).is_err());
     }

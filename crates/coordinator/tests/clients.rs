@@ -35,8 +35,12 @@ fn environment() -> PathBuf {
             let output = command.output().unwrap();
             assert!(output.status.success(), "{command:?}: {}", text(&output));
         };
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&place));
-        run(Command::new(bin.join("pip")).args(["install", "-q"]).args(PACKAGES));
+        run(Command::new("python3")
+            .args(["-m", "venv", "--clear"])
+            .arg(&place));
+        run(Command::new(bin.join("pip"))
+            .args(["install", "-q"])
+            .args(PACKAGES));
         assert!(works(), "the virtual environment lacks packages");
     }
     bin
@@ -76,4 +80,43 @@ async fn a_marble_by_grpcio_and_openssl_gets_all_it_needs() {
         .arg(work);
     let output = run(command).await;
     assert!(output.status.success(), "{}", text(&output));
+}
+
+/// Every answer is as the document says, whatever is asked.
+async fn held_against_its_document(server: &Server, certificate: Option<(&Path, &Path)>) {
+    let mut command = Command::new(environment().join("schemathesis"));
+    command
+        .arg("run")
+        .arg(format!("https://{}/api/v2/openapi.json", server.client))
+        .args(["--tls-verify", "false", "--no-color", "--generation-deterministic"])
+        .args(["--generation-database", "none", "--suppress-health-check", "all"])
+        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "10"])
+        .args(["--rate-limit", "150/s", "--max-time", "40", "--warnings", "off"])
+        // Errors of the API's own kind are 500, as MarbleRun has them.
+        .args(["--checks", "status_code_conformance,content_type_conformance"])
+        .args(["--checks", "response_schema_conformance"]);
+    if let Some((certificate, key)) = certificate {
+        command.arg("--request-cert").arg(certificate);
+        command.arg("--request-cert-key").arg(key);
+    }
+    let output = run(command).await;
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(server.get("/api/v2/status").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schemathesis_finds_no_answer_beside_the_openapi_document() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Server::start(dir.path()).await;
+    held_against_its_document(&server, None).await;
+    let [admin, other] = ["admin", "other"].map(|name| self_signed(name).unwrap().0);
+    server.set(&manifest(&admin, &other)).await;
+    let write = |name: &str, label: &str, der: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bulla_coordinator::x509::pem(label, der)).unwrap();
+        path
+    };
+    let certificate = write("admin.pem", "CERTIFICATE", &admin.certificate);
+    let key = write("admin.key", "PRIVATE KEY", &admin.key);
+    held_against_its_document(&server, Some((&certificate, &key))).await;
 }

@@ -74,7 +74,10 @@ async fn boards_decide_about_updates() {
     assert_eq!(first.1["data"]["missingAcknowledgments"], 2);
     let acknowledge = async |user| {
         let body = manifest_body(&new);
-        let answer = team.server.post("/api/v2/update-manifest", body, Some(user)).await;
+        let answer = team
+            .server
+            .post("/api/v2/update-manifest", body, Some(user))
+            .await;
         answer.1["data"]["missingAcknowledgments"].clone()
     };
     assert_eq!(acknowledge(&team.other).await, 1, "operations are missing");
@@ -91,26 +94,56 @@ async fn nonsense_about_boards_readers_and_imports_is_refused() {
     let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
     let cases: &[(&str, Value, &str)] = &[
         ("/Boards", json!({"b": {"Members": []}}), "needs members"),
-        ("/Boards", json!({"b": {"Members": ["admin", "admin"]}}), "each of them once"),
-        ("/Boards", json!({"b": {"Members": ["nobody"]}}), "is no user"),
-        ("/Boards", json!({"b": {"Members": ["admin"], "Threshold": 2}}), "exceeds"),
+        (
+            "/Boards",
+            json!({"b": {"Members": ["admin", "admin"]}}),
+            "each of them once",
+        ),
+        (
+            "/Boards",
+            json!({"b": {"Members": ["nobody"]}}),
+            "is no user",
+        ),
+        (
+            "/Boards",
+            json!({"b": {"Members": ["admin"], "Threshold": 2}}),
+            "exceeds",
+        ),
         ("/Config/UpdateBoards", json!(["b"]), "does not exist"),
         ("/Secrets/token/ReadBoards", json!(["b"]), "does not exist"),
         ("/Config/ManifestReaders", json!(["nobody"]), "is no user"),
         ("/Config/Predecessor", json!("abc"), "64 hex digits"),
-        ("/Config/Predecessor", json!("ab".repeat(32)), "no Predecessor"),
+        (
+            "/Config/Predecessor",
+            json!("ab".repeat(32)),
+            "no Predecessor",
+        ),
         ("/Secrets/token/Hidden", json!(true), "it is Hidden"),
-        ("/Secrets/own/Export", json!(["x"]), "differ for each marble"),
-        ("/Secrets/shared/Import", json!({"Namespace": "x"}), "needs the Secret"),
+        (
+            "/Secrets/own/Export",
+            json!(["x"]),
+            "differ for each marble",
+        ),
+        (
+            "/Secrets/shared/Import",
+            json!({"Namespace": "x"}),
+            "needs the Secret",
+        ),
         ("/Secrets/token/Import", json!({"Secret": "x"}), "imported"),
     ];
     for (pointer, value, expected) in cases {
         let mut bad = manifest(&admin, &other);
         let (parent, name) = pointer.rsplit_once('/').unwrap();
         bad.pointer_mut(parent).unwrap()[name] = value.clone();
-        let answer = server.post("/api/v2/manifest", manifest_body(&bad), NONE).await;
+        let answer = server
+            .post("/api/v2/manifest", manifest_body(&bad), NONE)
+            .await;
         assert_eq!(answer.0, 500, "{pointer}");
-        assert!(message(&answer).contains(expected), "{pointer}: {}", answer.1);
+        assert!(
+            message(&answer).contains(expected),
+            "{pointer}: {}",
+            answer.1
+        );
     }
 }
 
@@ -120,10 +153,18 @@ async fn an_update_names_what_it_replaces() {
     let mut new = team.manifest.clone();
     new["Marbles"]["backend"]["MaxActivations"] = json!(7);
     let without = team.update(&new, &team.admin).await;
-    assert!(message(&without).contains(&fingerprint(&team.manifest)), "{}", without.1);
+    assert!(
+        message(&without).contains(&fingerprint(&team.manifest)),
+        "{}",
+        without.1
+    );
     new["Config"]["Predecessor"] = json!("00".repeat(32));
     let wrong = team.update(&new, &team.admin).await;
-    assert!(message(&wrong).contains("someone else changed it"), "{}", wrong.1);
+    assert!(
+        message(&wrong).contains("someone else changed it"),
+        "{}",
+        wrong.1
+    );
     new["Config"]["Predecessor"] = json!(fingerprint(&team.manifest).to_uppercase());
     assert_eq!(team.update(&new, &team.admin).await.0, 200);
 }
@@ -160,18 +201,35 @@ async fn signed_and_encrypted_policies_may_be_carried_by_anyone() {
     let half = send(sealed(&new, &[(&team.admin, "")])).await;
     assert_eq!(half.1["data"]["missingAcknowledgments"], 1, "{}", half.1);
     let body = sealed(&new, &[(&team.third, "")]);
-    let rest = team.server.post("/api/v2/update-manifest", body, NONE).await;
+    let rest = team
+        .server
+        .post("/api/v2/update-manifest", body, NONE)
+        .await;
     assert_eq!(rest.1["data"]["missingAcknowledgments"], 0, "{}", rest.1);
     // The manifest in force is what was inside.
     let current = team.server.get("/api/v2/manifest").await.1;
-    assert_eq!(b64(&current["data"]["manifest"]), new.to_string().into_bytes());
+    assert_eq!(
+        b64(&current["data"]["manifest"]),
+        new.to_string().into_bytes()
+    );
     // People go back to the first manifest: the old signatures do not count again.
     assert_eq!(team.update(&team.manifest, &team.admin).await.0, 200);
     let body = manifest_body(&team.manifest);
-    let agreed = team.server.post("/api/v2/update-manifest", body, Some(&team.other)).await;
-    assert_eq!(agreed.1["data"]["missingAcknowledgments"], 0, "{}", agreed.1);
+    let agreed = team
+        .server
+        .post("/api/v2/update-manifest", body, Some(&team.other))
+        .await;
+    assert_eq!(
+        agreed.1["data"]["missingAcknowledgments"], 0,
+        "{}",
+        agreed.1
+    );
     let replayed = send(sealed(&new, &[(&team.admin, ""), (&team.third, "")])).await;
-    assert!(message(&replayed).contains("was in force before"), "{}", replayed.1);
+    assert!(
+        message(&replayed).contains("was in force before"),
+        "{}",
+        replayed.1
+    );
     // The key stays across restarts.
     let Team { server, dir, .. } = team;
     server.stop().await;
@@ -190,18 +248,26 @@ async fn watched_secrets_are_read_once_after_a_board_agreed() {
     let value = BASE64_STANDARD.encode("hush");
     let body = json!({"secrets": {"token": {"Key": value}}});
     assert_eq!(server.post("/api/v2/secrets", body, admin).await.0, 200);
-    let read = async || server.send("GET", "/api/v2/secrets?s=token", None, admin).await;
+    let read = async || {
+        server
+            .send("GET", "/api/v2/secrets?s=token", None, admin)
+            .await
+    };
     assert_eq!(read().await.0, 403, "nobody has agreed");
     let old = server.send("GET", "/secrets?s=token", None, admin).await;
     assert_eq!(old.0, 500, "the older API is no way around: {}", old.1);
     let ask = json!({"secrets": ["token"], "reason": "incident 7"});
-    let stranger = server.post("/api/v2/read-requests", ask.clone(), Some(&team.other)).await;
+    let stranger = server
+        .post("/api/v2/read-requests", ask.clone(), Some(&team.other))
+        .await;
     assert_eq!(stranger.0, 401, "only who may read may ask");
     let asked = server.post("/api/v2/read-requests", ask, admin).await.1;
     assert_eq!(asked["data"]["missingAgreements"], 2, "{asked}");
     let agree = async |user: &Identity| {
         let body = json!({"id": asked["data"]["id"]});
-        server.post("/api/v2/read-requests/agree", body, Some(user)).await
+        server
+            .post("/api/v2/read-requests/agree", body, Some(user))
+            .await
     };
     assert!(message(&agree(&team.admin).await).contains("does not count"));
     assert_eq!(agree(&self_signed("x").unwrap().0).await.0, 401);
@@ -218,7 +284,12 @@ async fn watched_secrets_are_read_once_after_a_board_agreed() {
     assert_eq!(answer.1["data"]["secrets"]["token"]["Private"], value);
     assert_eq!(read().await.0, 403, "an agreement is for one reading");
     let log = server.get("/api/v2/audit").await.1["data"]["entries"].to_string();
-    for step in ["Reading requested", "Reading agreed to", "Secrets read", "incident 7"] {
+    for step in [
+        "Reading requested",
+        "Reading agreed to",
+        "Secrets read",
+        "incident 7",
+    ] {
         assert!(log.contains(step), "{step}: {log}");
     }
 }
@@ -236,9 +307,18 @@ async fn only_named_readers_see_the_manifest() {
     }
     let seen = server.get("/api/v2/manifest").await.1;
     assert_eq!(seen["data"]["manifest"], Value::Null);
-    assert_eq!(seen["data"]["manifestFingerprint"], fingerprint(&team.manifest));
-    let seen = server.send("GET", "/api/v2/manifest", None, Some(&team.admin)).await.1;
-    assert_eq!(b64(&seen["data"]["manifest"]), team.manifest.to_string().into_bytes());
+    assert_eq!(
+        seen["data"]["manifestFingerprint"],
+        fingerprint(&team.manifest)
+    );
+    let seen = server
+        .send("GET", "/api/v2/manifest", None, Some(&team.admin))
+        .await
+        .1;
+    assert_eq!(
+        b64(&seen["data"]["manifest"]),
+        team.manifest.to_string().into_bytes()
+    );
 }
 
 #[tokio::test]
@@ -274,7 +354,16 @@ async fn namespaces_are_apart_and_share_what_they_export() {
     };
     assert_eq!(make("pay", NONE).await.0, 401);
     assert_eq!(make("pay", Some(&owner)).await.0, 401, "not yet anybody");
-    for bad in ["", "Pay", "a/b", "../x", "a..b", "-a", "a.b.c.d.e", &"a".repeat(64)] {
+    for bad in [
+        "",
+        "Pay",
+        "a/b",
+        "../x",
+        "a..b",
+        "-a",
+        "a.b.c.d.e",
+        &"a".repeat(64),
+    ] {
         assert_eq!(make(bad, Some(&team.admin)).await.0, 400, "{bad}");
     }
     assert_eq!(make("none.below", Some(&team.admin)).await.0, 404);
@@ -302,40 +391,79 @@ async fn namespaces_are_apart_and_share_what_they_export() {
         let path = format!("/api/v2/namespaces/{space}/manifest");
         server.post(&path, manifest_body(&importing), user).await
     };
-    assert_eq!(set("pay", Some(&team.admin)).await.0, 401, "its owner sets it");
+    assert_eq!(
+        set("pay", Some(&team.admin)).await.0,
+        401,
+        "its owner sets it"
+    );
     assert_eq!(set("pay", Some(&owner)).await.0, 200);
     assert_eq!(set("ship", Some(&owner)).await.0, 200);
 
     let root = server.get("/api/v2/quote").await.1["data"]["cert"].clone();
     let own = server.get(&there("/quote")).await.1["data"]["cert"].clone();
     assert_ne!(root, own, "each has its own root");
-    let here = server.activate("backend", UUID).await.unwrap().parameters.unwrap();
-    let there_now = server.activate("pay/m", UUID).await.unwrap().parameters.unwrap();
+    let here = server
+        .activate("backend", UUID)
+        .await
+        .unwrap()
+        .parameters
+        .unwrap();
+    let there_now = server
+        .activate("pay/m", UUID)
+        .await
+        .unwrap()
+        .parameters
+        .unwrap();
     assert_eq!(here.env["SHARED"], there_now.env["THEIRS"]);
     assert_ne!(here.env["SHARED"], there_now.env["OURS"]);
     assert_ne!(
         here.env["MARBLE_PREDEFINED_ROOT_CA"],
         there_now.env["MARBLE_PREDEFINED_ROOT_CA"]
     );
-    let refused = server.activate("ship/m", UUID).await.unwrap_err().to_string();
+    let refused = server
+        .activate("ship/m", UUID)
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(refused.contains("cannot be imported"), "{refused}");
     assert!(server.activate("pay/backend", UUID).await.is_err());
     assert!(server.activate("nil/m", UUID).await.is_err());
 
     // Below a namespace its own users rule.
     let body = json!({"name": "pay.eu", "owner": user_pem(&team.third)});
-    let below = server.post("/api/v2/namespaces", body.clone(), Some(&team.admin)).await;
+    let below = server
+        .post("/api/v2/namespaces", body.clone(), Some(&team.admin))
+        .await;
     assert_eq!(below.0, 401, "{}", below.1);
-    assert_eq!(server.post("/api/v2/namespaces", body, Some(&owner)).await.0, 200);
-    let list = server.send("GET", "/api/v2/namespaces", None, Some(&team.admin)).await.1;
-    let names: Vec<_> = list["data"].as_array().unwrap().iter().map(|e| &e["name"]).collect();
+    assert_eq!(
+        server
+            .post("/api/v2/namespaces", body, Some(&owner))
+            .await
+            .0,
+        200
+    );
+    let list = server
+        .send("GET", "/api/v2/namespaces", None, Some(&team.admin))
+        .await
+        .1;
+    let names: Vec<_> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|e| &e["name"])
+        .collect();
     assert_eq!(names, ["pay", "pay.eu", "ship"]);
 
     // All of it is there after a restart.
     let Team { server, dir, .. } = team;
     server.stop().await;
     let server = Server::start(dir.path()).await;
-    let again = server.activate("pay/m", UUID).await.unwrap().parameters.unwrap();
+    let again = server
+        .activate("pay/m", UUID)
+        .await
+        .unwrap()
+        .parameters
+        .unwrap();
     assert_eq!(again.env["OURS"], there_now.env["OURS"]);
     assert_eq!(again.env["THEIRS"], there_now.env["THEIRS"]);
 }

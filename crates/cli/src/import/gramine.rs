@@ -95,7 +95,10 @@ fn loader_keys(mut loader: Taker, out: &mut toml::Table, notes: &mut Vec<String>
         out.insert("user".into(), user.into());
     }
     for (key, reason) in [
-        ("log_level", "use `bulla run --verbose` or the manual's page on diagnostics"),
+        (
+            "log_level",
+            "use `bulla run --verbose` or the manual's page on diagnostics",
+        ),
         ("log_file", "messages go to standard error"),
         ("argv_src_file", "write the arguments into arguments.fixed"),
         ("env_src_file", "write the variables into [environment]"),
@@ -103,7 +106,10 @@ fn loader_keys(mut loader: Taker, out: &mut toml::Table, notes: &mut Vec<String>
             "insecure__use_host_env",
             "there is no way to let all variables in; name them with `NAME = { host = true }`",
         ),
-        ("pal_internal_mem_size", "not needed: the runtime's memory is its own affair"),
+        (
+            "pal_internal_mem_size",
+            "not needed: the runtime's memory is its own affair",
+        ),
         ("preload", "not needed"),
         (
             "insecure__disable_aslr",
@@ -185,8 +191,14 @@ fn sgx_keys(mut sgx: Taker, out: &mut toml::Table, notes: &mut Vec<String>) {
         ("use_exinfo", "decided by what the machine offers"),
         ("preheat_enclave", "not needed"),
         ("require_exinfo", "decided by what the machine offers"),
-        ("rpc_thread_num", "there are no helper threads for system calls"),
-        ("file_check_policy", "every file of the image is verified, always"),
+        (
+            "rpc_thread_num",
+            "there are no helper threads for system calls",
+        ),
+        (
+            "file_check_policy",
+            "every file of the image is verified, always",
+        ),
         ("ra_client_spid", "EPID is gone: quotes are DCAP's"),
         ("ra_client_linkable", "EPID is gone: quotes are DCAP's"),
         ("enable_stats", "use `bulla run --report`"),
@@ -213,7 +225,13 @@ fn fs_keys(mut fs: Taker, out: &mut toml::Table, notes: &mut Vec<String>) {
     let mut list = fs.list("mounts");
     // The older form is a table of tables.
     if let Some(mount) = fs.take("mount") {
-        list.extend(mount.as_object().into_iter().flatten().map(|(_, m)| m.clone()));
+        list.extend(
+            mount
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(_, m)| m.clone()),
+        );
     }
     for (index, mount) in list.iter().enumerate() {
         let Some(mut mount) = Taker::new(&format!("fs.mounts[{index}]"), mount) else {
@@ -253,7 +271,11 @@ fn fs_keys(mut fs: Taker, out: &mut toml::Table, notes: &mut Vec<String>) {
         out.insert("mounts".into(), mounts.into());
     }
     fs.explain("root", "the root is the image", notes);
-    fs.explain("start_dir", "use workdir, in the image or the manifest", notes);
+    fs.explain(
+        "start_dir",
+        "use workdir, in the image or the manifest",
+        notes,
+    );
     fs.explain(
         "insecure__keys",
         "keys in the open have no equivalent; a volume's key is the enclave's or the coordinator's",
@@ -272,13 +294,22 @@ fn sys_keys(mut sys: Taker, notes: &mut Vec<String>) {
             "enable_extra_runtime_domain_names_conf",
             "see network.resolver and network.hosts",
         ),
-        ("insecure__allow_eventfd", "eventfd is inside the enclave, and always there"),
+        (
+            "insecure__allow_eventfd",
+            "eventfd is inside the enclave, and always there",
+        ),
         ("experimental__enable_flock", "flock is always there"),
         ("disallow_subprocesses", "has no equivalent"),
         ("fds", "there is no limit to set"),
         ("debug__mock_syscalls", "calls are not mocked"),
-        ("allowed_ioctls", "ioctls on devices of the host are not passed through"),
-        ("ioctl_structs", "ioctls on devices of the host are not passed through"),
+        (
+            "allowed_ioctls",
+            "ioctls on devices of the host are not passed through",
+        ),
+        (
+            "ioctl_structs",
+            "ioctls on devices of the host are not passed through",
+        ),
     ] {
         sys.explain(key, reason, notes);
     }

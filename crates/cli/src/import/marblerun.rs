@@ -10,32 +10,56 @@ const SECTIONS: &[(&str, &[&str])] = &[
     (
         "Packages",
         &[
-            "Debug", "UniqueID", "SignerID", "ProductID", "SecurityVersion",
-            "AcceptedTCBStatuses", "AcceptedAdvisories",
+            "Debug",
+            "UniqueID",
+            "SignerID",
+            "ProductID",
+            "SecurityVersion",
+            "AcceptedTCBStatuses",
+            "AcceptedAdvisories",
         ],
     ),
     ("Infrastructures", &["CPUSVN", "QESVN", "PCESVN", "RootCA"]),
     (
         "Marbles",
-        &["Package", "MaxActivations", "Parameters", "TLS", "DisableSecretBinding"],
+        &[
+            "Package",
+            "MaxActivations",
+            "Parameters",
+            "TLS",
+            "DisableSecretBinding",
+        ],
     ),
     (
         "Secrets",
-        &["Type", "Size", "Shared", "UserDefined", "Cert", "ValidFor", "Private", "Public"],
+        &[
+            "Type",
+            "Size",
+            "Shared",
+            "UserDefined",
+            "Cert",
+            "ValidFor",
+            "Private",
+            "Public",
+        ],
     ),
     ("Users", &["Certificate", "Roles"]),
     ("Roles", &["ResourceType", "ResourceNames", "Actions"]),
     ("TLS", &["Incoming", "Outgoing"]),
 ];
 const CONFIG: &[&str] = &[
-    "SealMode", "FeatureGates", "UpdateThreshold", "RecoveryThreshold", "RotateRootSecret",
+    "SealMode",
+    "FeatureGates",
+    "UpdateThreshold",
+    "RecoveryThreshold",
+    "RotateRootSecret",
 ];
 
 pub fn import(manifest: &Value) -> Result<Imported, String> {
     let mut notes = Vec::new();
     let text = pretty(manifest)?;
-    let (_, warnings) =
-        Manifest::parse(text.as_bytes()).map_err(|error| format!("not a valid manifest: {error}"))?;
+    let (_, warnings) = Manifest::parse(text.as_bytes())
+        .map_err(|error| format!("not a valid manifest: {error}"))?;
     notes.extend(warnings);
     let mut top = Taker::new("", &folded(manifest)).ok_or("not an object")?;
     for (section, known) in SECTIONS {
@@ -92,13 +116,19 @@ fn explain(manifest: &Value, notes: &mut Vec<String>) {
     let entries = |section: &str| manifest[section].as_object().cloned().unwrap_or_default();
     for (name, package) in entries("packages") {
         let package = folded(&package);
-        if package["uniqueid"].as_str().is_some_and(|id| !id.is_empty()) {
+        if package["uniqueid"]
+            .as_str()
+            .is_some_and(|id| !id.is_empty())
+        {
             notes.push(format!(
                 "Packages.{name}.UniqueID: is another runtime's enclave; put what `bulla measure` \
                  prints for the image (UniqueIDs takes one for each layout)"
             ));
         }
-        if package["signerid"].as_str().is_some_and(|id| !id.is_empty()) {
+        if package["signerid"]
+            .as_str()
+            .is_some_and(|id| !id.is_empty())
+        {
             notes.push(format!(
                 "Packages.{name}.SignerID: stays if the image is signed with the same key \
                  (`bulla build --sign-key`); product_id and security_version are bulla.toml's"
@@ -115,7 +145,10 @@ fn explain(manifest: &Value, notes: &mut Vec<String>) {
         notes.push(format!(
             "Marbles.{name}: may have any name in its certificate; limit it with AllowedDNSNames"
         ));
-        if marble["tls"].as_array().is_some_and(|tags| !tags.is_empty()) {
+        if marble["tls"]
+            .as_array()
+            .is_some_and(|tags| !tags.is_empty())
+        {
             notes.push(format!(
                 "Marbles.{name}.TLS: is handed to the marble as MARBLE_TTLS_CONFIG; the runtime \
                  does not wrap its sockets by it"

@@ -33,8 +33,16 @@ pub fn import(session: &Value) -> Result<Imported, String> {
         "is a session's hash; set Config.Predecessor to the SHA-256 of the manifest to replace",
         &mut out.notes,
     );
-    top.explain("namespace_hash", "namespaces are named, not hashed", &mut out.notes);
-    top.explain("salt", "not needed: fingerprints are of the whole text", &mut out.notes);
+    top.explain(
+        "namespace_hash",
+        "namespaces are named, not hashed",
+        &mut out.notes,
+    );
+    top.explain(
+        "salt",
+        "not needed: fingerprints are of the whole text",
+        &mut out.notes,
+    );
     let secrets = top.list("secrets");
     for (index, secret) in secrets.iter().enumerate() {
         out.secret(index, secret);
@@ -103,7 +111,9 @@ impl Session {
         let path = format!("secrets[{index}] {name}");
         let id = field(&name);
         if id != name {
-            self.note(format!("{path}: is called {id} here, so that templates can name it"));
+            self.note(format!(
+                "{path}: is called {id} here, so that templates can name it"
+            ));
         }
         let kind = secret.text("kind").unwrap_or_else(|| "ascii".to_owned());
         let size = secret.number("size");
@@ -206,7 +216,12 @@ impl Session {
             spec["Cert"] = cert.into();
         }
         if let Some(life) = secret.text("valid_for") {
-            match life.strip_suffix('d').unwrap_or(&life).trim().parse::<u32>() {
+            match life
+                .strip_suffix('d')
+                .unwrap_or(&life)
+                .trim()
+                .parse::<u32>()
+            {
                 Ok(days) => spec["ValidFor"] = days.into(),
                 Err(_) => self.note(format!("{path}: valid_for {life}: write days in ValidFor")),
             }
@@ -217,7 +232,9 @@ impl Session {
             ));
         }
         if secret.take("private_key").is_some() {
-            self.note(format!("{path}: private_key: the key is made with the certificate"));
+            self.note(format!(
+                "{path}: private_key: the key is made with the certificate"
+            ));
         }
         spec
     }
@@ -229,7 +246,9 @@ impl Session {
         let mut found = false;
         while let Some(start) = rest.find("$$SCONE::") {
             let (before, after) = rest.split_at(start);
-            let Some(end) = after[9..].find("$$") else { break };
+            let Some(end) = after[9..].find("$$") else {
+                break;
+            };
             let (name, format) = after[9..9 + end]
                 .split_once(':')
                 .unwrap_or((&after[9..9 + end], ""));
@@ -251,7 +270,9 @@ impl Session {
         let kind = spec["Type"].as_str().unwrap_or_default().to_owned();
         let name = field(name);
         if kind.is_empty() {
-            self.note(format!("{path}: $$SCONE::{name}$$: there is no such secret"));
+            self.note(format!(
+                "{path}: $$SCONE::{name}$$: there is no such secret"
+            ));
         }
         if format == "chain" || part == "chain" || format == "pkcs12" {
             self.note(format!(
@@ -283,7 +304,9 @@ impl Session {
         let Some(mut service) = Taker::new(&format!("services[{index}]"), service) else {
             return self.note(format!("services[{index}]: is no mapping, left out"));
         };
-        let name = service.text("name").unwrap_or_else(|| format!("service{index}"));
+        let name = service
+            .text("name")
+            .unwrap_or_else(|| format!("service{index}"));
         let path = format!("services[{index}] {name}");
         let mut package = match security {
             Some(security) => security.package.clone(),
@@ -314,7 +337,9 @@ impl Session {
                     .cloned()
                     .unwrap_or(json!(0));
                 if !signer["isvsvn_max"].is_null() {
-                    self.note(format!("{path}: isvsvn_max has no equivalent: versions only rise"));
+                    self.note(format!(
+                        "{path}: isvsvn_max has no equivalent: versions only rise"
+                    ));
                 }
             }
             _ => {
@@ -381,15 +406,33 @@ impl Session {
                 parameters[key] = value;
             }
         }
-        self.put("Marbles", &name, json!({"Package": name, "Parameters": parameters}));
+        self.put(
+            "Marbles",
+            &name,
+            json!({"Package": name, "Parameters": parameters}),
+        );
         if let Some(directory) = service.text("pwd") {
-            self.note(format!("{path}: pwd: `workdir = \"{directory}\"` in bulla.toml"));
+            self.note(format!(
+                "{path}: pwd: `workdir = \"{directory}\"` in bulla.toml"
+            ));
         }
         for (key, reason) in [
-            ("fspf_path", "the image is always verified; there is no fspf file"),
-            ("fspf_key", "the image is always verified; there is no fspf file"),
-            ("fspf_tag", "the image is always verified; there is no fspf file"),
-            ("platforms", "use Infrastructures, or `bulla revoke --platform`"),
+            (
+                "fspf_path",
+                "the image is always verified; there is no fspf file",
+            ),
+            (
+                "fspf_key",
+                "the image is always verified; there is no fspf file",
+            ),
+            (
+                "fspf_tag",
+                "the image is always verified; there is no fspf file",
+            ),
+            (
+                "platforms",
+                "use Infrastructures, or `bulla revoke --platform`",
+            ),
         ] {
             service.explain(key, reason, &mut self.notes);
         }
@@ -419,7 +462,8 @@ impl Session {
             };
             image.take("name");
             for (at, file) in image.list("injection_files").iter().enumerate() {
-                if let Some(mut file) = Taker::new(&format!("images[{index}].injection_files[{at}]"), file)
+                if let Some(mut file) =
+                    Taker::new(&format!("images[{index}].injection_files[{at}]"), file)
                 {
                     file.take("path");
                     file.take("content");
@@ -522,7 +566,9 @@ impl Session {
                 )),
             },
             Value::Object(board) => {
-                let Some((name, members)) = board.iter().next() else { return };
+                let Some((name, members)) = board.iter().next() else {
+                    return;
+                };
                 let threshold: u64 = match name.as_str() {
                     "require-all" => 0,
                     other => match other
@@ -554,7 +600,11 @@ impl Session {
                     return;
                 }
                 let board = format!("{right}-board");
-                self.put("Boards", &board, json!({"Members": users, "Threshold": threshold}));
+                self.put(
+                    "Boards",
+                    &board,
+                    json!({"Members": users, "Threshold": threshold}),
+                );
                 match right {
                     "update" => self.manifest["Config"]["UpdateBoards"] = json!([board]),
                     _ => self.note(format!(
@@ -572,7 +622,10 @@ impl Session {
 
     /// The user with a certificate, made if need be.
     fn user(&mut self, right: &str, pem: &str) -> String {
-        let users = self.manifest["Users"].as_object().cloned().unwrap_or_default();
+        let users = self.manifest["Users"]
+            .as_object()
+            .cloned()
+            .unwrap_or_default();
         let known = users
             .iter()
             .find(|(_, user)| user["Certificate"] == pem)
@@ -588,7 +641,9 @@ impl Session {
                 json!({"ResourceType": "Manifest", "Actions": ["UpdateManifest"]}),
             );
             let roles = &mut self.manifest["Users"][&name]["Roles"];
-            if !roles.as_array().is_some_and(|roles| roles.contains(&json!("updater")))
+            if !roles
+                .as_array()
+                .is_some_and(|roles| roles.contains(&json!("updater")))
                 && let Some(roles) = roles.as_array_mut()
             {
                 roles.push("updater".into());

@@ -42,7 +42,12 @@ fn a_gramine_manifest_becomes_a_container_manifest() {
     assert_eq!(ours.threads, Some(32));
     assert_eq!(ours.security_version, 3);
     assert_eq!(ours.user.as_deref(), Some("1000:0"));
-    for text in ["/app/serve.py", "avx512", "host = true", "type = \"volume\""] {
+    for text in [
+        "/app/serve.py",
+        "avx512",
+        "host = true",
+        "type = \"volume\"",
+    ] {
         assert!(imported.text.contains(text), "{text}: {}", imported.text);
     }
     for note in [
@@ -121,19 +126,34 @@ fn a_scone_session_becomes_a_coordinator_manifest() {
     assert!(!imported.text.contains("never-in-a-manifest"));
     let ours: Value = serde_json::from_str(&imported.text).unwrap();
     let api = &ours["Marbles"]["api"]["Parameters"];
-    assert_eq!(api["Env"]["DB_PASSWORD"], "{{ string .Secrets.db_password }}");
-    assert_eq!(api["Env"]["SESSION_KEY"], "{{ base64 .Secrets.session_key }}");
-    assert_eq!(api["Argv"], serde_json::json!(["python3", "/app/api.py", "--token"]));
+    assert_eq!(
+        api["Env"]["DB_PASSWORD"],
+        "{{ string .Secrets.db_password }}"
+    );
+    assert_eq!(
+        api["Env"]["SESSION_KEY"],
+        "{{ base64 .Secrets.session_key }}"
+    );
+    assert_eq!(
+        api["Argv"],
+        serde_json::json!(["python3", "/app/api.py", "--token"])
+    );
     assert_eq!(
         api["Files"]["/etc/tls/server.pem"],
         "{{ pem .Secrets.server.Cert }}{{ pem .Secrets.server.Private }}"
     );
     let package = &manifest.packages["worker"];
-    assert_eq!((package.product_id, package.security_version), (Some(7), Some(2)));
+    assert_eq!(
+        (package.product_id, package.security_version),
+        (Some(7), Some(2))
+    );
     assert!(manifest.secrets["session_key"].hidden);
     assert_eq!(manifest.secrets["session_key"].export, ["shop.frontend"]);
     let import = manifest.secrets["theirs"].import.as_ref().unwrap();
-    assert_eq!((import.namespace.as_str(), import.secret.as_str()), ("shop.vault", "root_key"));
+    assert_eq!(
+        (import.namespace.as_str(), import.secret.as_str()),
+        ("shop.vault", "root_key")
+    );
     assert_eq!(manifest.secrets["server"].valid_for, 30);
     for note in [
         "--namespace shop.backend",
@@ -157,7 +177,9 @@ fn a_scone_session_becomes_a_coordinator_manifest() {
 #[test]
 fn boards_of_a_session_become_boards() {
     let pem = |name: &str| {
-        let identity = bulla_coordinator::client::marble::self_signed(name).unwrap().0;
+        let identity = bulla_coordinator::client::marble::self_signed(name)
+            .unwrap()
+            .0;
         bulla_coordinator::x509::pem("CERTIFICATE", &identity.certificate)
     };
     let (alice, bob) = (pem("alice"), pem("bob"));
@@ -204,7 +226,10 @@ fn a_marblerun_manifest_stays_what_it_is() {
     let manifest: Value = serde_saphyr::from_str(MARBLERUN).unwrap();
     let imported = marblerun::import(&manifest).unwrap();
     Manifest::parse(imported.text.as_bytes()).unwrap();
-    assert_eq!(serde_json::from_str::<Value>(&imported.text).unwrap(), manifest);
+    assert_eq!(
+        serde_json::from_str::<Value>(&imported.text).unwrap(),
+        manifest
+    );
     for note in [
         "packages.backend.vendor: has no equivalent",
         "Packages.edge.UniqueID",

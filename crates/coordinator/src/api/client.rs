@@ -40,7 +40,28 @@ async fn count(
     next: Next,
 ) -> Response {
     coordinator.events.requests.fetch_add(1, Ordering::Relaxed);
-    next.run(request).await
+    let method = request.method().clone();
+    // Not the query: it names secrets.
+    let path = request.uri().path().to_owned();
+    let address = request
+        .extensions()
+        .get::<Peer>()
+        .and_then(|peer| peer.address)
+        .map_or_else(String::new, |address| address.to_string());
+    let response = next.run(request).await;
+    // Reading changes nothing, and probes do little else.
+    if method != http::Method::GET || response.status().is_client_error() {
+        crate::log::event(
+            "request",
+            &[
+                ("address", &address),
+                ("method", &method),
+                ("path", &path),
+                ("code", &response.status().as_u16()),
+            ],
+        );
+    }
+    response
 }
 
 async fn slow_down(

@@ -111,9 +111,15 @@ impl UnaryService<ActivationReq> for Activate {
                         ActivationError::Invalid(_) => Code::InvalidArgument,
                         ActivationError::Internal(_) => Code::Internal,
                     };
-                    eprintln!(
-                        "bulla coordinator: activation of a marble from {} refused: {error}",
-                        peer.address.map_or_else(String::new, |a| a.to_string())
+                    let address = peer.address.map_or_else(String::new, |a| a.to_string());
+                    crate::log::event(
+                        "activation refused",
+                        &[
+                            ("address", &address),
+                            ("marble", &request.marble_type),
+                            ("uuid", &request.uuid),
+                            ("reason", &error),
+                        ],
                     );
                     Err(Status::new(code, error.to_string()))
                 }

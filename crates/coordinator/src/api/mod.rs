@@ -9,9 +9,10 @@
 pub mod client;
 mod envelope;
 mod limit;
-mod namespaces;
 pub mod marble;
 pub mod metrics;
+mod namespaces;
+mod openapi;
 pub mod serve;
 mod tls;
 mod v1;

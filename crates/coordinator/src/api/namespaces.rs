@@ -2,7 +2,7 @@
 
 use super::client::{Limited, SMALL_BYTES, Sender};
 use super::envelope::{V2, done, not_allowed, success};
-use super::v2;
+use super::{openapi, v2};
 use crate::core::{Cluster, Error};
 use crate::json::{self, decode_struct};
 use axum::extract::{Path, Request, State};
@@ -21,6 +21,26 @@ pub fn routes(cluster: Arc<Cluster>) -> Router {
         .route("/api/v2/namespaces", get(list).post(create))
         .route("/api/v2/namespaces/{name}/{*rest}", any(within))
         .with_state(cluster)
+}
+
+/// Their part of the OpenAPI document.
+pub fn table() -> Vec<openapi::Route> {
+    use openapi::{body, list, null, number, object, tells, text};
+    vec![
+        openapi::route("/namespaces", axum::routing::MethodRouter::new())
+            .get(
+                tells(
+                    "The namespaces, with the codes of their states",
+                    list(object([("name", text()), ("code", number())])),
+                )
+                .certified(),
+            )
+            .post(
+                tells("Make a namespace", null())
+                    .takes(body([("name", text()), ("owner", text())]))
+                    .certified(),
+            ),
+    ]
 }
 
 async fn create(
@@ -61,7 +81,8 @@ async fn list(State(app): App, sender: Sender) -> Result<Response, V2> {
 /// Hands a request on to its namespace.
 async fn within(State(app): App, request: Request) -> Result<Response, V2> {
     let (mut parts, body) = request.into_parts();
-    let Ok(Path((name, rest))) = Path::<(String, String)>::from_request_parts(&mut parts, &()).await
+    let Ok(Path((name, rest))) =
+        Path::<(String, String)>::from_request_parts(&mut parts, &()).await
     else {
         return Ok(not_allowed());
     };
@@ -69,7 +90,11 @@ async fn within(State(app): App, request: Request) -> Result<Response, V2> {
         // Whoever may not know a namespace's name learns nothing by trying.
         return Err(Error::NotFound(format!("there is no namespace {name}")).into());
     };
-    let query = parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
+    let query = parts
+        .uri
+        .query()
+        .map(|q| format!("?{q}"))
+        .unwrap_or_default();
     parts.uri = format!("/{rest}{query}")
         .parse::<Uri>()
         .map_err(|_| Error::BadRequest("invalid path".to_owned()))?;
@@ -79,5 +104,7 @@ async fn within(State(app): App, request: Request) -> Result<Response, V2> {
         .method_not_allowed_fallback(|| async { not_allowed() })
         .with_state(coordinator);
     let answer = router.call(Request::from_parts(parts, body)).await;
-    Ok(answer.unwrap_or_else(|never| match never {}).into_response())
+    Ok(answer
+        .unwrap_or_else(|never| match never {})
+        .into_response())
 }

@@ -2,6 +2,10 @@
 
 use super::client::{Limited, MANIFEST_BYTES, RECOVERY_BYTES, SMALL_BYTES, Sender};
 use super::envelope::{V2, done, success};
+use super::openapi::{
+    self, Route, body, bytes, list, map, null, nullable, number, object, route, tells, text,
+    with_optional,
+};
 use crate::core::{Coordinator, Error, ReadOutcome, Revoked, UpdateOutcome};
 use crate::json::{self, Bytes, Decode, decode_struct};
 use crate::secrets::UserSecret;
@@ -12,6 +16,7 @@ use axum::routing::{get, post};
 use base64::Engine;
 use base64::prelude::{BASE64_URL_SAFE, BASE64_URL_SAFE_NO_PAD};
 use serde::Serialize;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,24 +24,203 @@ type App = State<Arc<Coordinator>>;
 type Answer = Result<Response, V2>;
 
 pub fn routes() -> Router<Arc<Coordinator>> {
-    Router::new()
-        .route("/status", get(status))
-        .route("/quote", get(quote))
-        .route("/manifest", get(manifest).post(set_manifest))
-        .route("/update", get(update_log).post(update))
-        .route("/update-manifest", get(pending).post(acknowledge))
-        .route("/update-cancel", post(cancel))
-        .route("/secrets", get(secrets).post(set_secrets))
-        .route("/recover", post(recover))
-        .route("/recover/public-key", get(recovery_key))
-        .route("/sign-quote", post(sign_quote))
-        .route("/monotonic-counter", post(counter))
+    openapi::router(table())
+}
+
+/// What a finished update tells.
+fn outcome_schema() -> Value {
+    with_optional(
+        [
+            ("missingUsers", list(text())),
+            ("missingAcknowledgments", number()),
+        ],
+        [("message", text()), ("recoverySecrets", map(bytes()))],
+    )
+}
+
+fn read_schema() -> Value {
+    object([
+        ("id", text()),
+        ("missingAgreements", number()),
+        ("missingUsers", list(text())),
+    ])
+}
+
+fn secret_schema() -> Value {
+    object([
+        ("Type", text()),
+        ("Size", number()),
+        ("Shared", json!({"type": "boolean"})),
+        ("UserDefined", json!({"type": "boolean"})),
+        ("Cert", nullable(bytes())),
+        ("ValidFor", number()),
+        ("Private", nullable(bytes())),
+        ("Public", nullable(bytes())),
+    ])
+}
+
+fn revoked_schema() -> Value {
+    object([
+        ("marbles", list(text())),
+        ("packages", list(text())),
+        ("platforms", list(text())),
+    ])
+}
+
+/// Every path with its handlers and its part of the OpenAPI document.
+pub fn table() -> Vec<Route> {
+    let manifest_body = || body([("manifest", bytes())]);
+    vec![
+        route("/status", get(status)).get(tells(
+            "What the coordinator is ready for",
+            object([("code", number()), ("message", text())]),
+        )),
+        route("/quote", get(quote)).get(
+            tells(
+                "Certificates, and a quote over SHA-256(root, nonce)",
+                object([("cert", text()), ("quote", nullable(bytes()))]),
+            )
+            .asks("nonce", false, text()),
+        ),
+        route("/manifest", get(manifest).post(set_manifest))
+            .get(tells(
+                "The manifest in force, as it was uploaded",
+                object([
+                    ("manifestSignatureRootECDSA", bytes()),
+                    ("manifestFingerprint", text()),
+                    ("manifest", nullable(bytes())),
+                ]),
+            ))
+            .post(
+                tells(
+                    "Set the first manifest, or a new one in recovery",
+                    with_optional([], [("RecoverySecrets", map(bytes()))]),
+                )
+                .takes(manifest_body()),
+            ),
+        route("/update", get(update_log).post(update))
+            .get(tells(
+                "The update log, a line of JSON each",
+                object([("updateLog", list(text()))]),
+            ))
+            .post(
+                tells("Raise package versions, or start an update", outcome_schema())
+                    .takes(manifest_body())
+                    .certified(),
+            ),
+        route("/update-manifest", get(pending).post(acknowledge))
+            .get(tells(
+                "The pending update",
+                object([
+                    ("manifest", bytes()),
+                    ("message", text()),
+                    ("missingUsers", list(text())),
+                ]),
+            ))
+            .post(
+                tells("Agree to the pending update", outcome_schema())
+                    .takes(manifest_body())
+                    .certified(),
+            ),
+        route("/update-cancel", post(cancel)).post(
+            tells("Drop the pending update", object([("message", text())])).certified(),
+        ),
+        route("/secrets", get(secrets).post(set_secrets))
+            .get(
+                tells("Read secrets", object([("secrets", map(secret_schema()))]))
+                    .asks("s", true, list(text()))
+                    .certified(),
+            )
+            .post(
+                tells("Set user-defined secrets", null())
+                    .takes(body([(
+                        "secrets",
+                        map(body([
+                            ("Cert", bytes()),
+                            ("Private", bytes()),
+                            ("Key", bytes()),
+                        ])),
+                    )]))
+                    .certified(),
+            ),
+        route("/recover", post(recover)).post(
+            tells(
+                "Give a recovery secret, with its signature by the recovery key",
+                object([("remaining", number()), ("message", text())]),
+            )
+            .takes(body([
+                ("recoverySecret", bytes()),
+                ("recoverySecretSignature", bytes()),
+            ])),
+        ),
+        route("/recover/public-key", get(recovery_key)).get(tells(
+            "The key that recovery secrets are encrypted with on their way",
+            object([("algorithm", text()), ("ephemeralPublicKey", bytes())]),
+        )),
+        route("/sign-quote", post(sign_quote)).post(
+            tells(
+                "Verify a quote and sign the verdict",
+                object([("tcbStatus", text()), ("verificationSignature", bytes())]),
+            )
+            .takes(body([("sgxQuote", bytes())])),
+        ),
+        route("/monotonic-counter", post(counter)).post(
+            tells("Raise a marble's counter", object([("value", number())]))
+                .takes(body([("name", text()), ("value", number())]))
+                .certified(),
+        ),
         // Ours.
-        .route("/audit", get(audit))
-        .route("/revoked", get(revoked).post(revoke))
-        .route("/policy-key", get(policy_key))
-        .route("/read-requests", get(read_requests).post(request_read))
-        .route("/read-requests/agree", post(agree_to_read))
+        route("/audit", get(audit)).get(tells(
+            "The audit log with the signature of its head",
+            object([("entries", list(text())), ("signature", bytes())]),
+        )),
+        route("/revoked", get(revoked).post(revoke))
+            .get(tells("What is revoked", revoked_schema()))
+            .post(
+                tells("Revoke marbles, packages and platforms", revoked_schema())
+                    .takes(body([
+                        ("marbles", list(text())),
+                        ("packages", list(text())),
+                        ("platforms", list(text())),
+                    ]))
+                    .certified(),
+            ),
+        route("/policy-key", get(policy_key)).get(tells(
+            "The key that policies are encrypted to",
+            object([("jwk", json!({"type": "object"})), ("publicKey", bytes())]),
+        )),
+        route("/read-requests", get(read_requests).post(request_read))
+            .get(
+                tells(
+                    "Requests to read secrets that the sender made or may agree to",
+                    list(object([
+                        ("user", text()),
+                        ("secrets", list(text())),
+                        ("reason", text()),
+                        ("id", text()),
+                        ("missingAgreements", number()),
+                        ("missingUsers", list(text())),
+                    ])),
+                )
+                .certified(),
+            )
+            .post(
+                tells("Ask boards for leave to read secrets", read_schema())
+                    .takes(body([("secrets", list(text())), ("reason", text())]))
+                    .certified(),
+            ),
+        route("/read-requests/agree", post(agree_to_read)).post(
+            tells("Agree to somebody's request", read_schema())
+                .takes(body([("id", text())]))
+                .certified(),
+        ),
+        route("/openapi.json", get(openapi_document)),
+    ]
+}
+
+async fn openapi_document() -> Response {
+    use axum::response::IntoResponse;
+    axum::Json(openapi::document(&table(), &super::namespaces::table())).into_response()
 }
 
 fn parse<T: Decode + Default>(body: Result<Vec<u8>, Error>) -> Result<T, Error> {

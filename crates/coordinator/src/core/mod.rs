@@ -29,6 +29,7 @@ pub use activate::{ActivationError, ActivationRequest, Parameters};
 pub use audit::{AuditError, AuditLog};
 pub use error::Error;
 pub use events::{Event, Events};
+pub(crate) use live::now;
 pub use live::{Core, Live, Pending, Revoked};
 pub use namespaces::{Cluster, NamespaceView};
 pub use query::{ManifestView, QuoteView, Status};

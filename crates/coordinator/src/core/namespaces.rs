@@ -111,7 +111,9 @@ impl Cluster {
     ) -> Result<(), Error> {
         check_name(name)?;
         if self.place.is_none() {
-            return Err(Error::Refused("this coordinator has no place for namespaces".to_owned()));
+            return Err(Error::Refused(
+                "this coordinator has no place for namespaces".to_owned(),
+            ));
         }
         let owner = certificate_der(owner).map_err(Error::BadRequest)?;
         let above = name.rsplit_once('.').map_or("", |(above, _)| above);

@@ -73,7 +73,9 @@ impl Coordinator {
         Ok(Some(ManifestView {
             fingerprint: hex::encode(Sha256::digest(&manifest)),
             signature: live.pki.root.signer().sign_sha256(&manifest)?,
-            manifest: Self::require_reader(&live, credentials).is_ok().then_some(manifest),
+            manifest: Self::require_reader(&live, credentials)
+                .is_ok()
+                .then_some(manifest),
         }))
     }
 

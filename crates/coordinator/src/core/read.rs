@@ -42,10 +42,7 @@ pub(super) fn is_watched(manifest: &Manifest, names: &[String]) -> bool {
     })
 }
 
-fn boards_of<'a>(
-    manifest: &Manifest,
-    names: impl IntoIterator<Item = &'a String>,
-) -> Vec<String> {
+fn boards_of<'a>(manifest: &Manifest, names: impl IntoIterator<Item = &'a String>) -> Vec<String> {
     let boards: BTreeSet<String> = names
         .into_iter()
         .filter_map(|name| manifest.secrets.get(name))

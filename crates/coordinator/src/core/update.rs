@@ -5,8 +5,8 @@ use super::set::{RecoverySecrets, shared_secrets};
 use super::{Coordinator, Credentials, Error, Phase};
 use crate::json::{self, Bytes};
 use crate::manifest::{Manifest, Resource, apply_package_update, is_package_update};
-use crate::seal::Key;
 use crate::policy::Policy;
+use crate::seal::Key;
 use crate::secrets::Secret;
 use crate::store::Batch;
 use sha2::{Digest, Sha256};
@@ -101,9 +101,7 @@ impl Coordinator {
         user: String,
         mut agreed: BTreeSet<String>,
     ) -> Result<(String, BTreeSet<String>), Error> {
-        let may = |user: &str| {
-            Self::require(live, user, Resource::Manifest, "", "UpdateManifest")
-        };
+        let may = |user: &str| Self::require(live, user, Resource::Manifest, "", "UpdateManifest");
         let refusal = may(&user);
         agreed.retain(|user| may(user).is_ok());
         match (refusal, agreed.first().cloned()) {

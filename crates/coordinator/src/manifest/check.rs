@@ -489,10 +489,7 @@ fn check_boards(manifest: &Manifest) -> Result<(), ManifestError> {
             );
         }
     }
-    let readers = manifest
-        .secrets
-        .values()
-        .flat_map(|spec| &spec.read_boards);
+    let readers = manifest.secrets.values().flat_map(|spec| &spec.read_boards);
     for name in manifest.config.update_boards.iter().chain(readers) {
         if !manifest.boards.contains_key(name) {
             return wrong(name, "does not exist".to_owned());

@@ -11,8 +11,8 @@ mod update;
 pub use certificate::{Address, CertificateTemplate, Subject};
 pub use check::{ManifestError, certificate_der, check, recovery_key};
 pub use model::{
-    Board, Config, File, Import, Infrastructure, Manifest, Marble, Package, Parameters, Resource, Role, SealMode,
-    SecretSpec, SecretType, TlsIncoming, TlsOutgoing, TlsTag, User,
+    Board, Config, File, Import, Infrastructure, Manifest, Marble, Package, Parameters, Resource,
+    Role, SealMode, SecretSpec, SecretType, TlsIncoming, TlsOutgoing, TlsTag, User,
 };
 pub use update::{PackageChange, apply_package_update, is_package_update};
 
