@@ -18,7 +18,8 @@ build: ## Build bulla, the enclave included (target/release/bulla)
 	@# from build scripts and procedural macros.
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --package bulla-cli \
 	    --target $(TARGET)
-	@install -D -m 755 target/$(TARGET)/release/bulla $(BULLA)
+	@# Without symbols: what goes into every confidential image should be small.
+	@install -D -s -m 755 -t $(dir $(BULLA)) target/$(TARGET)/release/bulla{,-start}
 
 .PHONY: images
 images: ## Build the test images once (cached in ~/.cache/bulla-tests)

@@ -146,8 +146,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         true => LayerCompression::Gzip,
         false => LayerCompression::None,
     };
-    let loader = std::env::current_exe()
-        .map_err(|error| Failure::new(format!("cannot find this program's file: {error}")))?;
+    let loader = loader()?;
     warn_of_dynamic(&loader);
     let mut last = vec![
         file("files.json", json(&list)?),
@@ -256,7 +255,7 @@ fn sign(
     date: Date,
 ) -> Result<Enclave, Failure> {
     let config = draft.config(kind);
-    let image = enclave::lay_out(&Programs::Embedded, &config, kind, &Options::default())?;
+    let image = enclave::lay_out(&Programs::embedded(), &config, kind, &Options::default())?;
     let (product, version) = (manifest.product_id, manifest.security_version);
     let sigstruct = signer.sign(&enclave::describe(&image, date, product, version))?;
     Ok((config.to_bytes(), image, sigstruct, kind))
@@ -379,6 +378,23 @@ pub fn print(report: &Report, json: bool) -> Result<(), Failure> {
         report.product_id,
         report.security_version,
     ))
+}
+
+/// What becomes /bulla/bulla: the program that can only start an image, a few MiB, if it lies beside
+/// this one as it should; else this one.
+fn loader() -> Result<PathBuf, Failure> {
+    let own = std::env::current_exe()
+        .map_err(|error| Failure::new(format!("cannot find this program's file: {error}")))?;
+    let small = own.with_file_name("bulla-start");
+    if small.is_file() {
+        return Ok(small);
+    }
+    eprintln!(
+        "bulla: warning: there is no {}, so the image gets the whole of bulla, which is larger; \
+         install bulla-start beside bulla",
+        small.display()
+    );
+    Ok(own)
 }
 
 /// The image has no C library of this machine's: a loader that wants one starts under `bulla run`

@@ -7,7 +7,7 @@ use crate::workload::Prepared;
 use bulla_abi::config::Config;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::embedded;
-use bulla_image::{Content, Date, Description, EnclaveImage, Options, SigStruct};
+use bulla_image::{Bytes, Content, Date, Description, EnclaveImage, Options, SigStruct};
 use bulla_oci::built::Built;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -21,22 +21,25 @@ impl From<Layout> for LayoutKind {
 }
 
 /// The enclave's own programs.
-pub enum Programs {
-    /// Those of this bulla.
-    Embedded,
-    /// Those in a confidential image.
-    Files {
-        bootstrap: Vec<u8>,
-        runtime: Vec<u8>,
-    },
+pub struct Programs {
+    bootstrap: Bytes,
+    runtime: Bytes,
 }
 
 impl Programs {
+    /// Those of this bulla.
+    pub fn embedded() -> Programs {
+        Programs {
+            bootstrap: Bytes::from_static(embedded::BOOTSTRAP),
+            runtime: Bytes::from_static(embedded::RUNTIME),
+        }
+    }
+
     /// The programs of a confidential image.
     pub fn of(built: &Built) -> Result<Programs, Failure> {
-        Ok(Programs::Files {
-            bootstrap: built.read("bootstrap")?,
-            runtime: built.read("runtime")?,
+        Ok(Programs {
+            bootstrap: built.read("bootstrap")?.into(),
+            runtime: built.read("runtime")?.into(),
         })
     }
 }
@@ -48,11 +51,8 @@ pub fn lay_out(
     kind: LayoutKind,
     options: &Options,
 ) -> Result<EnclaveImage, Failure> {
-    let (bootstrap, runtime) = match programs {
-        Programs::Embedded => (embedded::BOOTSTRAP, embedded::RUNTIME),
-        Programs::Files { bootstrap, runtime } => (&bootstrap[..], &runtime[..]),
-    };
-    Ok(bulla_image::layout(
+    let (bootstrap, runtime) = (programs.bootstrap.clone(), programs.runtime.clone());
+    Ok(bulla_image::layout_of(
         bootstrap, runtime, config, kind, options,
     )?)
 }

@@ -33,6 +33,14 @@ const OF_ENGINES: [&str; 8] = [
 /// Where an engine puts the key of an encrypted image, as a secret.
 const IMAGE_KEY: &str = "/run/secrets/bulla-image-key";
 
+/// Starts the confidential image that it is part of
+#[derive(Debug, clap::Parser)]
+#[command(name = "bulla", version)]
+pub enum Program {
+    /// Start the program of this image in its enclave
+    Start(Arguments),
+}
+
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
     /// Arguments for the program, where the manifest lets the host give some

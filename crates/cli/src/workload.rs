@@ -178,7 +178,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
     Ok(Prepared {
         configs: KINDS.map(|kind| draft.config(kind)),
         signatures: None,
-        programs: Programs::Embedded,
+        programs: Programs::embedded(),
         input,
         rootfs: stored.path,
         volumes,

@@ -88,12 +88,37 @@ async fn held_against_its_document(server: &Server, certificate: Option<(&Path, 
     command
         .arg("run")
         .arg(format!("https://{}/api/v2/openapi.json", server.client))
-        .args(["--tls-verify", "false", "--no-color", "--generation-deterministic"])
-        .args(["--generation-database", "none", "--suppress-health-check", "all"])
-        .args(["--phases", "examples,coverage,fuzzing", "--max-examples", "10"])
-        .args(["--rate-limit", "150/s", "--max-time", "40", "--warnings", "off"])
+        .args([
+            "--tls-verify",
+            "false",
+            "--no-color",
+            "--generation-deterministic",
+        ])
+        .args([
+            "--generation-database",
+            "none",
+            "--suppress-health-check",
+            "all",
+        ])
+        .args([
+            "--phases",
+            "examples,coverage,fuzzing",
+            "--max-examples",
+            "10",
+        ])
+        .args([
+            "--rate-limit",
+            "150/s",
+            "--max-time",
+            "40",
+            "--warnings",
+            "off",
+        ])
         // Errors of the API's own kind are 500, as MarbleRun has them.
-        .args(["--checks", "status_code_conformance,content_type_conformance"])
+        .args([
+            "--checks",
+            "status_code_conformance,content_type_conformance",
+        ])
         .args(["--checks", "response_schema_conformance"]);
     if let Some((certificate, key)) = certificate {
         command.arg("--request-cert").arg(certificate);

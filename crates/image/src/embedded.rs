@@ -7,11 +7,11 @@ use bulla_abi::layout::LayoutKind;
 use bytes::Bytes;
 
 /// ELF file of the bootstrap.
-pub const BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
+pub static BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
 /// ELF file of the runtime with the library OS.
-pub const RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
+pub static RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
 /// ELF file of the agent, a static program that configurations with `[attestation.tls]` start with.
-pub const AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-agent"));
+pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-agent"));
 
 /// Lays out and measures an enclave of the embedded programs.
 pub fn image(

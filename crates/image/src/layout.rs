@@ -160,7 +160,7 @@ pub fn layout(
 }
 
 /// [`layout`] without copying the files.
-pub(crate) fn layout_of(
+pub fn layout_of(
     bootstrap: Bytes,
     runtime: Bytes,
     config: &Config,

@@ -24,9 +24,11 @@ mod sites;
 
 pub use elf::ElfError;
 pub use key::{KeyError, PublicKey, SigningKey};
-pub use layout::{Content, EnclaveImage, LayoutError, Options, PageRun, layout};
+pub use layout::{Content, EnclaveImage, LayoutError, Options, PageRun, layout, layout_of};
 pub use sgxs::write_sgxs;
 pub use sign::{Date, Description, SignError};
 pub use sites::{Counts, SitesError, find_sites};
 
 pub use bulla_sgx::{SigStruct, SignatureError};
+/// What [`layout_of`] takes.
+pub use bytes::Bytes;

@@ -205,6 +205,10 @@ pub trait Platform: Send + Sync {
     fn realtime(&self) -> u64;
     fn random(&self, to: &mut [u8]);
     fn sha256(&self, parts: &[&[u8]]) -> [u8; 32];
+    /// SHA-256 of the salt and each block.
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        blocks.map(|block| self.sha256(&[salt, block]))
+    }
     fn cpus(&self) -> u32;
     /// Address user code jumps to for a system call from a trampoline (`jmp gs:[offset]`).
     fn gate_offset(&self) -> u32;

@@ -24,6 +24,11 @@ pub trait BlockSource: Send + Sync {
     fn decrypt(&self, first: u64, blocks: &mut [u8]) {
         let _ = (first, blocks);
     }
+
+    /// SHA-256 of the salt and each block: faster than one after the other where the CPU can do it.
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        blocks.map(|block| self.sha256(&[salt, block]))
+    }
 }
 
 impl<S: BlockSource + ?Sized> BlockSource for &S {
@@ -37,6 +42,10 @@ impl<S: BlockSource + ?Sized> BlockSource for &S {
 
     fn decrypt(&self, first: u64, blocks: &mut [u8]) {
         (**self).decrypt(first, blocks);
+    }
+
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        (**self).sha256_pair(salt, blocks)
     }
 }
 
@@ -52,6 +61,10 @@ impl<S: BlockSource + ?Sized> BlockSource for Box<S> {
     fn decrypt(&self, first: u64, blocks: &mut [u8]) {
         (**self).decrypt(first, blocks);
     }
+
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        (**self).sha256_pair(salt, blocks)
+    }
 }
 
 impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
@@ -65,5 +78,9 @@ impl<S: BlockSource + ?Sized> BlockSource for Arc<S> {
 
     fn decrypt(&self, first: u64, blocks: &mut [u8]) {
         (**self).decrypt(first, blocks);
+    }
+
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        (**self).sha256_pair(salt, blocks)
     }
 }

@@ -98,26 +98,49 @@ impl<S: BlockSource> Verity<S> {
                 return Err(Error::Source { block });
             }
             self.fetch(block, batch)?;
-            for bytes in batch.chunks(BLOCK_SIZE) {
-                let digest = self.source.sha256(&[&self.salt, bytes]);
-                let index = block / FANOUT;
-                if self.levels.is_empty() {
-                    if digest != self.root_hash {
-                        return Err(Error::Integrity { block });
-                    }
-                } else {
-                    let hashes = match &parent {
-                        Some((at, hashes)) if *at == index => hashes,
-                        _ => &parent.insert((index, self.hash_block(0, index)?)).1,
-                    };
-                    if digest_at(hashes, block % FANOUT) != Some(&digest) {
-                        return Err(Error::Integrity { block });
-                    }
+            for two in batch.chunks(2 * BLOCK_SIZE) {
+                let digests = self.digests(two);
+                for digest in digests.iter().take(two.len() / BLOCK_SIZE) {
+                    self.check(block, digest, &mut parent)?;
+                    block = block.saturating_add(1);
                 }
-                block = block.saturating_add(1);
             }
         }
         Ok(())
+    }
+
+    /// The digests of one or two blocks.
+    fn digests(&self, blocks: &[u8]) -> [[u8; DIGEST]; 2] {
+        match blocks.split_at_checked(BLOCK_SIZE) {
+            Some((one, other)) if other.len() == BLOCK_SIZE => {
+                self.source.sha256_pair(&self.salt, [one, other])
+            }
+            _ => [self.source.sha256(&[&self.salt, blocks]), [0; DIGEST]],
+        }
+    }
+
+    /// Whether a data block's digest is what the tree says. `parent` is the hash block that was used
+    /// last.
+    fn check(
+        &self,
+        block: u64,
+        digest: &[u8; DIGEST],
+        parent: &mut Option<(u64, Arc<Block>)>,
+    ) -> Result<()> {
+        let expected = if self.levels.is_empty() {
+            Some(&self.root_hash)
+        } else {
+            let index = block / FANOUT;
+            let hashes = match parent {
+                Some((at, hashes)) if *at == index => hashes,
+                _ => &parent.insert((index, self.hash_block(0, index)?)).1,
+            };
+            digest_at(hashes, block % FANOUT)
+        };
+        match expected == Some(digest) {
+            true => Ok(()),
+            false => Err(Error::Integrity { block }),
+        }
     }
 
     /// The verified hash block `index` of `level`.

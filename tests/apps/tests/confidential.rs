@@ -193,6 +193,13 @@ fn a_built_image_measures_runs_and_says_what_it_is() {
         (&7.into(), &3.into())
     );
 
+    let size = |path: &str| fs::metadata(path).unwrap().len();
+    let (before, after) = (size(&source), size(archive));
+    assert!(
+        after <= before * 105 / 100 + (10 << 20),
+        "{before} bytes of files became {after}"
+    );
+
     // From the archive, on a machine that knows nothing else.
     let other = Place::new();
     let measured = other.json(&["measure", "--json", archive]);

@@ -71,7 +71,12 @@ impl Cluster {
         let log = self.path(&format!("log{}", self.starts));
         let child = Command::new(bulla())
             .args(["coordinator", "--insecure-outside-enclave", "--log-json"])
-            .args(["--client-address", "127.0.0.1:0", "--mesh-address", "127.0.0.1:0"])
+            .args([
+                "--client-address",
+                "127.0.0.1:0",
+                "--mesh-address",
+                "127.0.0.1:0",
+            ])
             .args(["--state", "state", "--owner-certificate", "admin.pem"])
             .args(["--freshness-anchor", "anchor"])
             .current_dir(self.dir.path())
@@ -85,7 +90,11 @@ impl Cluster {
         };
         let patience = Instant::now() + Duration::from_secs(60);
         while coordinator.address.is_empty() {
-            assert!(Instant::now() < patience, "{}", std::fs::read_to_string(&log).unwrap());
+            assert!(
+                Instant::now() < patience,
+                "{}",
+                std::fs::read_to_string(&log).unwrap()
+            );
             let said = std::fs::read_to_string(&log).unwrap();
             if let Some((_, rest)) = said.split_once("client API on ")
                 && let Some((address, _)) = rest.split_once(',')
@@ -105,9 +114,12 @@ impl Cluster {
         for word in words.split_whitespace() {
             match word.strip_prefix('+') {
                 Some("root") => command.args(["--coordinator-cert", "root.pem"]),
-                Some(user) => command
-                    .args(["--coordinator-cert", "root.pem"])
-                    .args(["--cert", &format!("{user}.pem"), "--key", &format!("{user}.key")]),
+                Some(user) => command.args(["--coordinator-cert", "root.pem"]).args([
+                    "--cert",
+                    &format!("{user}.pem"),
+                    "--key",
+                    &format!("{user}.key"),
+                ]),
                 None => command.arg(word.replace('@', address)),
             };
         }
@@ -123,14 +135,16 @@ impl Cluster {
     fn refused(&self, words: &str, reason: &str) {
         let output = self.try_bulla(words);
         assert!(!output.status.success(), "bulla {words}: {}", all(&output));
-        assert!(all(&output).contains(reason), "bulla {words}: {}", all(&output));
+        assert!(
+            all(&output).contains(reason),
+            "bulla {words}: {}",
+            all(&output)
+        );
     }
 }
 
 fn manifest(cluster: &Cluster) -> Value {
-    let user = |name: &str, roles: &[&str]| {
-        json!({"Certificate": cluster.read(&format!("{name}.pem")), "Roles": roles})
-    };
+    let user = |name: &str, roles: &[&str]| json!({"Certificate": cluster.read(&format!("{name}.pem")), "Roles": roles});
     json!({
         "Packages": {"p": {"UniqueID": "11".repeat(32)}},
         "Marbles": {"m": {"Package": "p", "Parameters": {"Env": {"T": "{{ string .Secrets.token }}"}}}},
@@ -171,8 +185,14 @@ fn the_life_of_a_cluster_by_the_command_line() {
 
     // Whom am I talking to?
     cluster.refused("status @", "--coordinator-identity");
-    let identity = cluster.write("identity.json", json!({"UniqueID": "11".repeat(32)}).to_string());
-    cluster.refused(&format!("status @ --coordinator-identity {identity}"), "no quote");
+    let identity = cluster.write(
+        "identity.json",
+        json!({"UniqueID": "11".repeat(32)}).to_string(),
+    );
+    cluster.refused(
+        &format!("status @ --coordinator-identity {identity}"),
+        "no quote",
+    );
     assert!(cluster.bulla("status @ --insecure").starts_with("2: "));
     cluster.write("root.pem", cluster.bulla("certificate root @ --insecure"));
     assert!(cluster.bulla("status @ +root").starts_with("2: "));
@@ -186,8 +206,14 @@ fn the_life_of_a_cluster_by_the_command_line() {
     cluster.bulla("manifest set first.json @ +admin --recovery-file recovery.json");
     assert!(cluster.bulla("status @ +root").starts_with("3: "));
     cluster.bulla("manifest verify first.json @ +root");
-    assert_eq!(cluster.bulla("manifest get @ +root").trim_end(), first.to_string());
-    cluster.refused(&format!("manifest verify {} @ +root", "00".repeat(32)), "another manifest");
+    assert_eq!(
+        cluster.bulla("manifest get @ +root").trim_end(),
+        first.to_string()
+    );
+    cluster.refused(
+        &format!("manifest verify {} @ +root", "00".repeat(32)),
+        "another manifest",
+    );
 
     // Secrets, and those that boards watch over.
     let value = cluster.write("value", TOKEN);
@@ -197,15 +223,27 @@ fn the_life_of_a_cluster_by_the_command_line() {
     cluster.write("secrets.json", secrets.to_string());
     cluster.refused("secret set secrets.json @ +bob", "lacks the permission");
     cluster.bulla("secret set secrets.json @ +admin");
-    assert!(cluster.bulla("secret get @ token +admin").contains(&encoded));
+    assert!(
+        cluster
+            .bulla("secret get @ token +admin")
+            .contains(&encoded)
+    );
     cluster.refused("secret get @ token +stranger", "does not match any user");
     cluster.refused("secret get @ nothing +admin", "lacks the permission");
     cluster.refused("secret get @ guarded +admin", "agreement of keepers");
     let asked: Value =
-        serde_json::from_str(&cluster.bulla("secret request @ guarded +admin --reason audit")).unwrap();
+        serde_json::from_str(&cluster.bulla("secret request @ guarded +admin --reason audit"))
+            .unwrap();
     assert!(cluster.bulla("secret requests @ +bob").contains("audit"));
-    cluster.bulla(&format!("secret agree {} @ +bob", asked["id"].as_str().unwrap()));
-    assert!(cluster.bulla("secret get @ guarded +admin").contains(&encoded));
+    cluster.bulla(&format!(
+        "secret agree {} @ +bob",
+        asked["id"].as_str().unwrap()
+    ));
+    assert!(
+        cluster
+            .bulla("secret get @ guarded +admin")
+            .contains(&encoded)
+    );
     cluster.refused("secret get @ guarded +admin", "agreement of keepers");
 
     // An update: signed by both, encrypted, carried by nobody in particular.
@@ -217,11 +255,16 @@ fn the_life_of_a_cluster_by_the_command_line() {
     second["Secrets"]["guarded"]["Export"] = json!(["team"]);
     cluster.write("second.json", second.to_string());
     let sign = |file: &str, user: &str| {
-        cluster.bulla(&format!("manifest sign {file} --cert {user}.pem --key {user}.key"))
+        cluster.bulla(&format!(
+            "manifest sign {file} --cert {user}.pem --key {user}.key"
+        ))
     };
     cluster.write("once.jws", sign("second.json", "admin"));
     cluster.write("twice.jws", sign("once.jws", "bob"));
-    cluster.write("sealed.jwe", cluster.bulla("manifest encrypt twice.jws @ +root"));
+    cluster.write(
+        "sealed.jwe",
+        cluster.bulla("manifest encrypt twice.jws @ +root"),
+    );
     assert!(!cluster.read("sealed.jwe").contains("payload"));
     cluster.bulla("manifest update apply sealed.jwe @ +root");
     cluster.bulla("manifest verify second.json @ +root");
@@ -236,33 +279,57 @@ fn the_life_of_a_cluster_by_the_command_line() {
     cluster.refused("manifest update get @ +root", "no update in progress");
 
     // The audit log goes on from its earlier copy, and lies are noticed.
-    assert!(cluster.bulla("audit verify @ +root --earlier earlier.json").starts_with("OK"));
+    assert!(
+        cluster
+            .bulla("audit verify @ +root --earlier earlier.json")
+            .starts_with("OK")
+    );
     cluster.write("audit.json", cluster.bulla("audit get @ +root"));
     let copy = "audit verify-copy audit.json --root root.pem --earlier earlier.json";
     assert!(cluster.bulla(copy).starts_with("OK"));
     let log = cluster.read("audit.json");
-    cluster.write("audit.json", log.replace("\\\"reason\\\":\\\"audit\\\"", "\\\"reason\\\":\\\"idle\\\""));
+    cluster.write(
+        "audit.json",
+        log.replace(
+            "\\\"reason\\\":\\\"audit\\\"",
+            "\\\"reason\\\":\\\"idle\\\"",
+        ),
+    );
     cluster.refused(copy, "entries were changed");
-    assert!(cluster.bulla("manifest log @ +root").contains("Initial manifest set"));
+    assert!(
+        cluster
+            .bulla("manifest log @ +root")
+            .contains("Initial manifest set")
+    );
 
     // Namespaces.
     cluster.bulla("namespace create team @ +admin --owner bob.pem");
     assert!(cluster.bulla("namespace list @ +admin").contains("team"));
     let mut theirs = first.clone();
-    theirs["Secrets"]["guarded"] =
-        json!({"Type": "plain", "Import": {"Secret": "guarded"}});
+    theirs["Secrets"]["guarded"] = json!({"Type": "plain", "Import": {"Secret": "guarded"}});
     theirs["Roles"]["secrets"]["ResourceNames"] = json!(["token"]);
     cluster.write("theirs.json", theirs.to_string());
-    cluster.refused("manifest set theirs.json @ +admin --namespace team", "owner");
+    cluster.refused(
+        "manifest set theirs.json @ +admin --namespace team",
+        "owner",
+    );
     cluster.bulla("manifest set theirs.json @ +bob --namespace team --recovery-file theirs.rec");
-    assert!(cluster.bulla("status @ +root --namespace team").starts_with("3: "));
+    assert!(
+        cluster
+            .bulla("status @ +root --namespace team")
+            .starts_with("3: ")
+    );
     let theirs_root = cluster.bulla("certificate root @ +root --namespace team");
     assert_ne!(theirs_root, cluster.read("root.pem"));
     cluster.refused("status @ +root --namespace nobody", "no namespace");
 
     // Revocation.
     let uuid = "6d3c7d1e-0b0c-4d5f-8f2a-1a2b3c4d5e6f";
-    assert!(cluster.bulla(&format!("revoke @ +admin --marble {uuid}")).contains(uuid));
+    assert!(
+        cluster
+            .bulla(&format!("revoke @ +admin --marble {uuid}"))
+            .contains(uuid)
+    );
 
     // The machine dies; the state is opened on another by its two keys.
     let mut dead = cluster.coordinator.take().unwrap();
@@ -274,17 +341,35 @@ fn the_life_of_a_cluster_by_the_command_line() {
     cluster.start();
     assert!(cluster.bulla("status @ --insecure").starts_with("1: "));
     let recovery: Value = serde_json::from_str(&cluster.read("recovery.json")).unwrap();
-    for (name, expected) in [("one", "Remaining secrets: 1"), ("two", "Recovery successful")] {
+    for (name, expected) in [
+        ("one", "Remaining secrets: 1"),
+        ("two", "Recovery successful"),
+    ] {
         let secret = recovery["RecoverySecrets"][name].as_str().unwrap();
         cluster.write("share", secret);
         let said = cluster.bulla(&format!("recover share {name}.key @ --insecure"));
         assert!(said.contains(expected), "{said}");
     }
-    assert!(cluster.bulla("status @ +root").starts_with("3: "), "it is the same root");
-    assert!(cluster.bulla("secret get @ token +admin").contains(&encoded));
-    assert!(cluster.bulla("audit verify @ +root --earlier earlier.json").starts_with("OK"));
+    assert!(
+        cluster.bulla("status @ +root").starts_with("3: "),
+        "it is the same root"
+    );
+    assert!(
+        cluster
+            .bulla("secret get @ token +admin")
+            .contains(&encoded)
+    );
+    assert!(
+        cluster
+            .bulla("audit verify @ +root --earlier earlier.json")
+            .starts_with("OK")
+    );
     // The namespace has its own keys.
-    assert!(cluster.bulla("status @ +root --namespace team").starts_with("1: "));
+    assert!(
+        cluster
+            .bulla("status @ +root --namespace team")
+            .starts_with("1: ")
+    );
 
     // Nothing of all this left a secret in the log.
     let mut secrets = vec![TOKEN.to_owned(), encoded];
@@ -297,8 +382,13 @@ fn the_life_of_a_cluster_by_the_command_line() {
             assert!(!log.contains(secret.as_str()), "{log}");
         }
         let lines = log.lines().filter(|line| line.starts_with('{'));
-        let events: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert!(events.iter().any(|event| event["event"] == "request"), "{log}");
+        let events: Vec<Value> = lines
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert!(
+            events.iter().any(|event| event["event"] == "request"),
+            "{log}"
+        );
     }
 }
 
@@ -332,7 +422,11 @@ fn what_others_wrote_is_imported_and_its_remainder_told() {
         manifest["Marbles"]["api"]["Parameters"]["Env"]["KEY"],
         "{{ hex .Secrets.key }}"
     );
-    assert!(all(&session).contains("unheard_of: has no equivalent"), "{}", all(&session));
+    assert!(
+        all(&session).contains("unheard_of: has no equivalent"),
+        "{}",
+        all(&session)
+    );
 
     let gramine = import(
         "gramine",
@@ -343,12 +437,20 @@ fn what_others_wrote_is_imported_and_its_remainder_told() {
     assert!(all(&gramine).contains("sgx.unheard_of: has no equivalent"));
     let file = dir.path().join("bulla.toml");
     std::fs::write(&file, text(&gramine)).unwrap();
-    let check = Command::new(bulla()).args(["manifest", "check"]).arg(&file).output().unwrap();
+    let check = Command::new(bulla())
+        .args(["manifest", "check"])
+        .arg(&file)
+        .output()
+        .unwrap();
     assert!(check.status.success(), "{}", all(&check));
 
     let other = import("gramine", "other.toml", "a = 1\n");
     assert!(!other.status.success());
-    assert!(all(&other).contains("libos.entrypoint is missing"), "{}", all(&other));
+    assert!(
+        all(&other).contains("libos.entrypoint is missing"),
+        "{}",
+        all(&other)
+    );
 }
 
 #[test]
@@ -360,6 +462,13 @@ fn outside_an_enclave_it_starts_only_by_an_insecure_name() {
         .output()
         .unwrap();
     assert!(!output.status.success());
-    assert!(all(&output).contains("--insecure-outside-enclave"), "{}", all(&output));
-    assert!(!Path::new(&dir.path().join("state")).exists(), "nothing was made");
+    assert!(
+        all(&output).contains("--insecure-outside-enclave"),
+        "{}",
+        all(&output)
+    );
+    assert!(
+        !Path::new(&dir.path().join("state")).exists(),
+        "nothing was made"
+    );
 }

@@ -3,6 +3,7 @@
 //! On the emulated platform a transition costs a jump, so its times are those of our software alone.
 //! The modelled time adds, for every transition that was counted, what it costs on hardware.
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// EENTER and EEXIT together: 8 000 cycles at 2.4 GHz. Published round trips of warm calls lie
@@ -17,7 +18,7 @@ pub const PAGE_NS: f64 = 1500.0;
 pub const EADD_NS: f64 = 1500.0;
 
 /// Counters of one run, from `bulla run --stats --json`.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Counters {
     pub entries: f64,
     pub aexs: f64,

@@ -5,9 +5,8 @@ use std::time::Instant;
 
 use bulla_test_apps::{Program, Side, image};
 
-use crate::Bench;
-use crate::model::Counters;
-use crate::row::{Party, Results, Target};
+use crate::row::{BOTH, Figures, Party, Row, Target, Unit};
+use crate::{Job, Settings, counted};
 
 /// A micro-benchmark program: label, image, path.
 struct Micro {
@@ -20,14 +19,14 @@ const fn micro(label: &'static str, image: &'static str, path: &'static str) -> 
     Micro { label, image, path }
 }
 
-const BENCH: [Micro; 5] = [
+static BENCH: [Micro; 5] = [
     micro("glibc", "tools", "/opt/bench/bench"),
     micro("glibc static", "programs", "/bin/bench-glibc-static"),
     micro("musl", "programs", "/bin/bench-musl"),
     micro("musl static", "programs", "/bin/bench-musl-static"),
     micro("Go static", "programs", "/bin/bench-go"),
 ];
-const MORE: [Micro; 5] = [
+static MORE: [Micro; 5] = [
     micro("glibc", "micro", "/bin/micro-glibc"),
     micro("glibc static", "micro", "/bin/micro-glibc-static"),
     micro("musl", "micro", "/bin/micro-musl"),
@@ -37,7 +36,7 @@ const MORE: [Micro; 5] = [
 
 /// Key of the program, name, target, and whether the Go program has it.
 type Work = (&'static str, &'static str, Target, bool);
-const BENCH_WORK: [Work; 9] = [
+static BENCH_WORK: [Work; 9] = [
     ("getppid", "getppid", Target::Ratio(0.15), true),
     (
         "read-zero",
@@ -53,7 +52,7 @@ const BENCH_WORK: [Work; 9] = [
     ("fork", "fork + wait", Target::None, false),
     ("spawn", "posix_spawn + wait", Target::Ratio(2.0), false),
 ];
-const MORE_WORK: [Work; 5] = [
+static MORE_WORK: [Work; 5] = [
     ("clock_gettime", "clock_gettime", Target::None, true),
     ("futex-wake", "futex wake", Target::Ratio(0.5), true),
     ("eventfd", "eventfd write + read", Target::Ratio(0.5), true),
@@ -72,55 +71,65 @@ const MORE_WORK: [Work; 5] = [
 ];
 
 /// Whole processes: from spawn to end, as a shell would see it.
-pub fn starts(bench: &mut Bench) {
-    for (name, argv, target) in [
-        (
+pub fn starts() -> Vec<Job> {
+    let job = |name: &'static str, argv: &'static [&'static str], target| {
+        Job::new(name, 120, move |settings| {
+            start(name, argv, target, settings)
+        })
+    };
+    vec![
+        job(
             "start: hello (C, dynamic)",
-            &["/opt/bench/hello"][..],
+            &["/opt/bench/hello"],
             Target::Milliseconds(10.0),
         ),
-        (
+        job(
             "start: python3 -c 'print(1)'",
             &["/usr/bin/python3", "-c", "print(1)"],
             Target::Milliseconds(40.0),
         ),
-    ] {
-        if !bench.wanted(name) {
-            continue;
+    ]
+}
+
+fn start(name: &str, argv: &[&str], target: Target, settings: &Settings) -> Result<Row, String> {
+    // An image, as users run it: a directory would be looked through for changes each time.
+    let program = Program::new("tools", argv).from_archive();
+    let rootfs = image("tools").rootfs;
+    // Without the overlay of the tests, whose mounts take longer than the program.
+    let command = |party| match party {
+        Party::Enclave => program.command(Side::Enclave),
+        Party::Native => {
+            let mut command = Command::new("/usr/sbin/chroot");
+            command.arg(&rootfs).args(argv);
+            command
         }
-        // An image, as users run it: a directory would be looked through for changes each time.
-        let program = Program::new("tools", argv).from_archive();
-        let rootfs = image("tools").rootfs;
-        // Without the overlay of the tests, whose mounts take longer than the program.
-        let command = |party| match party {
-            Party::Enclave => program.command(Side::Enclave),
-            Party::Native => {
-                let mut command = Command::new("/usr/sbin/chroot");
-                command.arg(&rootfs).args(argv);
-                command
-            }
-            Party::Peer => {
-                let mut command = runsc();
-                command.arg("chroot").arg(&rootfs).args(argv);
-                command
-            }
-        };
-        let mut results = Results::default();
-        for _ in 0..bench.runs * 4 + 1 {
-            for party in bench.parties() {
-                let mut command = command(party);
-                let start = Instant::now();
-                let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
-                let took = start.elapsed().as_nanos() as f64;
-                match status.is_ok_and(|status| status.success()) {
-                    true => results.add(party, took),
-                    false => bench.problem(format!("{name}: {party:?} failed")),
-                }
-            }
+        Party::Peer => {
+            let mut command = runsc();
+            command.arg("chroot").arg(&rootfs).args(argv);
+            command
         }
-        let counters = bench.counted(program.clone());
-        bench.push(results.row(name, counters, target, false));
+    };
+    let counters = counted(program.clone())?;
+    let mut figures = Figures::default();
+    let mut measure = |party| {
+        let mut command = command(party);
+        let start = Instant::now();
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        let took = start.elapsed().as_nanos() as f64;
+        match status.is_ok_and(|status| status.success()) {
+            true => figures.add(party, took),
+            false => return Err(format!("{party:?} failed")),
+        }
+        Ok(())
+    };
+    for _ in 0..settings.runs * 4 + 1 {
+        BOTH.into_iter().try_for_each(&mut measure)?;
     }
+    if settings.has_peer {
+        // Without it there is a row, too.
+        let _ = measure(Party::Peer);
+    }
+    figures.row(name, counters, target, Unit::Time)
 }
 
 /// gVisor, up to the command.
@@ -131,24 +140,21 @@ pub fn runsc() -> Command {
     command
 }
 
-/// The micro-benchmark programs: each of their benchmarks by itself, several times a side.
-pub fn micros(bench: &mut Bench) {
+/// The micro-benchmark programs: each of their benchmarks by itself.
+pub fn micros() -> Vec<Job> {
+    let mut jobs = Vec::new();
     for (programs, works) in [(&BENCH, &BENCH_WORK[..]), (&MORE, &MORE_WORK[..])] {
         for program in programs {
-            let wanted: Vec<&Work> = works
-                .iter()
-                .filter(|work| work.3 || program.label != "Go static")
-                .filter(|work| bench.wanted(&format!("{}, {}", work.1, program.label)))
-                .collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let idle = bench.counted(Program::new(program.image, &[program.path, "none"]));
-            for work in wanted {
-                measure(bench, program, work, idle);
+            let works = works.iter();
+            for work in works.filter(|work| work.3 || program.label != "Go static") {
+                let name = format!("{}, {}", work.1, program.label);
+                jobs.push(Job::new(name.clone(), 90, move |settings| {
+                    measure(&name, program, work, settings)
+                }));
             }
         }
     }
+    jobs
 }
 
 /// "NAME NANOSECONDS OPERATIONS" of a program's output.
@@ -157,36 +163,45 @@ fn figures(stdout: &str) -> Option<(f64, f64)> {
     Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
 }
 
-fn measure(bench: &mut Bench, micro: &Micro, work: &Work, idle: Counters) {
-    let (key, what, target, _) = *work;
-    let name = format!("{what}, {}", micro.label);
-    let program = Program::new(micro.image, &[micro.path, key]).limit(120);
-    let mut results = Results::default();
+fn measure(name: &str, micro: &Micro, work: &Work, settings: &Settings) -> Result<Row, String> {
+    let (key, _, target, _) = *work;
+    let program = Program::new(micro.image, &[micro.path, key]).limit(60);
+    let mut measured = Figures::default();
     let mut operations = 1.0;
-    for _ in 0..bench.runs {
-        for party in bench.parties() {
-            let stdout = match party {
-                Party::Native => program.run(Side::Native).stdout,
-                Party::Enclave => program.run(Side::Enclave).stdout,
-                // gVisor shows no devices in a chroot; musl's loader and glibc are the machine's.
-                Party::Peer => {
-                    let path = image(micro.image).rootfs.join(&micro.path[1..]);
-                    let output = runsc().arg(path).arg(key).output();
-                    output.map_or_else(
-                        |_| String::new(),
-                        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
-                    )
-                }
-            };
-            match figures(&stdout) {
-                Some((time, count)) => {
-                    operations = count;
-                    results.add(party, time);
-                }
-                None => bench.problem(format!("{name}: {party:?} printed {stdout:?}")),
-            }
+    for _ in 0..settings.runs {
+        for (party, side) in [
+            (Party::Native, Side::Native),
+            (Party::Enclave, Side::Enclave),
+        ] {
+            let finished = program.run(side);
+            let figures = figures(&finished.stdout);
+            let (time, count) = figures.ok_or_else(|| format!("{party:?}: {finished}"))?;
+            operations = count;
+            measured.add(party, time);
         }
     }
-    let counters = bench.counted(program).minus(idle).per(operations);
-    bench.push(results.row(&name, counters, target, false));
+    let idle = counted(Program::new(micro.image, &[micro.path, "none"]))?;
+    let counters = counted(program)?.minus(idle).per(operations);
+    if settings.has_peer
+        && let Some((time, _)) = figures(&peer(micro, key))
+    {
+        measured.add(Party::Peer, time);
+    }
+    measured.row(name, counters, target, Unit::Time)
+}
+
+/// gVisor shows no devices in a chroot, so the program runs in its tree of the machine; musl's loader
+/// and glibc are the machine's.
+fn peer(micro: &Micro, key: &str) -> String {
+    let mut command = Command::new("timeout");
+    command.arg("20").arg(runsc().get_program());
+    command.args(runsc().get_args());
+    command
+        .arg(image(micro.image).rootfs.join(&micro.path[1..]))
+        .arg(key);
+    let output = command.output();
+    output.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
 }

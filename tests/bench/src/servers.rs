@@ -2,12 +2,12 @@
 
 use std::process::Command;
 
-use bulla_test_apps::{Program, Server, Side, free_port, http, image};
+use bulla_test_apps::{Finished, Program, Server, Side, free_port, http, image};
 
-use crate::Bench;
 use crate::model::Counters;
 use crate::programs::runsc;
-use crate::row::{Party, Results, Target};
+use crate::row::{BOTH, Figures, Party, Row, Target, Unit};
+use crate::{Job, Settings, announce};
 
 /// A server and its load.
 struct Load<'a> {
@@ -19,6 +19,7 @@ struct Load<'a> {
     drive: &'a dyn Fn(&Server) -> (f64, f64),
     target: Target,
     has_peer: bool,
+    runs_max: usize,
 }
 
 impl Load<'_> {
@@ -41,90 +42,128 @@ impl Load<'_> {
         }
     }
 
-    fn measure(&self, bench: &mut Bench) {
-        if !bench.wanted(self.name) {
-            return;
-        }
-        let mut results = Results::default();
+    fn measure(&self, settings: &Settings) -> Result<Row, String> {
+        let mut figures = Figures::default();
         let mut counters = Counters::default();
-        for _ in 0..bench.runs.min(3) {
-            for party in bench.parties() {
-                if party == Party::Peer && !self.has_peer {
-                    continue;
-                }
-                let server = self.start(party, free_port());
-                let (rate, requests) = (self.drive)(&server);
-                let finished = server.stop();
-                match rate > 0.0 {
-                    true => results.add(party, rate),
-                    false => bench.problem(format!("{}: {party:?}: {finished}", self.name)),
-                }
+        for _ in 0..settings.runs.min(self.runs_max) {
+            for party in BOTH {
+                let (rate, requests, finished) = self.once(party)?;
+                figures.add(party, rate);
                 if party == Party::Enclave {
-                    counters = Counters::parse(&finished.stderr)
-                        .unwrap_or_default()
-                        .per(requests.max(1.0));
+                    let counted = Counters::parse(&finished.stderr);
+                    let counted = counted.ok_or_else(|| format!("no counters: {finished}"))?;
+                    counters = counted.per(requests.max(1.0));
                 }
             }
         }
         counters.pages_before = 0.0;
-        bench.push(results.row(self.name, counters, self.target, true));
+        let row =
+            |figures: &Figures| figures.row(self.name, counters, self.target, Unit::PerSecond);
+        if self.has_peer && settings.has_peer {
+            announce(&row(&figures)?)?;
+            figures.add(Party::Peer, self.once(Party::Peer)?.0);
+        }
+        row(&figures)
     }
+
+    /// Requests a second, how many there were, and how the server ended.
+    fn once(&self, party: Party) -> Result<(f64, f64, Finished), String> {
+        let server = self.start(party, free_port());
+        let (rate, requests) = (self.drive)(&server);
+        let finished = server.stop();
+        match rate > 0.0 {
+            true => Ok((rate, requests, finished)),
+            false => Err(format!("{party:?}: {finished}")),
+        }
+    }
+}
+
+/// The rows.
+pub fn jobs() -> Vec<Job> {
+    let mut jobs = Vec::new();
+    for (pipeline, target) in [("1", Target::Rate(0.95)), ("16", Target::Rate(0.9))] {
+        for kind in ["set", "get"] {
+            let name = format!("redis {} (pipeline {pipeline})", kind.to_uppercase());
+            jobs.push(Job::new(name.clone(), 150, move |settings| {
+                redis(&name, kind, pipeline, target, settings)
+            }));
+        }
+    }
+    let name = "nginx, 10 KiB file, 16 connections";
+    jobs.push(Job::new(name, 90, move |settings| nginx(name, settings)));
+    for workers in [1, 4] {
+        let plural = if workers == 1 { "" } else { "s" };
+        let name = format!("gunicorn + Flask, {workers} worker{plural}");
+        jobs.push(Job::new(name.clone(), 120, move |settings| {
+            gunicorn(&name, workers, settings)
+        }));
+    }
+    let name = "pgbench select-only, 8 clients";
+    jobs.push(Job::new(name, 180, move |settings| {
+        postgresql(name, settings)
+    }));
+    jobs
 }
 
 fn words(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| word.to_string()).collect()
 }
 
-pub fn redis(bench: &mut Bench) {
-    const REQUESTS: &str = "200000";
-    for (pipeline, target) in [("1", Target::Rate(0.95)), ("16", Target::Rate(0.9))] {
-        for kind in ["set", "get"] {
-            let drive = |server: &Server| {
-                let port = server.port.to_string();
-                let report = server.client(&[
-                    "redis-benchmark",
-                    "-p",
-                    &port,
-                    "-t",
-                    kind,
-                    "-n",
-                    REQUESTS,
-                    "-c",
-                    "50",
-                    "-P",
-                    pipeline,
-                    "-q",
-                ]);
-                let line = report
-                    .split(['\r', '\n'])
-                    .find(|line| line.contains("requests per second"));
-                let rate = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
-                (rate.unwrap_or(0.0), REQUESTS.parse().unwrap_or(1.0))
-            };
-            Load {
-                name: &format!("redis {} (pipeline {pipeline})", kind.to_uppercase()),
-                image: "redis",
-                argv: &|port| {
-                    words(&[
-                        "redis-server",
-                        "--port",
-                        port,
-                        "--save",
-                        "",
-                        "--dir",
-                        "/tmp",
-                    ])
-                },
-                drive: &drive,
-                target,
-                has_peer: true,
-            }
-            .measure(bench);
-        }
+fn redis(
+    name: &str,
+    kind: &str,
+    pipeline: &str,
+    target: Target,
+    settings: &Settings,
+) -> Result<Row, String> {
+    // A second or more of each.
+    let requests = if pipeline == "1" { "100000" } else { "1000000" };
+    let drive = |server: &Server| {
+        let port = server.port.to_string();
+        let report = server.client(&[
+            "redis-benchmark",
+            "-p",
+            &port,
+            "-t",
+            kind,
+            "-n",
+            requests,
+            "-c",
+            "50",
+            "-P",
+            pipeline,
+            "-q",
+        ]);
+        let line = report
+            .split(['\r', '\n'])
+            .find(|line| line.contains("requests per second"));
+        let rate = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+        (rate.unwrap_or(0.0), requests.parse().unwrap_or(1.0))
+    };
+    let argv = |port: &str| {
+        words(&[
+            "redis-server",
+            "--port",
+            port,
+            "--save",
+            "",
+            "--dir",
+            "/tmp",
+        ])
+    };
+    Load {
+        name,
+        image: "redis",
+        argv: &argv,
+        drive: &drive,
+        target,
+        has_peer: true,
+        runs_max: 5,
     }
+    .measure(settings)
 }
 
-pub fn nginx(bench: &mut Bench) {
+fn nginx(name: &str, settings: &Settings) -> Result<Row, String> {
     let argv = |port: &str| {
         let script = format!(
             "mkdir -p /tmp/www && head -c 10240 /bin/bash > /tmp/www/file
@@ -141,15 +180,16 @@ END
         words(&["sh", "-c", &script])
     };
     Load {
-        name: "nginx, 10 KiB file, 16 connections",
+        name,
         image: "tools",
         argv: &argv,
         drive: &|server| wrk(server, "/file", 16),
         target: Target::Rate(0.7),
         // gVisor shows no /dev/null in a chroot.
         has_peer: false,
+        runs_max: 3,
     }
-    .measure(bench);
+    .measure(settings)
 }
 
 fn wrk(server: &Server, path: &str, connections: u32) -> (f64, f64) {
@@ -161,36 +201,34 @@ fn wrk(server: &Server, path: &str, connections: u32) -> (f64, f64) {
 }
 
 /// Flask under gunicorn: pre-forked workers take turns on one core in the enclave.
-pub fn gunicorn(bench: &mut Bench) {
+fn gunicorn(name: &str, workers: u32, settings: &Settings) -> Result<Row, String> {
     const APPLICATION: &str = "import flask
 app = flask.Flask(__name__)
 @app.route('/')
 def hello(): return 'hello'
 ";
-    for workers in ["1", "4"] {
-        let argv = |port: &str| {
-            let script = format!(
-                "mkdir -p /tmp/app && cd /tmp/app && printf '%s' \"$0\" > hello.py &&
-                exec gunicorn -w {workers} -b 127.0.0.1:{port} --log-level error \
-                    --worker-tmp-dir /tmp hello:app"
-            );
-            words(&["sh", "-c", &script, APPLICATION])
-        };
-        let plural = if workers == "1" { "" } else { "s" };
-        Load {
-            name: &format!("gunicorn + Flask, {workers} worker{plural}"),
-            image: "servers",
-            argv: &argv,
-            drive: &|server| wrk(server, "/", 8),
-            target: Target::None,
-            has_peer: false,
-        }
-        .measure(bench);
+    let argv = |port: &str| {
+        let script = format!(
+            "mkdir -p /tmp/app && cd /tmp/app && printf '%s' \"$0\" > hello.py &&
+            exec gunicorn -w {workers} -b 127.0.0.1:{port} --log-level error \
+                --worker-tmp-dir /tmp hello:app"
+        );
+        words(&["sh", "-c", &script, APPLICATION])
+    };
+    Load {
+        name,
+        image: "servers",
+        argv: &argv,
+        drive: &|server| wrk(server, "/", 8),
+        target: Target::None,
+        has_peer: false,
+        runs_max: 3,
     }
+    .measure(settings)
 }
 
 /// PostgreSQL: pgbench's select-only transactions of 8 clients.
-pub fn postgresql(bench: &mut Bench) {
+fn postgresql(name: &str, settings: &Settings) -> Result<Row, String> {
     const START: &str = r#"set -e
         export PATH=/usr/lib/postgresql/15/bin:$PATH PGDATA=/tmp/data LC_ALL=C
         mkdir $PGDATA; chown postgres $PGDATA; cd /tmp
@@ -226,12 +264,14 @@ unix_socket_directories=''" >> $PGDATA/postgresql.conf
         (number("tps = ").unwrap_or(0.0), count.unwrap_or(1.0))
     };
     Load {
-        name: "pgbench select-only, 8 clients",
+        name,
         image: "postgresql",
         argv: &|port| words(&["bash", "-c", START, port]),
         drive: &drive,
         target: Target::Rate(0.1),
         has_peer: false,
+        // Making the cluster takes far longer than the load.
+        runs_max: 1,
     }
-    .measure(bench);
+    .measure(settings)
 }

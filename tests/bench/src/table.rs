@@ -5,53 +5,65 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::model;
-use crate::row::{Row, Target};
+use crate::results::Results;
+use crate::row::{Row, Target, Unit};
 
-pub fn markdown(rows: &[Row]) -> String {
+pub fn markdown(results: &Results) -> String {
     let mut out = String::from(
         "| Work | native | emulated | of native | modelled | of native | runsc | transitions \
          | host calls | exceptions | target | met |\n\
          |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|:-:|\n",
     );
-    for row in rows {
-        let show = |ns: f64| {
-            if row.rate {
-                rate(1e9 / ns)
-            } else {
-                duration(ns)
-            }
-        };
-        let relative = |ns: f64| format!("{:.2} ×", ratio(row, ns));
-        let counters = row.counters;
-        let met = match row.met() {
-            None => "",
-            Some(true) => "yes",
-            Some(false) => "no",
-        };
+    for row in &results.rows {
+        out += &line(row);
+        out.push('\n');
+    }
+    if !results.missing.is_empty() {
         let _ = writeln!(
             out,
-            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {met} |",
-            row.name,
-            show(row.native),
-            show(row.enclave),
-            relative(row.enclave),
-            show(row.modelled()),
-            relative(row.modelled()),
-            row.peer.map_or_else(|| "–".to_owned(), relative),
-            count(counters.transitions()),
-            count(counters.host_calls),
-            count(counters.aexs),
-            target(row.target),
+            "\nNot measured this time: {}.",
+            results.missing.join("; ")
         );
     }
     out
 }
 
-fn ratio(row: &Row, ns: f64) -> f64 {
-    if row.rate {
-        row.native / ns
+/// A row's line.
+pub fn line(row: &Row) -> String {
+    let show = |value: f64| match row.unit {
+        Unit::Time => duration(value),
+        Unit::PerSecond => format!("{:.0} /s", 1e9 / value),
+        Unit::MegabytesPerSecond => format!("{:.0} MB/s", 1e9 / value),
+        Unit::Mebibytes => format!("{value:.1} MiB"),
+    };
+    let relative = |value: f64| format!("{:.2} ×", ratio(row, value));
+    let counters = row.counters;
+    let met = match row.met() {
+        None => "",
+        Some(true) => "yes",
+        Some(false) => "no",
+    };
+    format!(
+        "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {met} |",
+        row.name,
+        show(row.native),
+        show(row.enclave),
+        relative(row.enclave),
+        show(row.modelled()),
+        relative(row.modelled()),
+        row.peer.map_or_else(|| "–".to_owned(), relative),
+        count(counters.transitions()),
+        count(counters.host_calls),
+        count(counters.aexs),
+        target(row.target),
+    )
+}
+
+fn ratio(row: &Row, value: f64) -> f64 {
+    if row.unit.is_rate() {
+        row.native / value
     } else {
-        ns / row.native
+        value / row.native
     }
 }
 
@@ -61,19 +73,21 @@ fn target(target: Target) -> String {
         Target::Ratio(limit) => format!("≤ {limit} ×"),
         Target::Rate(limit) => format!("≥ {limit} ×"),
         Target::Milliseconds(limit) => format!("≤ {limit} ms"),
+        Target::Throughput(limit) => format!("≥ {limit} MB/s"),
+        Target::MoreMebibytes(limit) => format!("≤ {limit} MiB more"),
     }
 }
 
-/// An object per row; times in nanoseconds per operation, counters per operation.
+/// An object per row; times in nanoseconds per operation (or megabyte), counters per operation.
 pub fn json(rows: &[Row]) -> Value {
     let row = |row: &Row| {
         json!({
             "name": row.name,
-            "native_ns": row.native,
-            "emulated_ns": row.enclave,
-            "modelled_ns": row.modelled(),
-            "runsc_ns": row.peer,
-            "is_rate": row.rate,
+            "native": row.native,
+            "emulated": row.enclave,
+            "modelled": row.modelled(),
+            "runsc": row.peer,
+            "unit": row.unit,
             "emulated_of_native": ratio(row, row.enclave),
             "modelled_of_native": ratio(row, row.modelled()),
             "transitions": row.counters.transitions(),
@@ -95,10 +109,6 @@ fn duration(ns: f64) -> String {
     }
 }
 
-fn rate(per_second: f64) -> String {
-    format!("{per_second:.0} /s")
-}
-
 fn count(number: f64) -> String {
     match number {
         n if n < 0.005 => "0".to_owned(),
@@ -108,7 +118,7 @@ fn count(number: f64) -> String {
 }
 
 /// What stands above the table.
-pub fn preface(runs: usize) -> String {
+pub fn preface(results: &Results) -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo
         .lines()
@@ -121,8 +131,8 @@ pub fn preface(runs: usize) -> String {
     format!(
         "# Performance
 
-Written by `make bench`; every figure is a median of {runs} runs, native and enclave in turn on the
-same machine ({model}, {cpus} CPUs, Linux {}). Native is a chroot of the same files.
+Written by `make bench`; every figure is the median of {} runs (servers: of 3), native and enclave in turn
+on the same machine ({model}, {cpus} CPUs, Linux {}). Native is a chroot of the same files.
 
 *Emulated* is what was measured. *Modelled* adds what SGX hardware would add for the transitions that
 were counted: {} µs for an entry and exit, {} µs for an asynchronous exit and resume, {} µs for a page
@@ -132,6 +142,7 @@ of native. Transitions (entries and asynchronous exits), host calls and exceptio
 for whole programs they are those of the run. For servers *of native* is throughput (higher is
 better), for the rest it is time (lower is better).
 ",
+        results.runs,
         kernel.trim(),
         model::ENTRY_EXIT_NS / 1e3,
         model::AEX_RESUME_NS / 1e3,

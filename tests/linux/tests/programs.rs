@@ -173,3 +173,8 @@ fn without_user_dispatch() {
 fn wakeups() {
     check("wakeups");
 }
+
+#[test]
+fn flags() {
+    check("flags");
+}

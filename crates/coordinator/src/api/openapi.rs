@@ -152,9 +152,7 @@ pub fn document(routes: &[Route], of_cluster: &[Route]) -> Value {
             let item: Map<String, Value> = route
                 .operations
                 .iter()
-                .map(|(method, operation)| {
-                    ((*method).to_owned(), operation.document(parameters))
-                })
+                .map(|(method, operation)| ((*method).to_owned(), operation.document(parameters)))
                 .collect();
             paths.insert(format!("{prefix}{}", route.path), item.into());
         }

@@ -104,9 +104,12 @@ pub fn table() -> Vec<Route> {
                 object([("updateLog", list(text()))]),
             ))
             .post(
-                tells("Raise package versions, or start an update", outcome_schema())
-                    .takes(manifest_body())
-                    .certified(),
+                tells(
+                    "Raise package versions, or start an update",
+                    outcome_schema(),
+                )
+                .takes(manifest_body())
+                .certified(),
             ),
         route("/update-manifest", get(pending).post(acknowledge))
             .get(tells(
@@ -122,9 +125,8 @@ pub fn table() -> Vec<Route> {
                     .takes(manifest_body())
                     .certified(),
             ),
-        route("/update-cancel", post(cancel)).post(
-            tells("Drop the pending update", object([("message", text())])).certified(),
-        ),
+        route("/update-cancel", post(cancel))
+            .post(tells("Drop the pending update", object([("message", text())])).certified()),
         route("/secrets", get(secrets).post(set_secrets))
             .get(
                 tells("Read secrets", object([("secrets", map(secret_schema()))]))

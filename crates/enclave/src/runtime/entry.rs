@@ -61,6 +61,9 @@ static INITIAL_STATE: InitialState = {
 /// Offset from the thread area to EXITINFO in SSA[CSSA - 1], when CSSA frames are added: EXITINFO
 /// lies 24 bytes before the end of a frame (SDM volume 3D, table 38-9).
 const NEWEST_EXITINFO: i64 = slot::SSA as i64 - slot::AREA as i64 - 24;
+/// RFLAGS that may be set in compiled code: those of arithmetic (SDM volume 1, figure 3-8), which it
+/// changes as it likes, IF and the bit that is always 1.
+const USUAL_FLAGS: u32 = 0x8d5 | 0x200 | 2;
 const SSA_FRAME_SHIFT: u32 = (SSA_FRAME_PAGES * 4096).trailing_zeros();
 const _: () = assert!(SSA_FRAME_PAGES.is_power_of_two());
 
@@ -335,14 +338,14 @@ global_asm!(
     "pop r11",
     "mov [rsp + {RFLAGS}], r11",
     "mov [rsp + {R11}], r11",
-    // Alignment checks are the program's; compiled code knows nothing of them.
-    "bt r11d, {ALIGNMENT_CHECK}",
-    "jc 42f",
+    // Direction, alignment checks and the like are the program's; compiled code knows nothing of
+    // them.
+    "test r11d, {UNUSUAL_FLAGS}",
+    "jne 42f",
     "43:",
     "mov rax, gs:[{USER_RSP}]",
     "mov [rsp + {RSP}], rax",
     "SAVE_VECTORS",
-    "cld",
     "mov rdi, rsp",
     "call {gate_system_call}",
     "jmp return_check",
@@ -384,11 +387,20 @@ global_asm!(
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
     "movaps xmm\\n, [rsp + {XMM} + 16 * \\n]",
     ".endr",
-    "mov r11, [rsp + {RFLAGS}]",
-    "mov rax, [rsp + {RSP}]",
-    "mov gs:[{USER_RSP}], rax",
-    "push r11",
-    "popfq",
+    "mov rcx, [rsp + {RSP}]",
+    "mov gs:[{USER_RSP}], rcx",
+    // POPFQ takes longer than many a system call. Compiled code runs with the usual flags, so if
+    // the program's are usual, too, only those of arithmetic differ: OF by an addition that
+    // overflows if bit 11 was set, the others by SAHF.
+    "mov rax, [rsp + {RFLAGS}]",
+    "test eax, {UNUSUAL_FLAGS}",
+    "jne 53f",
+    "mov ecx, eax",
+    "mov ah, al",
+    "shr ecx, 11",
+    "add cl, 0x7f",
+    "sahf",
+    "54:",
     "mov rax, [rsp + {RAX}]",
     "mov rbx, [rsp + {RBX}]",
     "mov rcx, [rsp + {RCX}]",
@@ -409,6 +421,10 @@ global_asm!(
     "51:",
     "ldmxcsr [rsp + {MXCSR}]",
     "jmp 52b",
+    "53:",
+    "push rax",
+    "popfq",
+    "jmp 54b",
     ".globl return_window_end",
     "return_window_end:",
     "50:",
@@ -422,7 +438,7 @@ global_asm!(
     USER = const mode::USER,
     REASON_RETURN = const REASON_RETURN,
     EXTENDED = const 5,
-    ALIGNMENT_CHECK = const 18,
+    UNUSUAL_FLAGS = const !USUAL_FLAGS,
     HOST_RETURN = const HOST_RETURN,
     HOST_RSP = const HOST_RSP,
     HOST_RBP = const HOST_RBP,

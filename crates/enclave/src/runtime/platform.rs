@@ -5,7 +5,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use bulla_abi::hostcall::{HostCall, RecvHeader};
-use bulla_enclave::sha256::Sha256;
+use bulla_enclave::sha256::{self, Sha256};
 use bulla_libos::errno::{EACCES, EIO};
 use bulla_libos::platform::{Atomic, FPU_STATE_MAX, Protection, UserFault};
 use bulla_libos::{Platform, Result, Thread};
@@ -395,6 +395,10 @@ impl Platform for Enclave {
             hash.update(part);
         }
         hash.finish()
+    }
+
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        sha256::pair(HOST.features.load(Ordering::Relaxed), salt, blocks)
     }
 
     fn cpus(&self) -> u32 {

@@ -68,6 +68,10 @@ impl BlockSource for HostSource {
             }
         }
     }
+
+    fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
+        platform().sha256_pair(salt, blocks)
+    }
 }
 
 type HostErofs = Erofs<HostSource>;

@@ -25,7 +25,8 @@ pub fn anonymous(len: usize) -> io::Result<NonNull<u8>> {
 }
 
 /// Maps all of `file` read-only until the process ends: address and length. The page cache is
-/// shared with every other container of the same image, and reading starts at once.
+/// shared with every other container of the same image. Nothing is read ahead as a whole: a start
+/// must not take longer for a larger image.
 pub fn read_only(file: &File) -> io::Result<(u64, u64)> {
     let len = file.metadata()?.len();
     if len == 0 {
@@ -45,8 +46,6 @@ pub fn read_only(file: &File) -> io::Result<(u64, u64)> {
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        // Only advice: what fails is a slower start.
-        libc::madvise(address, len as usize, libc::MADV_WILLNEED);
         Ok((address as u64, len))
     }
 }

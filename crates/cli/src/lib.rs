@@ -3,6 +3,9 @@
 //! One module per command; [`workload`] and [`enclave`] are shared by those that deal with an
 //! enclave. Nothing is initialised that a command does not need: `bulla run` starts a small program
 //! in a few milliseconds.
+//!
+//! Two programs are made of it: `bulla`, and `bulla-start`, which is what a confidential image brings
+//! along: it can start that image and nothing else, and is a fraction of the size.
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -47,16 +50,11 @@ use serde::Serialize;
 use std::io::Write;
 use std::process::ExitCode;
 
-fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+/// The program `bulla`.
+pub fn main() -> ExitCode {
+    let arguments = match parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
-                _ => ExitCode::from(BULLA_FAILED),
-            };
-        }
+        Err(code) => return code,
     };
     let (result, json) = match &arguments.command {
         Command::Run(arguments) => (run::run(arguments), arguments.json),
@@ -97,6 +95,28 @@ fn main() -> ExitCode {
             (print(&String::from_utf8_lossy(&script)).map(|()| 0), false)
         }
     };
+    exit(result, json)
+}
+
+/// The program `bulla-start`.
+pub fn main_of_image() -> ExitCode {
+    match parse::<start::Program>() {
+        Ok(start::Program::Start(arguments)) => exit(start::run(&arguments), false),
+        Err(code) => code,
+    }
+}
+
+fn parse<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        let _ = error.print();
+        match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+            _ => ExitCode::from(BULLA_FAILED),
+        }
+    })
+}
+
+fn exit(result: Result<u8, Failure>, json: bool) -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
