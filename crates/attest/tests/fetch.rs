@@ -377,7 +377,8 @@ fn each_service_is_understood_over_tls_that_its_authority_vouches_for() {
             &real("sgx").1.root_ca_crl,
         );
     }));
-    let cases: [(&str, fn(&str, &mut dyn Write), &str, Option<String>); 4] = [
+    type Answer = fn(&str, &mut dyn Write);
+    let cases: [(&str, Answer, &str, Option<String>); 4] = [
         ("PCCS", pccs, "", None),
         (
             "Intel",

@@ -17,8 +17,8 @@ use base64::prelude::BASE64_STANDARD;
 use bulla_abi::config::{Config, FixedFile};
 use bulla_abi::layout::LayoutKind;
 use bulla_attest::{Disclosed, HexBytes};
+use bulla_image::Options;
 use bulla_image::manifest::Manifest;
-use bulla_image::{Options, embedded};
 use serde::{Deserialize, Serialize};
 
 use crate::agent;
@@ -27,6 +27,7 @@ use crate::enclave::{self, Programs};
 use crate::failure::Failure;
 use crate::settle::settle;
 use crate::state::hex;
+use crate::volumes::VolumeOptions;
 use crate::workload::{self, DEFAULT_PATH, Prepared, Source};
 
 /// Largest document: two configurations of at most 4 MiB each, in base64.
@@ -109,7 +110,7 @@ pub fn of_document(bytes: &[u8]) -> Result<Disclosed, Failure> {
 fn of_configs(configs: &[(LayoutKind, Config)]) -> Result<Disclosed, Failure> {
     let mut disclosed: Option<Disclosed> = None;
     for (kind, config) in configs {
-        let image = enclave::lay_out(&Programs::Embedded, config, *kind, &Options::default())?;
+        let image = enclave::lay_out(&Programs::embedded(), config, *kind, &Options::default())?;
         let facts = Disclosed {
             mrenclaves: vec![HexBytes(image.mrenclave)],
             ..facts(config)
@@ -216,7 +217,12 @@ pub fn of_image(name: &OsStr, manifest: Option<&Path>) -> Result<Disclosed, Fail
     };
     let mut drafts = vec![settle(&chosen, &stored.config, stored.rootfs.clone())?];
     if manifest.is_none() {
-        drafts.push(workload::from_options(&stored, &Workload::default(), &[])?);
+        drafts.push(workload::from_options(
+            &stored,
+            &Workload::default(),
+            &[],
+            &VolumeOptions::default(),
+        )?);
     }
     let mut disclosed: Option<Disclosed> = None;
     for draft in drafts {
@@ -267,7 +273,8 @@ mod tests {
 
     #[test]
     fn whatever_else_decides_what_runs_is_open() {
-        let changes: [(&str, fn(&mut Config)); 10] = [
+        type Change = fn(&mut Config);
+        let changes: [(&str, Change); 10] = [
             ("environment LD_PRELOAD=/x", |config| {
                 config.env.push(b"LD_PRELOAD=/x".to_vec());
             }),
@@ -357,7 +364,7 @@ mod tests {
         let text = serde_json::to_string(&good).unwrap();
         let disclosed = of_document(text.as_bytes()).unwrap();
         let measured = enclave::lay_out(
-            &Programs::Embedded,
+            &Programs::embedded(),
             &config(),
             LayoutKind::Dynamic,
             &Options::default(),

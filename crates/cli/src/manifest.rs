@@ -7,6 +7,10 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 #[derive(Debug, clap::Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "parsed once; clap flattens no boxes"
+)]
 pub enum Arguments {
     /// Print a commented manifest for an image
     #[command(after_help = "Example:\n  bulla manifest init redis.tar > bulla.toml")]

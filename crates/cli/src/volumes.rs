@@ -232,7 +232,8 @@ fn open_place(place: &Path, anchors: Option<&Path>) -> Result<VolumeFiles, Failu
         .map_err(failed)?;
     for entry in fs::read_dir(place).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        if !LOGS.iter().any(|log| name == *log) && !(anchors.is_none() && name == ANCHOR) {
+        let ours = LOGS.iter().any(|log| name == *log) || (anchors.is_none() && name == ANCHOR);
+        if !ours {
             return Err(Failure::new(format!(
                 "{shown} holds {}, which is not of a protected volume: the container would not see \
                  it, since nothing of this machine enters unencrypted; give an empty directory",

@@ -225,14 +225,14 @@ unsafe fn compress_sha_ni<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&
         let before = (abef, cdgh);
         let mut w = [[_mm_setzero_si128(); 4]; N];
         for n in 0..N {
-            for index in 0..4 {
+            for (index, words) in w[n].iter_mut().enumerate() {
                 // SAFETY: 16 bytes of the 64 at `start`, which lie within the length of each of
                 // the blocks; unaligned load.
                 let loaded = unsafe {
                     let at = blocks[n].as_ptr().add(start + index * 16);
                     _mm_loadu_si128(at.cast())
                 };
-                w[n][index] = _mm_shuffle_epi8(loaded, swap);
+                *words = _mm_shuffle_epi8(loaded, swap);
             }
         }
         for group in 0..16 {

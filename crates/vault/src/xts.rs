@@ -83,7 +83,7 @@ fn xor(bytes: &[u8], tweak: u128) -> Block {
 
 /// Times x in GF(2^128), with the polynomial of IEEE 1619.
 fn double(tweak: u128) -> u128 {
-    tweak << 1 ^ (tweak >> 127) * 0x87
+    (tweak << 1) ^ ((tweak >> 127) * 0x87)
 }
 
 #[cfg(test)]

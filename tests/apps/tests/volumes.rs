@@ -38,7 +38,7 @@ impl Place {
             .args(platform_options())
             .args(options)
             .arg("--rootfs")
-            .arg(&image_of(rootfs))
+            .arg(image_of(rootfs))
             .args(words)
             .env("BULLA_STATE", self.path("state"));
         command

@@ -62,8 +62,7 @@ fn run() -> Result<bool, String> {
         reports.len(),
         wrong.len()
     );
-    if native > 0 {
-        let tenths = both * 1000 / native;
+    if let Some(tenths) = (both * 1000).checked_div(native) {
         println!(
             "{both} of the {native} that pass natively pass in the enclave: {}.{} %",
             tenths / 10,

@@ -212,8 +212,12 @@ static VOLUMES: SpinLock<Vec<Arc<dyn Inode>>> = SpinLock::new(Vec::new());
 /// Makes durable what was written to volumes; the first error if there are several.
 pub fn sync_volumes(thread: &Arc<Thread>) -> Result<()> {
     let volumes = VOLUMES.lock().clone();
-    let results = volumes.iter().map(|root| root.sync(thread));
-    results.fold(Ok(()), |all, one| all.and(one))
+    let mut result = Ok(());
+    for root in &volumes {
+        // Each of them, also after one that failed.
+        result = result.and(root.sync(thread));
+    }
+    result
 }
 
 const NOSUID_NODEV_NOEXEC: u32 =

@@ -90,8 +90,8 @@ impl Program {
         }
     }
 
-    /// Instructions.
-    pub fn len(&self) -> usize {
+    /// How many instructions there are.
+    pub fn instructions(&self) -> usize {
         self.0.len()
     }
 

@@ -140,11 +140,12 @@ pub fn add(thread: &Arc<Thread>, program: Program, scope: Scope) -> Result<usize
     if thread.seccomp.mode() == STRICT {
         return Err(EINVAL.because("the thread is in strict mode"));
     }
-    debug_assert!(program.len() <= INSTRUCTIONS_MAX);
+    debug_assert!(program.instructions() <= INSTRUCTIONS_MAX);
     // Held over all threads, so that two of them cannot add filters past each other.
     let adding = ADDING.lock();
     let before = thread.seccomp.filters.lock().clone();
-    let cost = before.as_ref().map_or(0, |filter| filter.cost) + program.len() + FILTER_COST;
+    let cost =
+        before.as_ref().map_or(0, |filter| filter.cost) + program.instructions() + FILTER_COST;
     if cost > PATH_MAX {
         return Err(ENOMEM.because("too many instructions in filters"));
     }

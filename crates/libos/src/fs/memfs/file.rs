@@ -137,7 +137,7 @@ impl Node {
             if size >= data.size {
                 return Ok(());
             }
-            (size % PAGE != 0 && data.is_lower(index)).then_some(data.lower_size)
+            (!size.is_multiple_of(PAGE) && data.is_lower(index)).then_some(data.lower_size)
         };
         if let Some(lower_size) = lower_size {
             let page = self.lower_page(index, lower_size)?;
