@@ -3,6 +3,7 @@
 use std::ffi::c_void;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bulla_loader::backend::emulated::{Emulated, Profile};
 use bulla_loader::backend::{Backend, EnterLeaf, Outcome, Registers};
@@ -90,7 +91,11 @@ fn kicks_reach_a_running_enclave_and_change_nothing() {
         let kicks = storm(&enclave, || {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
-                    std::thread::sleep(std::time::Duration::from_millis(300));
+                    // As long as it takes, on a busy machine too.
+                    let end = Instant::now() + Duration::from_secs(60);
+                    while enclave.counter("kicks") <= 100 && Instant::now() < end {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
                     enclave.poke(stop, 1);
                 });
                 let (result, kicks) = run(&enclave, 0, at::do_spin(), [stop, 0, 0, 0]);
