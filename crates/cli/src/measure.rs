@@ -40,12 +40,15 @@ pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
             .map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))?;
     }
     // The enclave will check each block; whoever trusts the measurement wants to know now.
-    let files = Files::open(
-        &prepared.rootfs,
-        &prepared.config(LayoutKind::Dynamic).rootfs,
-    )?;
-    if prepared.signature(LayoutKind::Dynamic).is_some() {
-        files.list()?;
+    let config = prepared.config(LayoutKind::Dynamic);
+    if config.encryption.is_some() {
+        // Without the key there are no files to see, but the hash tree covers what is encrypted.
+        bulla_rootfs::verify(&prepared.rootfs, &config.rootfs).map_err(Failure::new)?;
+    } else {
+        let files = Files::open(&prepared.rootfs, &config.rootfs)?;
+        if prepared.signature(LayoutKind::Dynamic).is_some() {
+            files.list()?;
+        }
     }
     let kinds = match arguments.layout {
         Some(layout) => vec![layout.into()],
