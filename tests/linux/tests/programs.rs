@@ -53,6 +53,11 @@ fn faults() {
 }
 
 #[test]
+fn restarts() {
+    check("restarts");
+}
+
+#[test]
 fn limits() {
     check("limits");
 }

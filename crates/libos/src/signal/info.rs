@@ -111,6 +111,16 @@ impl SigInfo {
         self.signal as u32
     }
 
+    /// si_timerid.
+    pub fn timer_id(&self) -> u32 {
+        self.fields[0] as u32
+    }
+
+    /// si_overrun.
+    pub fn set_overrun(&mut self, overrun: u32) {
+        self.fields[0] = pair(self.timer_id(), overrun);
+    }
+
     /// si_pid.
     pub fn pid(&self) -> u32 {
         self.fields[0] as u32

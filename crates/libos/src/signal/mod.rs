@@ -294,12 +294,19 @@ pub fn next_of(thread: &Thread, mask: u64) -> Option<SigInfo> {
         return None;
     }
     let own = thread.signals.with_pending(|pending| pending.take(mask));
-    own.or_else(|| {
+    let mut taken = own.or_else(|| {
         thread
             .process
             .signals
             .with_pending(|pending| pending.take(mask))
-    })
+    })?;
+    if taken.code == info::SI_TIMER
+        && let Ok(timer) = thread.process.timers.get(taken.timer_id())
+    {
+        // Expiries since it was sent count too.
+        taken.set_overrun(timer.overrun());
+    }
+    Some(taken)
 }
 
 /// A signal number from user code; EINVAL outside 1..=64.
