@@ -71,7 +71,8 @@ fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<u
     if path.dentry.is_deleted() {
         return Err(ENOENT.because("the directory was removed"));
     }
-    let limit = arguments.u32(2) as usize;
+    // An int to Linux: no entry fits into less than nothing.
+    let limit = usize::try_from(arguments.i32(2)).unwrap_or(0);
     let mut listing = Listing {
         bytes: Vec::new(),
         limit: limit.min(LISTING_MAX),

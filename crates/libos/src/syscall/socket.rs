@@ -18,7 +18,7 @@ use crate::net::unix::UnixSocket;
 use crate::net::{Ancillary, Incoming, Outgoing, Received, Socket, family, kind, msg};
 use crate::platform::platform;
 use crate::process::credentials::{CAP_SETGID, CAP_SETUID};
-use crate::user::{IOV_MAX, IoBuffer};
+use crate::user::{IOV_MAX, IoBuffer, RW_MAX, check_range};
 
 /// Longest socket address (`struct sockaddr_storage`).
 const ADDRESS_MAX: usize = 128;
@@ -245,6 +245,7 @@ pub fn setsockopt(context: &mut Context<'_>, arguments: Arguments) -> Result<usi
 }
 
 pub fn sendto(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    check_range(arguments.u64(1), arguments.usize(2).min(RW_MAX))?;
     let mm = context.mm();
     let address = match arguments.u64(4) {
         0 => None,
@@ -266,6 +267,7 @@ pub fn sendto(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 }
 
 pub fn recvfrom(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    check_range(arguments.u64(1), arguments.usize(2).min(RW_MAX))?;
     let mm = context.mm();
     let message_flags = arguments.u32(3);
     let want_address = arguments.u64(4) != 0;
