@@ -80,9 +80,9 @@ fn counted(program: Program) -> Result<Counters, String> {
 fn jobs() -> Vec<Job> {
     let mut jobs = programs::starts();
     jobs.extend(images::jobs());
-    jobs.extend(programs::micros());
-    jobs.extend(servers::jobs());
     jobs.push(memory::job());
+    jobs.extend(servers::jobs());
+    jobs.extend(programs::micros());
     jobs
 }
 
