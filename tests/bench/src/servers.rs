@@ -36,7 +36,7 @@ impl Load<'_> {
                 let mut command: Command = runsc();
                 command.arg("chroot").arg(image(self.image).rootfs);
                 command.args(&argv);
-                let limit = std::time::Duration::from_secs(60);
+                let limit = std::time::Duration::from_secs(10);
                 Server::start(command, Side::Native, port, limit)
             }
         }
