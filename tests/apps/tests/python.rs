@@ -30,7 +30,10 @@ fn known(test: &str) -> bool {
     let names = list.lines().filter(|line| !line.starts_with('#'));
     names
         .filter_map(|line| line.split_whitespace().next())
-        .any(|name| name == test)
+        .any(|name| match name.strip_suffix('*') {
+            Some(start) => test.starts_with(start),
+            None => test == name,
+        })
 }
 
 fn compare(modules: &[&str], limit: u64) {
@@ -61,9 +64,9 @@ fn test_mmap_select_and_posix() {
 }
 
 #[test]
-#[ignore = "open: the module passed alone, and was seen to hang in the enclave within a whole run"]
+#[ignore = "takes a minute: the tests wait for time-outs of handshakes"]
 fn test_ssl() {
-    compare(&["test_ssl"], 120);
+    compare(&["test_ssl"], 300);
 }
 
 #[test]
