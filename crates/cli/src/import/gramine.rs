@@ -37,9 +37,17 @@ pub fn import(manifest: &Value) -> Result<Imported, String> {
         sys_keys(sys, &mut notes);
     }
     top.rest(&mut notes);
-    let text = toml::to_string_pretty(&out).map_err(|error| error.to_string())?;
-    bulla_image::manifest::Manifest::parse(&text)
-        .map_err(|error| format!("cannot be expressed: {error}"))?;
+    let print = |out: &toml::Table| toml::to_string_pretty(out).map_err(|e| e.to_string());
+    let check = |text: &str| bulla_image::manifest::Manifest::parse(text);
+    let mut text = print(&out)?;
+    if let Err(error) = check(&text)
+        && let Some(cpu) = out.remove("cpu")
+    {
+        // Their names of CPU features are not always ours.
+        notes.push(format!("sgx.cpu_features: {cpu} left out: {error}"));
+        text = print(&out)?;
+    }
+    check(&text).map_err(|error| format!("cannot be expressed: {error}"))?;
     Ok(Imported { text, notes })
 }
 

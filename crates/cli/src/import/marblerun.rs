@@ -76,7 +76,8 @@ pub fn import(manifest: &Value) -> Result<Imported, String> {
             }
         }
     }
-    if let Some(mut config) = top.below("config") {
+    let config = top.take("config").map(|config| folded(&config));
+    if let Some(mut config) = config.and_then(|config| Taker::new("config", &config)) {
         let gates = config.list("featuregates");
         if gates.iter().any(|gate| {
             gate.as_str()
