@@ -94,12 +94,7 @@ async fn held_against_its_document(server: &Server, certificate: Option<(&Path, 
             "--no-color",
             "--generation-deterministic",
         ])
-        .args([
-            "--generation-database",
-            "none",
-            "--suppress-health-check",
-            "all",
-        ])
+        .args(["--suppress-health-check", "all"])
         .args([
             "--phases",
             "examples,coverage,fuzzing",

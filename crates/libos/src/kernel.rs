@@ -203,6 +203,13 @@ fn page_fault(
     };
     let (number, code) = fault.signal();
     if number == signal::SIGKILL {
+        let text = format!(
+            "process {} is killed: out of memory, the container's limit of {} MiB is reached; give \
+             it more with --memory, or memory in the manifest",
+            thread.process.pid,
+            crate::mm::accounting::limit() >> 20
+        );
+        platform().log(0, &text);
         exit::group_exit(&thread.process, signal::SIGKILL);
         return None;
     }

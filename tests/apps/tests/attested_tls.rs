@@ -21,6 +21,7 @@ load()
 assert os.stat(where + "tls.key").st_mode & 0o777 == 0o600
 assert open("/dev/attestation/user_report_data", "rb").read() == bytes(64)
 signal.signal(signal.SIGHUP, load)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 server = http.server.ThreadingHTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
 server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
 server.serve_forever()

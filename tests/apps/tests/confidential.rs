@@ -162,11 +162,14 @@ fn manifests_with_mistakes() {
     let start = place.succeed(&["manifest", "init", &busybox()]);
     let start = place.write("start.toml", &start);
     place.succeed(&["manifest", "check", &start]);
-    for kind in ["volume", "insecure_passthrough"] {
+    for (kind, said) in [
+        ("volume", "add -v DIR:/x"),
+        ("insecure_passthrough", "does not offer yet"),
+    ] {
         let text = format!("[[mounts]]\ntarget = \"/x\"\ntype = \"{kind}\"\n");
         let file = place.write("mount.toml", &text);
         let error = place.fail(&["run", "--manifest", &file, &busybox()]);
-        assert!(error.contains("does not offer yet"), "{error}");
+        assert!(error.contains(said), "{error}");
     }
 }
 

@@ -46,6 +46,7 @@ pub fn template(name: &str, from_image: FromImage<'_>) -> String {
                         "target" => "\"/tmp\"",
                         "type" => "\"tmpfs\"",
                         "size" => "\"64M\"",
+                        "key" => "\"signer\"",
                         _ => key.default.as_deref().unwrap_or("\"\""),
                     };
                     let _ = writeln!(out, "# {name} = {value}");

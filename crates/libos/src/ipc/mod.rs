@@ -329,6 +329,7 @@ mod tests {
 
     #[test]
     fn an_id_can_be_chosen_once() {
+        crate::testing::platform();
         let queues: Registry<Queue> = Registry::new();
         let root = Credentials::new(0, 0, Vec::new());
         let make = || {
