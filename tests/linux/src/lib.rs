@@ -66,6 +66,11 @@ impl Linked {
                     "/lib/x86_64-linux-gnu/libc.so.6",
                     "lib/x86_64-linux-gnu/libc.so.6",
                 ),
+                // Of pthread_cancel.
+                (
+                    "/lib/x86_64-linux-gnu/libgcc_s.so.1",
+                    "lib/x86_64-linux-gnu/libgcc_s.so.1",
+                ),
             ],
             Linked::MuslDynamic => &[("/lib/x86_64-linux-musl/libc.so", "lib/ld-musl-x86_64.so.1")],
         }
