@@ -4,12 +4,15 @@ use alloc::sync::Arc;
 
 use super::poll::{SignalMask, Timeout};
 use super::{Arguments, Context};
-use crate::errno::{EBADF, EINTR, EINVAL, ERESTARTNOHAND};
+use crate::errno::{EBADF, EFAULT, EINTR, EINVAL, ERESTARTNOHAND};
 use crate::fs::epoll::{Epoll, Interest};
 use crate::fs::eventfd::EventFd;
 use crate::fs::file::{OpenFile, flags};
 use crate::sync::wait::Events;
 use crate::{Result, user::UserPtr};
+
+/// End of the addresses that a program on x86-64 Linux can have.
+const ADDRESSES_END: u64 = 0x7fff_ffff_f000;
 
 const CONTROL_ADD: i32 = 1;
 const CONTROL_DELETE: i32 = 2;
@@ -116,6 +119,15 @@ fn wait(
     let most = arguments.i32(2);
     if most <= 0 || most as usize > EVENTS_MAX {
         return Err(EINVAL);
+    }
+    // Whether or not there is anything to write.
+    let room = most as u64 * EVENT_SIZE as u64;
+    if arguments
+        .u64(1)
+        .checked_add(room)
+        .is_none_or(|end| end > ADDRESSES_END)
+    {
+        return Err(EFAULT);
     }
     let file = context.thread.files().get(arguments.i32(0))?;
     let instance = instance(&file)?;
