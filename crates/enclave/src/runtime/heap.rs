@@ -127,7 +127,9 @@ pub fn is_short() -> bool {
     }
     let used = USED.load(Ordering::Relaxed);
     let (taken, trimmed_at) = {
-        let heap = HEAP.lock();
+        let mut heap = HEAP.lock();
+        // The most since then: what was taken meanwhile and given back may leave empty chunks again.
+        heap.trimmed_at = heap.trimmed_at.max(used);
         (heap.taken, heap.trimmed_at)
     };
     if taken > used + TRIM_STEP && used < trimmed_at.saturating_sub(TRIM_STEP) {
