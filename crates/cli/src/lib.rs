@@ -26,6 +26,7 @@ mod enclave;
 mod failure;
 mod image_key;
 mod import;
+mod in_enclave;
 mod inspect;
 mod keys;
 mod manifest;

@@ -99,7 +99,12 @@ impl Etcd {
             .as_array()
             .unwrap()
             .iter()
-            .map(|kv| (String::from_utf8(b64(&kv["key"])).unwrap(), b64(&kv["value"])))
+            .map(|kv| {
+                (
+                    String::from_utf8(b64(&kv["key"])).unwrap(),
+                    b64(&kv["value"]),
+                )
+            })
             .find(|(key, _)| key.ends_with(suffix))
             .unwrap_or_else(|| panic!("no {suffix}"))
     }
@@ -112,7 +117,9 @@ async fn replica(etcd: &Etcd, dir: &Path, name: &str) -> Server {
 }
 
 async fn code(server: &Server) -> u64 {
-    server.get("/api/v2/status").await.1["data"]["code"].as_u64().unwrap()
+    server.get("/api/v2/status").await.1["data"]["code"]
+        .as_u64()
+        .unwrap()
 }
 
 fn fresh() -> String {
@@ -160,7 +167,9 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
         .collect();
     assert_eq!(given, 20, "{reasons:?}");
     assert!(
-        reasons.iter().all(|reason| reason.contains("reached max activations")),
+        reasons
+            .iter()
+            .all(|reason| reason.contains("reached max activations")),
         "{reasons:?}"
     );
 
@@ -175,15 +184,27 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
     assert_eq!(c.post("/api/v2/revoked", body, Some(&admin)).await.0, 200);
     let mut second = first.clone();
     second["Marbles"]["backend"]["MaxActivations"] = json!(30);
-    b.post("/api/v2/update", manifest_body(&second), Some(&admin)).await;
+    b.post("/api/v2/update", manifest_body(&second), Some(&admin))
+        .await;
     let body = manifest_body(&second);
     let agreed = a.post("/api/v2/update-manifest", body, Some(&other)).await;
-    assert_eq!(agreed.1["data"]["missingAcknowledgments"], 0, "{}", agreed.1);
+    assert_eq!(
+        agreed.1["data"]["missingAcknowledgments"], 0,
+        "{}",
+        agreed.1
+    );
     for server in all {
         server.app.refresh().await.unwrap();
         let seen = server.get("/api/v2/manifest").await.1;
-        assert_eq!(b64(&seen["data"]["manifest"]), second.to_string().into_bytes());
-        let refused = server.activate("frontend", UUID).await.unwrap_err().to_string();
+        assert_eq!(
+            b64(&seen["data"]["manifest"]),
+            second.to_string().into_bytes()
+        );
+        let refused = server
+            .activate("frontend", UUID)
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(refused.contains("revoked"), "{refused}");
     }
 
@@ -234,7 +255,10 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
         }
     })
     .await;
-    pending.into_iter().filter_map(|(_, result)| result).collect()
+    pending
+        .into_iter()
+        .filter_map(|(_, result)| result)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -63,6 +63,7 @@ impl EtcdPlace {
             }),
             worker: None,
             head_at: 0,
+            key: None,
         }
     }
 }
@@ -125,7 +126,12 @@ struct Head {
 }
 
 impl Head {
-    fn new(header: &Header, revision: u64, digest: &[u8; 32], key: &Key) -> Result<Head, StoreError> {
+    fn new(
+        header: &Header,
+        revision: u64,
+        digest: &[u8; 32],
+        key: &Key,
+    ) -> Result<Head, StoreError> {
         let sealed = key.seal(&Head::context(header, revision), digest)?;
         Ok(Head {
             header: header.clone(),
@@ -153,6 +159,7 @@ pub struct EtcdStore {
     worker: Option<Worker>,
     /// Where the head was when it was last read; 0: there was none.
     head_at: i64,
+    key: Option<Key>,
 }
 
 struct Worker {
@@ -173,6 +180,7 @@ impl EtcdStore {
     fn start(&mut self, replica: Replica) {
         self.stop();
         let (queue, messages) = mpsc::channel();
+        self.key = Some(replica.key.clone());
         let thread = std::thread::spawn(move || replica.run(&messages));
         self.worker = Some(Worker { queue, thread });
     }
@@ -190,8 +198,10 @@ impl EtcdStore {
         key: &Key,
         header: Header,
         content: Content,
+        epoch: u64,
     ) -> Result<(), StoreError> {
         let mut replica = Replica::new(self.place.clone(), key.clone(), header)?;
+        (replica.epoch, replica.told) = (epoch, epoch);
         let sealed = keys
             .key(replica.header.seal_mode)?
             .seal(&key_context(&replica.header), &key.0)?;
@@ -283,7 +293,7 @@ impl Store for EtcdStore {
         content: Content,
     ) -> Result<(), StoreError> {
         self.stop();
-        self.install(keys, key, header, content)
+        self.install(keys, key, header, content, 0)
     }
 
     fn rekey(
@@ -312,7 +322,7 @@ impl Store for EtcdStore {
         let mut content = old.content();
         batch.apply(&mut content);
         self.head_at = old.head_at;
-        match self.install(keys, key, header, content) {
+        match self.install(keys, key, header, content, old.epoch) {
             Ok(()) => Ok(true),
             Err(error) => {
                 self.start(old);
@@ -358,17 +368,22 @@ impl Store for EtcdStore {
                 let place = self.place.clone();
                 let known = self.head_at;
                 std::thread::spawn(move || {
-                    let answer = place.read_head().map(|head| {
-                        match head.map_or(0, |(_, at)| at) == known {
-                            true => Refreshed::Unchanged,
-                            false => Refreshed::Replaced,
-                        }
-                    });
+                    let answer =
+                        place
+                            .read_head()
+                            .map(|head| match head.map_or(0, |(_, at)| at) == known {
+                                true => Refreshed::Unchanged,
+                                false => Refreshed::Replaced,
+                            });
                     let _ = sender.send(answer);
                 });
             }
         }
         Some(receiver)
+    }
+
+    fn data_key(&self) -> Option<Key> {
+        self.key.clone()
     }
 }
 
@@ -429,7 +444,9 @@ impl Replica {
             sealed,
         ]
         .concat();
-        Hkdf::<Sha256>::extract(Some(&self.mac.0), &message).0.into()
+        Hkdf::<Sha256>::extract(Some(&self.mac.0), &message)
+            .0
+            .into()
     }
 
     fn toggle(&mut self, mac: &[u8; 32]) {
@@ -497,9 +514,10 @@ impl Replica {
     fn read_news(&mut self) -> Result<Option<Content>, StoreError> {
         let place = self.place.clone();
         let prefix = place.entries(&self.header.snapshot);
-        let (head, entries) = place
-            .client
-            .get_with_prefix(&place.head(), &prefix, self.head_at + 1)?;
+        let (head, entries) =
+            place
+                .client
+                .get_with_prefix(&place.head(), &prefix, self.head_at + 1)?;
         let Some(found) = head else { return Ok(None) };
         let head: Head =
             serde_json::from_slice(&found.value).map_err(|error| place.damaged(error))?;

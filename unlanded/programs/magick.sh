@@ -1,0 +1,6 @@
+cd /tmp; convert -size 400x300 plasma:red-blue -seed 1 p.png && identify p.png | cut -d' ' -f2-4; convert -size 200x200 gradient:red-blue -blur 0x4 -resize 50% -rotate 30 g.png; convert g.png rgba:- | md5sum; convert g.png -quality 90 g.jpg; convert g.jpg g.webp; identify g.jpg g.webp | awk '{print $2,$3}'; convert -size 100x100 xc:white -draw 'circle 50,50 50,20' pdf:- | head -c 5; echo; montage g.png g.png m.png && identify -format '%w %h\n' m.png; compare -metric RMSE g.png g.jpg null: 2>&1 | cut -c1-3; echo; convert -limit memory 1MiB -limit map 2MiB -size 2000x2000 gradient: -negate big.png && identify -format '%w\n' big.png; OMP_NUM_THREADS=4 convert -size 1000x1000 gradient: -blur 0x8 rgb:- | md5sum
+cat > a.ps <<P
+%!
+/Times-Roman findfont 40 scalefont setfont 100 100 moveto (Hello) show 200 200 50 0 360 arc stroke showpage
+P
+gs -q -dSAFER -dBATCH -dNOPAUSE -sDEVICE=pngmono -r72 -sOutputFile=- a.ps | md5sum; gs -q -dSAFER -dBATCH -dNOPAUSE -sDEVICE=pdfwrite -sOutputFile=o.pdf a.ps; gs -q -dSAFER -dBATCH -dNOPAUSE -sDEVICE=txtwrite -sOutputFile=- o.pdf | tr -d ' \n'; echo; gs -q -dNODISPLAY -c '1 2 add = quit'; gs -q -dNumRenderingThreads=4 -dBandHeight=50 -dBATCH -dNOPAUSE -sDEVICE=ppmraw -r150 -sOutputFile=- a.ps | md5sum
