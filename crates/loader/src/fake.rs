@@ -60,6 +60,9 @@ impl Fake {
     }
 }
 
+/// The longest that a test waits for the host.
+const SOON: Duration = Duration::from_secs(10);
+
 impl Backend for &'static Fake {
     fn name(&self) -> &'static str {
         "fake"
@@ -243,7 +246,7 @@ impl Inside {
     /// The next entry, which must come soon.
     pub fn entry(&self) -> (EnterLeaf, Registers) {
         self.entries
-            .recv_timeout(Duration::from_secs(10))
+            .recv_timeout(SOON)
             .expect("the host did not enter")
     }
 
@@ -287,15 +290,13 @@ impl Inside {
 
     /// The result of the host call made before.
     pub fn returned(&self) -> i64 {
-        let (leaf, registers) = self.entry();
-        assert_eq!(leaf, EnterLeaf::Eenter);
-        assert_eq!(registers.rdi, EnterReason::Return as u64);
-        registers.rsi as i64
+        self.try_returned(SOON).expect("the host did not enter")
     }
 
     /// The same, or nothing when it takes longer than `limit`.
     pub fn try_returned(&self, limit: Duration) -> Option<i64> {
-        let (_, registers) = self.entries.recv_timeout(limit).ok()?;
+        let (leaf, registers) = self.entries.recv_timeout(limit).ok()?;
+        assert_eq!(leaf, EnterLeaf::Eenter);
         assert_eq!(registers.rdi, EnterReason::Return as u64);
         Some(registers.rsi as i64)
     }
@@ -303,7 +304,8 @@ impl Inside {
     /// A whole host call.
     pub fn call(&self, call: HostCall, arguments: [u64; 4]) -> i64 {
         self.exit(call, arguments);
-        self.returned()
+        self.try_returned(SOON)
+            .unwrap_or_else(|| panic!("{call:?} {arguments:x?} does not return"))
     }
 
     pub fn put(&self, offset: u64, bytes: &[u8]) {
