@@ -33,6 +33,14 @@ pub struct Record {
     started: u64,
     pub stop_signal: u32,
     pub mrenclave: String,
+    /// Whether it is listed after its end.
+    #[serde(default = "yes")]
+    keep: bool,
+}
+
+/// Older records have no `keep`.
+fn yes() -> bool {
+    true
 }
 
 #[derive(Serialize, Deserialize)]
@@ -109,6 +117,7 @@ impl Own {
             started: start_time(pid).unwrap_or(0),
             stop_signal: new.stop_signal,
             mrenclave: new.mrenclave,
+            keep,
         };
         write(&dir.join("container.json"), &record)?;
         Ok(Own { dir, keep })
@@ -257,6 +266,11 @@ fn all() -> Result<Vec<(Record, Status)>, Failure> {
         .filter_map(|entry| {
             let record: Record = read(&entry.path().join("container.json"))?;
             let status = record.status(&entry.path());
+            if status == Status::Killed && !record.keep {
+                // It could not do this itself.
+                let _ = fs::remove_dir_all(entry.path());
+                return None;
+            }
             Some((record, status))
         })
         .collect();

@@ -471,7 +471,6 @@ fn names(path: &std::path::Path) -> Vec<std::ffi::OsString> {
 }
 
 #[test]
-#[ignore = "passed once; the list of containers showed a killed one the other time"]
 fn killing_bulla_leaves_nothing() {
     if !only_enclave() {
         return;
