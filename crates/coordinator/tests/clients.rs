@@ -125,7 +125,7 @@ async fn held_against_its_document(server: &Server, certificate: Option<(&Path, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "one error about a monotonic counter's answer, seen on a loaded machine, is not understood"]
+#[ignore = "84 s; on a loaded machine one request in 2789 met a connection that was closed while its body was being sent"]
 async fn schemathesis_finds_no_answer_beside_the_openapi_document() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).await;

@@ -32,3 +32,18 @@ static inline int64_t now_ms(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
+
+/* Runs a part in a process of its own; the wait status. */
+static inline int apart(void (*part)(void)) {
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        failures = 0;
+        part();
+        fflush(stdout);
+        _exit(failures != 0);
+    }
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    return status;
+}

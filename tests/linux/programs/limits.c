@@ -31,21 +31,6 @@ static void drop_privileges(void) {
     CHECK(syscall(SYS_capset, &header, data) == 0);
 }
 
-/* Runs a part in a process of its own; the wait status. */
-static int apart(void (*part)(void)) {
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        failures = 0;
-        part();
-        fflush(stdout);
-        _exit(failures != 0);
-    }
-    int status = -1;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child);
-    return status;
-}
-
 static void descriptors(void) {
     close_range(3, ~0u, 0);
     limit(RLIMIT_NOFILE, 64);

@@ -22,20 +22,6 @@
 #define MADV_GUARD_REMOVE 103
 #endif
 
-static int apart(void (*part)(void)) {
-    fflush(stdout);
-    pid_t child = fork();
-    if (child == 0) {
-        failures = 0;
-        part();
-        fflush(stdout);
-        _exit(failures != 0);
-    }
-    int status = -1;
-    CHECK(child > 0 && waitpid(child, &status, 0) == child);
-    return status;
-}
-
 /* Answers `action` to one call and allows the others. */
 static int forbid(int number, unsigned action, int flags) {
     struct sock_filter code[] = {
