@@ -21,7 +21,13 @@ fn hash(parts: &[&[u8]]) -> [u8; 32] {
 
 /// Reads a key.
 pub fn read(path: &Path) -> Result<ImageKey, Failure> {
-    let failed = |error| Failure::new(format!("cannot read the key {}: {error}", path.display()));
+    let failed = |error| {
+        Failure::new(format!(
+            "cannot read the key {}: {error}; name the file with the image's key (for a new image \
+             make one with `head -c {SIZE} /dev/urandom > FILE`)",
+            path.display()
+        ))
+    };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(failed)?;
     file.take(SIZE as u64 + 1)

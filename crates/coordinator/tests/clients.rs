@@ -84,8 +84,11 @@ async fn a_marble_by_grpcio_and_openssl_gets_all_it_needs() {
 
 /// Every answer is as the document says, whatever is asked.
 async fn held_against_its_document(server: &Server, certificate: Option<(&Path, &Path)>) {
+    // It writes what it remembers into its working directory.
+    let place = tempfile::tempdir().unwrap();
     let mut command = Command::new(environment().join("schemathesis"));
     command
+        .current_dir(place.path())
         .arg("run")
         .arg(format!("https://{}/api/v2/openapi.json", server.client))
         .args([
