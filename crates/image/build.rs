@@ -12,6 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// Programs that one inner cargo builds.
@@ -155,6 +157,7 @@ fn main() {
             );
         }
     }
+    pieces(&out);
     for package in packages {
         for part in ["src", "Cargo.toml", "build.rs"] {
             let name = package.file_name().unwrap_or_default().to_string_lossy();
@@ -163,6 +166,18 @@ fn main() {
             }
         }
     }
+}
+
+/// Hashes the runtime's file in pieces, so that no start of a container has to.
+fn pieces(out: &Path) {
+    let runtime = out.join("bulla-runtime");
+    let file = fs::read(&runtime).unwrap_or_else(|e| panic!("{}: {e}", runtime.display()));
+    let hashes = file
+        .chunks_exact(bulla_abi::boot::HASH_PIECE as usize)
+        .flat_map(Sha256::digest);
+    let list = out.join("bulla-runtime.pieces");
+    fs::write(&list, hashes.collect::<Vec<u8>>())
+        .unwrap_or_else(|e| panic!("{}: {e}", list.display()));
 }
 
 fn variable(name: &str) -> OsString {

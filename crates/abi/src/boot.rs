@@ -9,6 +9,9 @@
 pub const HEADER_SYMBOL: &str = "BULLA_BOOT_HEADER";
 /// First field of the header ("bullaBH1", little endian).
 pub const MAGIC: u64 = u64::from_le_bytes(*b"bullaBH1");
+/// Every range in [`BootHeader::hashed`] is hashed in pieces of this many bytes; the last one of a
+/// range may be shorter.
+pub const HASH_PIECE: u64 = 64 << 10;
 /// Entries in each of the two tables.
 pub const RANGES_MAX: usize = 8;
 
@@ -51,7 +54,7 @@ pub struct BootHeader {
     /// Unmeasured memory that must be cleared. In the static layout the application's part and the
     /// heap are not listed: the runtime clears those pages when it hands them out.
     pub zeroed: [Range; RANGES_MAX],
-    /// SHA-256 of the ranges in `hashed`, concatenated.
+    /// SHA-256 of the SHA-256 of all pieces ([`HASH_PIECE`]) of the ranges in `hashed`, in order.
     pub hash: [u8; 32],
 }
 

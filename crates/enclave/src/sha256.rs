@@ -163,38 +163,61 @@ impl Sha256 {
     }
 }
 
-/// SHA-256 of `prefix` and `a`, and of `prefix` and `b`. Blocks of equal length are hashed at the same
-/// time: SHA256RNDS2 depends on the one before it, so a single hash leaves the unit idle half of the
-/// time.
+/// SHA-256 of `prefix` and `a`, and of `prefix` and `b`.
 pub fn pair(hints: u64, prefix: &[u8; 32], [a, b]: [&[u8]; 2]) -> [[u8; 32]; 2] {
     let mut both = [Sha256::new(hints), Sha256::new(hints)];
-    let mut rest = [a, b];
-    if both[0].hardware && a.len() == b.len() && a.len() >= 32 {
-        let whole = (a.len() - 32) & !63;
-        let mut first = [[0; 64]; 2];
-        for (block, bytes) in first.iter_mut().zip(rest) {
+    if a.len() >= 32 && b.len() >= 32 {
+        let first = [a, b].map(|bytes| {
+            let mut block = [0; 64];
             block[..32].copy_from_slice(prefix);
             block[32..].copy_from_slice(&bytes[..32]);
-        }
-        let [one, other] = &mut both;
-        for blocks in [
-            [&first[0][..], &first[1][..]],
-            [&a[32..][..whole], &b[32..][..whole]],
-        ] {
-            // SAFETY: as in `Sha256::compress`.
-            unsafe { compress_sha_ni([&mut one.state, &mut other.state], blocks) };
-        }
-        for (hash, bytes) in both.iter_mut().zip(&mut rest) {
-            hash.total = 64 + whole as u64;
-            *bytes = &bytes[32 + whole..];
-        }
+            block
+        });
+        update_both(&mut both, [&first[0], &first[1]]);
+        update_both(&mut both, [&a[32..], &b[32..]]);
     } else {
         both.iter_mut().for_each(|hash| hash.update(prefix));
-    }
-    for (hash, bytes) in both.iter_mut().zip(rest) {
-        hash.update(bytes);
+        update_both(&mut both, [a, b]);
     }
     both.map(Sha256::finish)
+}
+
+/// SHA-256 of the SHA-256 of all pieces of `ranges`, each cut into pieces of `len` bytes.
+pub fn of_pieces<'a>(
+    hints: u64,
+    ranges: impl IntoIterator<Item = &'a [u8]>,
+    len: usize,
+) -> [u8; 32] {
+    let mut outer = Sha256::new(hints);
+    let mut pieces = ranges.into_iter().flat_map(|range| range.chunks(len));
+    while let Some(first) = pieces.next() {
+        let mut both = [Sha256::new(hints), Sha256::new(hints)];
+        let second = pieces.next();
+        update_both(&mut both, [first, second.unwrap_or(&[])]);
+        let [first, other] = both.map(Sha256::finish);
+        outer.update(&first);
+        if second.is_some() {
+            outer.update(&other);
+        }
+    }
+    outer.finish()
+}
+
+/// Goes on with two hashes. Blocks of equal length are hashed at the same time: SHA256RNDS2 depends
+/// on the one before it, so a single hash leaves the unit idle half of the time.
+fn update_both(both: &mut [Sha256; 2], [mut a, mut b]: [&[u8]; 2]) {
+    let [one, other] = both;
+    if one.hardware && one.filled == 0 && other.filled == 0 {
+        let whole = a.len().min(b.len()) & !63;
+        let states = [&mut one.state, &mut other.state];
+        // SAFETY: as in `Sha256::compress`.
+        unsafe { compress_sha_ni(states, [&a[..whole], &b[..whole]]) };
+        one.total += whole as u64;
+        other.total += whole as u64;
+        (a, b) = (&a[whole..], &b[whole..]);
+    }
+    one.update(a);
+    other.update(b);
 }
 
 /// The compression function with the SHA extensions (SDM volume 2, SHA256RNDS2 and following), of `N`
@@ -323,6 +346,30 @@ mod tests {
             }
             let (a, b) = (&data[..64], &data[64..]);
             assert_eq!(pair(hints, &prefix, [a, b]), [expected(a), expected(b)]);
+        }
+    }
+
+    #[test]
+    fn pieces_agree_with_the_reference_whatever_their_number() {
+        let data: [u8; 900] = core::array::from_fn(|index| (index * 13 + 1) as u8);
+        let hardware = match std::is_x86_feature_detected!("sha") {
+            true => features::SHA,
+            false => 0,
+        };
+        for hints in [0, hardware] {
+            for first in [0, 1, 63, 128, 200, 300, 640] {
+                let (a, b) = data.split_at(first);
+                let expected: std::vec::Vec<u8> = a
+                    .chunks(128)
+                    .chain(b.chunks(128))
+                    .flat_map(reference)
+                    .collect();
+                assert_eq!(
+                    of_pieces(hints, [a, b], 128),
+                    reference(&expected),
+                    "{first}"
+                );
+            }
         }
     }
 }

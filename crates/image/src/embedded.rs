@@ -2,6 +2,7 @@
 //! compiler give equal bytes, wherever they are built.
 
 use crate::layout::{EnclaveImage, LayoutError, Options, layout_of};
+use crate::pieces::Known;
 use bulla_abi::config::Config;
 use bulla_abi::layout::LayoutKind;
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use bytes::Bytes;
 pub static BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
 /// ELF file of the runtime with the library OS.
 pub static RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
+/// SHA-256 of the whole pieces of [`RUNTIME`].
+static RUNTIME_PIECES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime.pieces"));
 /// ELF file of the agent, a static program that configurations with `[attestation.tls]` start with.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-agent"));
 
@@ -21,4 +24,30 @@ pub fn image(
 ) -> Result<EnclaveImage, LayoutError> {
     let [bootstrap, runtime] = [BOOTSTRAP, RUNTIME].map(Bytes::from_static);
     layout_of(bootstrap, runtime, config, kind, options)
+}
+
+/// What need not be hashed again when an enclave is laid out.
+pub(crate) fn known_pieces() -> Known<'static> {
+    let (hashes, _) = RUNTIME_PIECES.as_chunks();
+    Known {
+        file: RUNTIME,
+        hashes,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    #[test]
+    fn the_pieces_hash_to_what_the_build_wrote() {
+        let known = known_pieces();
+        let (pieces, _) = RUNTIME.as_chunks::<{ bulla_abi::boot::HASH_PIECE as usize }>();
+        assert!(pieces.len() > 8);
+        assert_eq!(known.hashes.len(), pieces.len());
+        for (hash, piece) in known.hashes.iter().zip(pieces) {
+            assert_eq!(*hash, Sha256::digest(piece)[..]);
+        }
+    }
 }

@@ -11,13 +11,13 @@
 //! - Equal input gives equal pages and an equal MRENCLAVE.
 
 use crate::elf::{ElfError, Pages, PagesContent, Program};
+use crate::pieces::{Known, Pieces};
 use bulla_abi::PAGE_SIZE;
 use bulla_abi::boot::{BootHeader, HEADER_SYMBOL, MAGIC, RANGES_MAX, Range};
 use bulla_abi::config::{Config, Insecure};
 use bulla_abi::layout::{self as map, LayoutKind, slot};
 use bulla_sgx::{Attributes, Measurement, SecInfo, Secs, Tcs, flags, misc, xfrm};
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 /// Kernel heap that a dynamic enclave starts with; it grows by EAUG. What the smallest program
 /// needs, and a whole huge page.
@@ -188,7 +188,7 @@ pub fn layout_of(
         content: Content::Data(padded(config_bytes)),
     };
 
-    let mut tables = Tables::default();
+    let mut tables = Tables::new(Pieces::new(known_pieces(), image_start));
     let mut runs = Vec::with_capacity(16 + runtime.len() + 5 * shape.slots as usize);
     runs.extend(shape.user_memory());
     let mut image_runs = Vec::with_capacity(runtime.len());
@@ -216,7 +216,7 @@ pub fn layout_of(
         user_end: shape.user_end,
         hashed: tables.hashed.ranges,
         zeroed: tables.zeroed.ranges,
-        hash: tables.hash.finalize().into(),
+        hash: tables.pieces.finish(),
         ..BootHeader::EMPTY
     };
     let entry = place_bootstrap(bootstrap, &boot, start + map::BOOTSTRAP_OFFSET, &mut runs)?;
@@ -348,30 +348,36 @@ impl Table {
 struct Tables {
     hashed: Table,
     zeroed: Table,
-    hash: Sha256,
-}
-
-impl Default for Tables {
-    fn default() -> Self {
-        Self {
-            hashed: Table::new("hashed"),
-            zeroed: Table::new("zeroed"),
-            hash: Sha256::new(),
-        }
-    }
+    pieces: Pieces<'static>,
 }
 
 impl Tables {
+    fn new(pieces: Pieces<'static>) -> Tables {
+        Tables {
+            hashed: Table::new("hashed"),
+            zeroed: Table::new("zeroed"),
+            pieces,
+        }
+    }
+
     /// Lists an unmeasured run.
     fn add(&mut self, run: &PageRun) -> Result<(), LayoutError> {
         match &run.content {
             Content::Data(bytes) => {
-                self.hash.update(bytes);
+                self.pieces.add(run.address, bytes);
                 self.hashed.add(run.address, run.len())
             }
             Content::Zero(_) => self.zeroed.add(run.address, run.len()),
         }
     }
+}
+
+/// The pieces of the embedded runtime, hashed when it was built.
+fn known_pieces() -> Option<Known<'static>> {
+    #[cfg(feature = "embedded")]
+    return Some(crate::embedded::known_pieces());
+    #[cfg(not(feature = "embedded"))]
+    None
 }
 
 fn padded(mut bytes: Vec<u8>) -> Bytes {

@@ -18,6 +18,7 @@ pub mod embedded;
 mod key;
 mod layout;
 pub mod manifest;
+mod pieces;
 mod sgxs;
 mod sign;
 mod sites;

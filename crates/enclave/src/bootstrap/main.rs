@@ -10,10 +10,10 @@
 use core::arch::global_asm;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use bulla_abi::boot::{BootHeader, Range};
+use bulla_abi::boot::{BootHeader, HASH_PIECE, Range};
 use bulla_abi::hostcall::{BootParams, HostCall};
 use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
-use bulla_enclave::sha256::Sha256;
+use bulla_enclave::sha256::of_pieces;
 
 /// Filled in by the image builder. Volatile reads only: the compiler sees the empty one.
 #[unsafe(no_mangle)]
@@ -127,13 +127,10 @@ extern "C" fn bootstrap_main(params: u64) -> u32 {
     } else {
         0
     };
-    let mut hash = Sha256::new(features);
-    for range in &header.hashed {
-        // SAFETY: the range is measured, hence what the image builder put there: pages of this
-        // enclave, readable, that no other code touches before `BOOTSTRAP_READY`.
-        hash.update(unsafe { slice(range) });
-    }
-    if hash.finish() != header.hash {
+    // SAFETY: the ranges are measured, hence what the image builder put there: pages of this
+    // enclave, readable, that no other code touches before `BOOTSTRAP_READY`.
+    let ranges = header.hashed.iter().map(|range| unsafe { slice(range) });
+    if of_pieces(features, ranges, HASH_PIECE as usize) != header.hash {
         return 0;
     }
     for range in &header.zeroed {
