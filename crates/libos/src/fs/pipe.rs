@@ -2,6 +2,9 @@
 //!
 //! A [`Pipe`] is a ring of bytes with counts of its two ends. Writes of up to PIPE_BUF bytes are
 //! atomic. User memory is copied through a small buffer on the kernel stack, never under the lock.
+//!
+//! A full pipe whose writer takes turns with another process (see [`crate::mm`]) grows instead of
+//! making it wait, up to what any process may ask for: each turn costs more than the copies.
 
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -11,7 +14,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::any::Any;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::file::{FileOps, OpenFile, flags};
 use super::inode::Metadata;
@@ -31,6 +34,11 @@ const CAPACITY: usize = 64 << 10;
 /// Largest capacity an unprivileged process may set (/proc/sys/fs/pipe-max-size).
 pub const CAPACITY_MAX: usize = 1 << 20;
 
+/// What pipes may have grown by themselves, all together.
+const GROWTH_MAX: usize = 16 << 20;
+/// By how much they have.
+static GROWTH: AtomicUsize = AtomicUsize::new(0);
+
 const READABLE: Events = Events::IN.union(Events::RDNORM);
 const WRITABLE: Events = Events::OUT.union(Events::WRNORM);
 
@@ -38,6 +46,10 @@ const WRITABLE: Events = Events::OUT.union(Events::WRNORM);
 struct State {
     bytes: VecDeque<u8>,
     capacity: usize,
+    /// Part of the capacity that nobody asked for; counted in [`GROWTH`].
+    growth: usize,
+    /// A process has chosen the capacity.
+    chosen: bool,
     readers: usize,
     writers: usize,
     /// Ends opened so far, so that an open that waits for the other side sees one come and go.
@@ -50,6 +62,34 @@ struct State {
 impl State {
     fn room(&self) -> usize {
         self.capacity - self.bytes.len()
+    }
+
+    /// Grows fourfold if there is room for that.
+    fn grow(&mut self) -> bool {
+        let wanted = (self.capacity * 4).min(CAPACITY_MAX);
+        let more = wanted.saturating_sub(self.capacity);
+        let fits = |all: usize| (all + more <= GROWTH_MAX).then_some(all + more);
+        let grown = !self.chosen
+            && more > 0
+            && GROWTH
+                .try_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+                .is_ok();
+        if grown {
+            self.capacity = wanted;
+            self.growth += more;
+        }
+        grown
+    }
+
+    fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity;
+        GROWTH.fetch_sub(core::mem::take(&mut self.growth), Ordering::Relaxed);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.set_capacity(0);
     }
 }
 
@@ -65,12 +105,11 @@ static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 impl Pipe {
     /// A pipe without ends.
     pub fn new(number: u64) -> Arc<Pipe> {
+        let mut state = State::default();
+        state.capacity = CAPACITY;
         Arc::new(Pipe {
             number,
-            state: SpinLock::new(State {
-                capacity: CAPACITY,
-                ..State::default()
-            }),
+            state: SpinLock::new(state),
             queue: WaitQueue::new(),
         })
     }
@@ -320,6 +359,16 @@ impl PipeEnd {
         })
     }
 
+    /// Makes room instead of waiting for a reader who would have to wait for this process.
+    fn grow(&self, thread: &Thread, file: &OpenFile) -> bool {
+        let grown =
+            !file.is_nonblocking() && thread.mm().takes_turns() && self.pipe.state.lock().grow();
+        if grown {
+            self.pipe.queue.wake(WRITABLE);
+        }
+        grown
+    }
+
     fn read_with(
         &self,
         thread: &Arc<Thread>,
@@ -390,6 +439,7 @@ impl PipeEnd {
                             Ok(written)
                         };
                     }
+                    None if self.grow(thread, file) => {}
                     None => {
                         let room = if whole { taken } else { 1 };
                         match self.wait_writable(thread, file, room) {
@@ -478,6 +528,9 @@ impl FileOps for PipeEnd {
             state.bytes = VecDeque::new();
             state.packets.clear();
             state.writers_ever = 0;
+            if !state.chosen {
+                state.set_capacity(CAPACITY);
+            }
         }
         drop(state);
         self.pipe.queue.wake(Events::HUP | Events::ERR);
@@ -521,7 +574,8 @@ pub fn set_capacity(file: &OpenFile, size: usize, privileged: bool) -> Result<us
     if state.bytes.len() > capacity {
         return Err(EBUSY);
     }
-    state.capacity = capacity;
+    state.set_capacity(capacity);
+    state.chosen = true;
     drop(state);
     end.pipe.queue.wake(WRITABLE);
     Ok(capacity)

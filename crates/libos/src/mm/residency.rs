@@ -142,6 +142,11 @@ pub(super) fn users_of(object: &Arc<SharedObject>) -> u64 {
 }
 
 impl Space {
+    /// Whether another process holds some of the same addresses.
+    pub fn takes_turns(&self) -> bool {
+        self.conflicted.load(Ordering::SeqCst)
+    }
+
     /// Gives the rest of a turn to whoever waits for it (sched_yield).
     pub fn give_way(&self) {
         if WAITING.load(Ordering::SeqCst) == 0 || !self.conflicted.load(Ordering::SeqCst) {
@@ -354,13 +359,8 @@ impl Space {
             state.saved.clear();
             state.program.execution = None;
         }
-        // Whoever waits gets the pages as they are: no need to free and commit them again.
-        let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;
-        if let Some(heir) = neighbours.iter().find(waits).filter(|_| was_resident) {
-            let others = heir.member.lock().neighbours.clone();
-            if others.iter().all(|other| !other.member.lock().resident) {
-                heir.make_resident(&mut guard);
-            }
+        if was_resident && let Some(heir) = heir(&neighbours) {
+            heir.make_resident(&mut guard);
         }
         for other in &neighbours {
             let mut member = other.member.lock();
@@ -450,6 +450,22 @@ fn reserves(state: &State, range: &Range<u64>) -> bool {
         .reserved
         .iter()
         .any(|part| part.start < range.end && range.start < part.end)
+}
+
+/// Who gets the pages of a space that ends as they are, so that they need not be removed and added
+/// again: the first who waits for them, else who has most to bring back, usually the parent in wait4.
+fn heir(neighbours: &[Arc<Space>]) -> Option<&Arc<Space>> {
+    let could = |other: &&Arc<Space>| {
+        let others = other.member.lock().neighbours.clone();
+        others.iter().all(|other| !other.member.lock().resident)
+    };
+    let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;
+    let saved = |other: &&Arc<Space>| other.state.lock().saved.len();
+    let mut able = neighbours.iter().filter(could);
+    able.clone()
+        .find(waits)
+        .or_else(|| able.by_ref().max_by_key(saved))
+        .filter(|heir| saved(heir) > 0)
 }
 
 /// Makes two spaces neighbours.

@@ -222,6 +222,9 @@ fn swap_saved(leaver: &mut State, comer: &mut State) {
 fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPage]) {
     let len = run.end - run.start;
     if !protection.contains(READ_WRITE) {
+        if protection.contains(Protection::READ) && is_run_equal(run, pages) {
+            return;
+        }
         let _ = platform().protect(run.start, len, READ_WRITE);
     }
     let _ = platform().fill(run.start, len, &mut |bytes| {
@@ -243,6 +246,18 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPag
     if !protection.contains(READ_WRITE) {
         let _ = platform().protect(run.start, len, protection);
     }
+}
+
+/// Whether live pages that can be read hold what is saved: constant data usually does, and then its
+/// protection need not change.
+fn is_run_equal(run: &Range<u64>, pages: &[&mut SavedPage]) -> bool {
+    let mut equal = true;
+    let read = platform().fill(run.start, run.end - run.start, &mut |bytes| {
+        let mut both = bytes.chunks_exact(PAGE_LEN).zip(pages);
+        equal = both.all(|(live, saved)| is_equal(live, saved));
+        Ok(())
+    });
+    read.is_ok() && equal
 }
 
 /// Whether two pages are equal: in blocks that the compiler compares with vectors, which is most of
