@@ -1,5 +1,6 @@
 /* Forked processes that stay: each keeps its own memory, all get on, what is shared is shared. */
 #include "check.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
@@ -217,6 +218,69 @@ static void scheduling(void) {
     CHECK(sched_setaffinity(0, sizeof all, &all) == 0);
 }
 
+static void on_alarm(int signal) {
+    (void)signal;
+}
+
+static unsigned char pattern(long at) {
+    return at * 7 + at / 4099;
+}
+
+static void drain(int me) {
+    long at = 0;
+    char block[30000];
+    ssize_t got;
+    while ((got = read(me, block, sizeof block)) > 0)
+        for (ssize_t i = 0; i < got; i++)
+            if ((unsigned char)block[i] != pattern(at++))
+                _exit(1);
+    _exit(at == 5 << 20 ? 0 : 2);
+}
+
+/* A pipe between processes that take turns holds what it says, and keeps the order. */
+static void pipes(void) {
+    int ends[2];
+    char *block = malloc(1 << 20);
+    CHECK(pipe(ends) == 0);
+    fflush(stdout);
+    pid_t child = fork();
+    if (child == 0) {
+        pause();
+        _exit(0);
+    }
+    CHECK(fcntl(ends[1], F_SETFL, O_NONBLOCK) == 0);
+    CHECK(write(ends[1], block, 1 << 20) == 65536);
+    CHECK(write(ends[1], block, 1) == -1 && errno == EAGAIN);
+    CHECK(fcntl(ends[1], F_GETPIPE_SZ) == 65536);
+    /* One whose size was chosen keeps it: the write waits until the alarm. */
+    CHECK(fcntl(ends[1], F_SETPIPE_SZ, 131072) == 131072);
+    CHECK(fcntl(ends[1], F_SETFL, 0) == 0);
+    struct sigaction action = {.sa_handler = on_alarm};
+    CHECK(sigaction(SIGALRM, &action, NULL) == 0);
+    alarm(1);
+    CHECK(write(ends[1], block, 1 << 20) == 65536);
+    CHECK(fcntl(ends[1], F_GETPIPE_SZ) == 131072);
+    CHECK(kill(child, SIGKILL) == 0 && waitpid(child, NULL, 0) == child);
+    close(ends[0]);
+    close(ends[1]);
+
+    CHECK(pipe(ends) == 0);
+    child = fork();
+    if (child == 0) {
+        close(ends[1]);
+        drain(ends[0]);
+    }
+    close(ends[0]);
+    for (long at = 0; at < 5 << 20; at += 1 << 20) {
+        for (long i = 0; i < 1 << 20; i++)
+            block[i] = pattern(at + i);
+        CHECK(write(ends[1], block, 1 << 20) == 1 << 20);
+    }
+    close(ends[1]);
+    reap(&child, 1);
+    free(block);
+}
+
 int main(void) {
     page = sysconf(_SC_PAGESIZE);
     shared = anonymous(sizeof *shared, MAP_SHARED);
@@ -227,5 +291,6 @@ int main(void) {
     synchronised();
     families();
     scheduling();
+    pipes();
     return finish("siblings");
 }

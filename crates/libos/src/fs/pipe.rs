@@ -580,3 +580,31 @@ pub fn set_capacity(file: &OpenFile, size: usize, privileged: bool) -> Result<us
     end.pipe.queue.wake(WRITABLE);
     Ok(capacity)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growth_ends_with_what_all_pipes_may_have_together() {
+        let mut pipes = Vec::new();
+        let mut grown = 0;
+        while grown <= GROWTH_MAX {
+            let pipe = Pipe::new(0);
+            while pipe.state.lock().grow() {}
+            let growth = pipe.state.lock().growth;
+            assert_eq!(pipe.state.lock().capacity, CAPACITY + growth);
+            pipes.push(pipe);
+            if growth == 0 {
+                break;
+            }
+            grown += growth;
+        }
+        assert!(grown <= GROWTH_MAX && grown > GROWTH_MAX - CAPACITY_MAX);
+        pipes.clear();
+        let pipe = Pipe::new(0);
+        assert!(pipe.state.lock().grow());
+        pipe.state.lock().chosen = true;
+        assert!(!pipe.state.lock().grow());
+    }
+}
