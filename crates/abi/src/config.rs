@@ -8,7 +8,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 /// Version of this structure; the runtime refuses any other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The configuration of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +98,17 @@ pub struct HostPolicy {
     pub resolver: bool,
     /// It may start further programs in the running container.
     pub exec: bool,
+    /// Secrets that it releases, and so knows: for development.
+    pub secrets: Vec<HostSecret>,
+}
+
+/// A secret of the environment whose value the host has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostSecret {
+    /// The variable.
+    pub variable: String,
+    /// What the host calls its value.
+    pub name: String,
 }
 
 /// An environment variable that the host may set.
@@ -126,6 +137,9 @@ pub enum MountKind {
     /// A protected volume: files that the host keeps but can neither read nor change. Volumes are
     /// numbered in the order of [`Config::mounts`], see [`crate::volume`].
     Volume { key: VolumeKey },
+    /// A directory of the host, which sees and may change all of it. Numbered in the order of
+    /// [`Config::mounts`], see [`crate::passthrough`].
+    InsecurePassthrough,
 }
 
 /// Where the key of a protected volume comes from.
@@ -214,6 +228,10 @@ pub enum Insecure {
     HostImageKey,
     /// The host's debugger is told what is mapped where, and waited for.
     Debugger,
+    /// The container uses files of the host as they are.
+    HostFiles,
+    /// The host gives secrets of the environment, and so knows them.
+    HostSecrets,
 }
 
 impl Config {

@@ -229,7 +229,44 @@ host_calls! {
     VolumeResize = 87,
     /// What was written to (object) is on disk when this returns.
     VolumeSync = 88,
+
+    /// The root of a passed-through directory (number): a place, see [`crate::passthrough`].
+    PassRoot = 96,
+    /// The object (directory, len of the name in the buffer): a place; `struct stat` in the buffer.
+    PassLookup = 97,
+    /// Opens (place, flags: access mode and O_DIRECTORY): a descriptor.
+    PassOpen = 98,
+    /// Makes (directory, st_mode, len of the name, len of a link's target): both in the buffer.
+    PassCreate = 99,
+    /// Removes (directory, len of the name, 1 for a directory).
+    PassRemove = 100,
+    /// Renames (directory, other directory, len of the name << 32 | len of the other, flags of
+    /// renameat2): both names in the buffer.
+    PassRename = 101,
+    /// Another name for (place, directory, len of the name).
+    PassLink = 102,
+    /// The target of the link (place): its length, the text in the buffer.
+    PassReadLink = 103,
+    /// Entries of (descriptor of a directory, offset or 0, room): bytes of `struct dirent64`.
+    PassReadDir = 104,
+    /// Changes (place, what: see [`crate::passthrough::change`], value, value).
+    PassChange = 105,
+    /// What was written to (descriptor) is on disk when this returns.
+    PassSync = 106,
+    /// fstatfs (place): block size, blocks, free blocks, files, free files as five u64.
+    PassStatistics = 107,
+
+    /// The next program that the host wants to start in the running container, as the bytes of an
+    /// [`ExecRequest`](crate::input::ExecRequest) in the buffer; its length, 0 when there is none.
+    ExecTake = 112,
+    /// A program that the host wanted (token) has ended: (status as `wait` reports it, or
+    /// [`EXEC_REFUSED`] and the length of the reason in the buffer).
+    ExecDone = 113,
 }
+
+/// Status of [`HostCall::ExecDone`] for a program that could not be started: with its exit code in
+/// the low byte.
+pub const EXEC_REFUSED: u64 = 1 << 32;
 
 /// Levels of [`HostCall::Log`].
 pub mod log_level {

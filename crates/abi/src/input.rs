@@ -37,6 +37,54 @@ pub struct HostInput {
     pub terminal: bool,
     /// The key of an encrypted image.
     pub image_key: Option<ImageKey>,
+    /// Secrets of the environment, by their names.
+    pub secrets: Vec<Secret>,
+}
+
+/// A secret's value as the host gives it.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret {
+    pub name: String,
+    pub value: Vec<u8>,
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({}, …)", self.name)
+    }
+}
+
+/// A program that the host wants to start in the running container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// The host's name for it, given back when it has ended.
+    pub token: u64,
+    pub arguments: Vec<Vec<u8>>,
+    /// `NAME=value`, after the container's own.
+    pub environment: Vec<Vec<u8>>,
+    /// `None`: the container's.
+    pub user: Option<String>,
+    /// `None`: the container's.
+    pub workdir: Option<Vec<u8>>,
+    /// The host's descriptors for its standard streams.
+    pub standard: [u32; 3],
+    /// They are a terminal.
+    pub terminal: bool,
+    /// Not a new program, but this signal for the running one of this token.
+    pub signal: u32,
+}
+
+impl ExecRequest {
+    /// The bytes that the loader passes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_allocvec(self).expect("an ExecRequest always serialises")
+    }
+
+    /// Reads it back; `None` when it is malformed.
+    pub fn from_bytes(bytes: &[u8]) -> Option<ExecRequest> {
+        let (request, rest) = postcard::take_from_bytes(bytes).ok()?;
+        rest.is_empty().then_some(request)
+    }
 }
 
 /// Why the host's input is refused.
@@ -53,6 +101,8 @@ pub enum Refused {
     Zero,
     NoImageKey,
     ImageKey,
+    NoSecret(String),
+    Secret(String),
 }
 
 impl fmt::Display for Refused {
@@ -99,6 +149,16 @@ impl fmt::Display for Refused {
             Refused::ImageKey => {
                 f.write_str("a key was given, but the image is not encrypted; leave --key-file out")
             }
+            Refused::NoSecret(name) => write!(
+                f,
+                "the secret {name} must be given; add `--secret {name}=FILE`"
+            ),
+            Refused::Secret(name) => write!(
+                f,
+                "the secret {name} was given, but the manifest takes no such one from the host; \
+                 leave it out, or build the image again with VARIABLE = {{ secret = {name:?}, \
+                 insecure_host = true }} under [environment]"
+            ),
             Refused::Zero => f.write_str("an argument or variable contains a zero byte"),
         }
     }
@@ -128,6 +188,7 @@ impl Config {
         }
         self.admit_arguments(input)?;
         self.admit_environment(input)?;
+        self.admit_secrets(input)?;
         if let Some(name) = &input.hostname {
             if !self.host.hostname && *name != self.hostname {
                 return Err(Refused::Hostname);
@@ -193,6 +254,25 @@ impl Config {
             Some(missing) => Err(Refused::Required(missing.name.clone())),
             None => Ok(()),
         }
+    }
+
+    fn admit_secrets(&mut self, input: &HostInput) -> Result<(), Refused> {
+        let known = |name: &str| self.host.secrets.iter().any(|secret| secret.name == name);
+        if let Some(other) = input.secrets.iter().find(|given| !known(&given.name)) {
+            return Err(Refused::Secret(other.name.clone()));
+        }
+        for secret in &self.host.secrets {
+            let mut given = input.secrets.iter();
+            let given = given.find(|given| given.name == secret.name);
+            let given = given.ok_or_else(|| Refused::NoSecret(secret.name.clone()))?;
+            if given.value.contains(&0) {
+                return Err(Refused::Zero);
+            }
+            let name = secret.variable.as_bytes();
+            self.env.retain(|known| name_of(known) != name);
+            self.env.push([name, b"=", &given.value[..]].concat());
+        }
+        Ok(())
     }
 
     fn admit_resolver(&mut self, input: &HostInput) -> Result<(), Refused> {

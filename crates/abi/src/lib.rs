@@ -7,6 +7,7 @@
 //!   [`pattern`]: what those checks compare with.
 //! - [`cpu`]: CPU features that a configuration may demand.
 //! - [`hostcall`]: what the enclave may ask of the host, and the memory both sides share.
+//! - [`passthrough`]: directories of the host that a container uses as they are.
 //! - [`sites`]: instructions of executable files that the runtime rewrites.
 //!
 //! Nothing here is trusted because of its type: the enclave copies every shared structure in once
@@ -22,6 +23,7 @@ pub mod cpu;
 pub mod hostcall;
 pub mod input;
 pub mod layout;
+pub mod passthrough;
 pub mod pattern;
 pub mod sites;
 pub mod volume;

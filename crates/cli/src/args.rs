@@ -49,6 +49,12 @@ pub enum Command {
     Stop(crate::containers::StopArguments),
     /// Send a signal to containers
     Kill(crate::containers::KillArguments),
+    /// Run another program in a running container
+    #[command(
+        after_help = EXEC_EXAMPLES,
+        override_usage = "bulla exec [OPTIONS] CONTAINER PROGRAM [ARGS]..."
+    )]
+    Exec(crate::exec::Arguments),
     /// Remove containers that have ended
     Rm(crate::containers::RmArguments),
     /// Wait for the end of a container and print its exit code
@@ -127,6 +133,16 @@ Examples:
   bulla run --platform emulated --stats python.tar -c 'print(1)'
   bulla run -e LOG=debug -w /srv --user app --rootfs ./root ./server --port 8080";
 
+const EXEC_EXAMPLES: &str = "\
+The container's measured configuration must let the host do that: `insecure_exec = true` in the
+manifest, or `bulla run --insecure-exec` without one. The program runs in the same enclave, beside
+the others.
+
+Examples:
+  bulla exec web ls /srv
+  bulla exec -it web sh
+  bulla exec -u app -w /srv -e LOG=debug web ./script";
+
 const MEASURE_EXAMPLES: &str = "\
 Takes the options of `bulla run`: what is measured includes the files, arguments, environment, user,
 working directory and limits. Needs no SGX.
@@ -178,6 +194,20 @@ pub struct Workload {
     /// The volumes' key, 32 bytes in a file, instead of the CPU's (insecure: this machine knows it)
     #[arg(long, value_name = "FILE")]
     pub insecure_volume_key: Option<PathBuf>,
+
+    /// Use a directory of this machine as it is (insecure: this machine sees and may change all of
+    /// it). Under a manifest with such a mount, says which directory
+    #[arg(long, value_name = "DIR:TARGET[:ro]")]
+    pub insecure_passthrough: Vec<OsString>,
+
+    /// The value of a secret that the manifest takes from this machine (`insecure_host = true`)
+    #[arg(long, value_name = "NAME=FILE")]
+    pub secret: Vec<OsString>,
+
+    /// Let this machine start further programs in the container (`bulla exec`; insecure: they see
+    /// all that the container sees)
+    #[arg(long)]
+    pub insecure_exec: bool,
 
     /// The key of an encrypted image (`bulla build --encrypt`), 32 bytes
     #[arg(long, value_name = "FILE")]

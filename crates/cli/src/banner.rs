@@ -60,6 +60,14 @@ pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
             "insecure_host key of a volume",
             "the host knows the key of a protected volume, so it can read and change its files",
         ),
+        Insecure::HostFiles => (
+            "insecure_passthrough mount",
+            "the host sees and may change all files of a directory that it shares",
+        ),
+        Insecure::HostSecrets => (
+            "insecure_host secret",
+            "the host knows a secret of the environment",
+        ),
         Insecure::Debugger => (
             "insecure_debugger",
             "whoever may debug this process reads and changes the container's memory",

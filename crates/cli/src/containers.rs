@@ -4,6 +4,7 @@
 //! ```text
 //! STATE/containers/ID/container.json   name, image, process; written before the enclave starts
 //! STATE/containers/ID/log              output of a container that was started with -d
+//! STATE/containers/ID/exec             socket of a container in which programs may be started
 //! STATE/containers/ID/exit.json        exit code; absent while it runs
 //! ```
 //! There is no daemon: a container is the `bulla run` process that holds its enclave. A process is
@@ -123,8 +124,14 @@ impl Own {
         Ok(Own { dir, keep })
     }
 
+    /// Where its files are.
+    pub fn directory(&self) -> &Path {
+        &self.dir
+    }
+
     /// The container has ended.
     pub fn finish(self, code: u8) {
+        let _ = fs::remove_file(self.dir.join("exec"));
         if !self.keep {
             let _ = fs::remove_dir_all(&self.dir);
         } else if let Err(failure) = write(&self.dir.join("exit.json"), &Exit { code }) {
@@ -519,6 +526,17 @@ pub fn wait(arguments: &WaitArguments) -> Result<(), Failure> {
     match record.status(&dir) {
         Status::Exited(code) => crate::print(&format!("{code}\n")),
         _ => crate::print("137\n"),
+    }
+}
+
+/// The directory of a container that runs.
+pub fn running(word: &str) -> Result<PathBuf, Failure> {
+    let (record, status) = find(word)?;
+    match status {
+        Status::Running => record.dir(),
+        status => Err(Failure::new(format!(
+            "the container {word} does not run ({status}); start it again with `bulla run`"
+        ))),
     }
 }
 

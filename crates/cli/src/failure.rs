@@ -22,6 +22,16 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// An error with another exit code.
+    pub fn with_code(code: u8, message: impl fmt::Display) -> Failure {
+        Failure {
+            code,
+            message: message.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

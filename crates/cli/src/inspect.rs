@@ -81,7 +81,12 @@ impl Confidential {
         for mount in &config.mounts {
             locked.push((
                 "mount",
-                format!("{} {:?}", shown(&mount.target), mount.kind),
+                format!(
+                    "{} {:?}{}",
+                    shown(&mount.target),
+                    mount.kind,
+                    if mount.read_only { ", read-only" } else { "" }
+                ),
             ));
         }
         for file in &config.files {
@@ -117,6 +122,10 @@ impl Confidential {
                 "programs",
                 "may be started in the container (bulla exec)".into(),
             ));
+        }
+        for secret in &config.host.secrets {
+            let text = format!("{} is the secret {}, a file", secret.variable, secret.name);
+            host.push(("secret", text));
         }
         let insecure = config.insecure.iter().map(|&option| {
             let (name, meaning) = crate::banner::insecure(option);

@@ -23,6 +23,7 @@ mod disclose;
 mod doctor;
 mod doctor_attestation;
 mod enclave;
+mod exec;
 mod failure;
 mod image_key;
 mod import;
@@ -73,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Kill(arguments) => (containers::kill(arguments).map(|()| 0), false),
         Command::Rm(arguments) => (containers::rm(arguments).map(|()| 0), false),
         Command::Wait(arguments) => (containers::wait(arguments).map(|()| 0), false),
+        Command::Exec(arguments) => (exec::run(arguments), false),
         Command::Start(arguments) => (start::run(arguments), false),
         Command::Manifest(arguments) => (manifest::run(arguments).map(|()| 0), false),
         Command::Coordinator(arguments) => (coordinator::run(arguments), false),

@@ -5,6 +5,7 @@ use crate::banner::{self, Start, Style};
 use crate::containers;
 use crate::debugger::Debugger;
 use crate::enclave;
+use crate::exec;
 use crate::failure::{BULLA_FAILED, Failure};
 use crate::platform;
 use crate::quoter;
@@ -189,6 +190,9 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
     if config.encryption.is_some() && prepared.input.image_key.is_none() {
         return Err(Failure::new(Refused::NoImageKey));
     }
+    if let Err(refused) = config.clone().admit(&prepared.input) {
+        return Err(Failure::new(refused));
+    }
     let options = Options {
         exinfo: features.exinfo,
         ..Options::default()
@@ -228,6 +232,11 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         containers::Own::register(new, &register.id, register.keep)
     });
     let own = own.transpose()?;
+    // Ready before anybody can know that the container runs.
+    let execs = match &own {
+        Some(own) if config.host.exec => Some(exec::listen(own.directory())?),
+        _ => None,
+    };
     let shown = prepared.rootfs.display();
     let rootfs = File::open(&prepared.rootfs)
         .map_err(|error| Failure::new(format!("cannot open {shown}: {error}")))?;
@@ -238,6 +247,8 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
     ));
     launch.rootfs = Some(rootfs);
     launch.volumes = prepared.volumes.open(config, &State::of_user())?;
+    launch.directories = prepared.volumes.open_directories(config)?;
+    launch.execs = execs;
     launch.input = prepared.input.to_bytes();
     launch.stats = how.stats;
     let mut leftover = None;

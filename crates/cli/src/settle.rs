@@ -7,7 +7,8 @@ use crate::agent;
 use crate::failure::Failure;
 use crate::workload::{DEFAULT_PATH, Draft, parse_size, stop_signal};
 use bulla_abi::config::{
-    Config, HostPolicy, HostVariable, Insecure, Mount, MountKind, Rootfs, VERSION, VolumeKey,
+    Config, HostPolicy, HostSecret, HostVariable, Insecure, Mount, MountKind, Rootfs, VERSION,
+    VolumeKey,
 };
 use bulla_image::manifest::{self, ArgumentMode, Manifest, MountType, Resolver, Variable};
 use bulla_oci::ImageConfig;
@@ -17,11 +18,6 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
     let memory = manifest.memory.as_deref().map(parse_size).transpose()?;
     let (argv, default_arguments, arguments) = arguments(manifest, image)?;
     let (env, environment) = environment(manifest, image)?;
-    if manifest.insecure_exec {
-        return Err(Failure::new(
-            "insecure_exec = true: this version of bulla has no `bulla exec` yet; take the key out",
-        ));
-    }
     let network = &manifest.network;
     let workdir = manifest.workdir.as_ref().unwrap_or(&image.workdir);
     let workdir = if workdir.is_empty() { "/" } else { workdir };
@@ -52,6 +48,7 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
             hostname: network.hostname_from_host,
             resolver: network.resolver == Resolver::Host,
             exec: manifest.insecure_exec,
+            secrets: host_secrets(manifest),
         },
         hosts: hosts.into_bytes(),
         mounts: mounts(manifest)?,
@@ -138,10 +135,10 @@ fn environment(
             Variable::Fixed(value) => set(name, value),
             Variable::Set(_) => removed.push(name),
             Variable::From(source) if source.secret.is_some() => {
-                if manifest.coordinator.is_none() {
+                if manifest.coordinator.is_none() && !source.insecure_host {
                     return Err(Failure::new(format!(
                         "environment.{name} is a secret, but the manifest has no [coordinator] \
-                         that could release it; add one"
+                         that could release it; add one, or for development insecure_host = true"
                     )));
                 }
                 removed.push(name);
@@ -167,6 +164,23 @@ fn environment(
     Ok((lines.collect(), from_host))
 }
 
+/// Secrets that the host gives.
+fn host_secrets(manifest: &Manifest) -> Vec<HostSecret> {
+    let mut secrets = Vec::new();
+    for (variable, source) in &manifest.environment {
+        if let Variable::From(source) = source
+            && source.insecure_host
+            && let Some(name) = &source.secret
+        {
+            secrets.push(HostSecret {
+                variable: variable.clone(),
+                name: name.clone(),
+            });
+        }
+    }
+    secrets
+}
+
 fn resolver_file(network: &manifest::Network) -> Vec<bulla_abi::config::FixedFile> {
     if network.resolver != Resolver::Fixed {
         return Vec::new();
@@ -184,6 +198,11 @@ fn resolver_file(network: &manifest::Network) -> Vec<bulla_abi::config::FixedFil
 fn insecure(manifest: &Manifest) -> Vec<Insecure> {
     let mut keys = manifest.mounts.iter().map(|mount| mount.key);
     let host_key = keys.any(|key| key == Some(manifest::VolumeKey::InsecureHost));
+    let passthrough = MountType::InsecurePassthrough;
+    let host_files = manifest
+        .mounts
+        .iter()
+        .any(|mount| mount.kind == passthrough);
     let options = [
         (manifest.insecure_host_faults, Insecure::HostFaults),
         (manifest.insecure_debug, Insecure::Debug),
@@ -192,6 +211,8 @@ fn insecure(manifest: &Manifest) -> Vec<Insecure> {
         (manifest.insecure_debugger, Insecure::Debugger),
         (manifest.insecure_exec, Insecure::Exec),
         (host_key, Insecure::HostKey),
+        (host_files, Insecure::HostFiles),
+        (!host_secrets(manifest).is_empty(), Insecure::HostSecrets),
     ];
     options
         .into_iter()
@@ -218,14 +239,7 @@ fn mounts(manifest: &Manifest) -> Result<Vec<Mount>, Failure> {
                     manifest::VolumeKey::InsecureHost => VolumeKey::InsecureHost,
                 },
             },
-            MountType::InsecurePassthrough => {
-                return Err(Failure::new(format!(
-                    "the mount of {} has type = \"insecure_passthrough\", which this version of \
-                     bulla does not offer yet; use type = \"volume\", or keep the data in a service \
-                     outside",
-                    mount.target
-                )));
-            }
+            MountType::InsecurePassthrough => MountKind::InsecurePassthrough,
         };
         Ok(Mount {
             target: mount.target.clone().into_bytes(),
@@ -318,11 +332,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_refused() {
-        let exec = settled("insecure_exec = true").unwrap_err();
-        assert!(exec.message.contains("no `bulla exec` yet"), "{exec}");
-        let error = settled("[[mounts]]\ntarget = \"/d\"\ntype = \"insecure_passthrough\"");
-        assert!(error.unwrap_err().message.contains("does not"));
+    fn insecure_options_are_named() {
+        let exec = settled("insecure_exec = true").unwrap();
+        assert!(exec.host.exec && exec.insecure == [Insecure::Exec]);
+        let mount =
+            "[[mounts]]\ntarget = \"/d\"\ntype = \"insecure_passthrough\"\nread_only = true";
+        let passed = settled(mount).unwrap();
+        assert_eq!(passed.insecure, [Insecure::HostFiles]);
+        assert_eq!(passed.mounts[0].kind, MountKind::InsecurePassthrough);
+        assert!(passed.mounts[0].read_only);
+        let secret = "[environment]\nA = { secret = \"s\", insecure_host = true }";
+        let secret = settled(secret).unwrap();
+        assert_eq!(secret.insecure, [Insecure::HostSecrets]);
+        assert_eq!(secret.host.secrets[0].name, "s");
+        // What the image says of it is not used.
+        assert!(!words(&secret.env).iter().any(|line| line.starts_with("A=")));
         let volume =
             settled("[[mounts]]\ntarget = \"/d\"\ntype = \"volume\"\nkey = \"insecure_host\"");
         let volume = volume.unwrap();

@@ -33,6 +33,9 @@ const OF_ENGINES: [&str; 8] = [
 /// Where an engine puts the key of an encrypted image, as a secret.
 const IMAGE_KEY: &str = "/run/secrets/bulla-image-key";
 
+/// Where it puts secrets of the environment, by their names.
+const SECRETS: &str = "/run/secrets";
+
 /// Starts the confidential image that it is part of
 #[derive(Debug, clap::Parser)]
 #[command(name = "bulla", version)]
@@ -122,5 +125,13 @@ fn input(config: &Config, words: &[OsString]) -> Result<HostInput, Failure> {
             Some(_) => Some(image_key::read(Path::new(IMAGE_KEY))?),
             None => None,
         },
+        secrets: policy
+            .secrets
+            .iter()
+            .map(|secret| {
+                let path = Path::new(SECRETS).join(&secret.name);
+                workload::read_secret(secret.name.clone(), &path)
+            })
+            .collect::<Result<_, _>>()?,
     })
 }

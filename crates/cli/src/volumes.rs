@@ -6,8 +6,9 @@
 use crate::failure::Failure;
 use crate::state::{State, hex};
 use bulla_abi::config::{Config, Mount, MountKind, VolumeKey};
+use bulla_abi::passthrough::MOUNTS_MAX;
 use bulla_abi::volume::{KEY_SIZE, VOLUMES_MAX};
-use bulla_loader::VolumeFiles;
+use bulla_loader::{PassedDirectory, VolumeFiles};
 use sha2::{Digest, Sha256};
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// The files of a volume; others make the directory somebody else's.
 const LOGS: [&str; 2] = ["log.0", "log.1"];
+/// The option for a directory that is used as it is.
+const PASSED: &str = "--insecure-passthrough";
 /// The anchor, where it lies beside them.
 const ANCHOR: &str = "anchor";
 
@@ -34,6 +37,8 @@ pub struct VolumeOption {
 #[derive(Clone, Debug, Default)]
 pub struct VolumeOptions {
     pub volumes: Vec<VolumeOption>,
+    /// Directories that the container uses as they are.
+    pub passed: Vec<VolumeOption>,
     pub key: Option<PathBuf>,
     /// Anchors lie beside the logs: inside a container of another engine nothing else stays.
     pub anchors_beside: bool,
@@ -44,7 +49,7 @@ impl VolumeOptions {
     pub fn parse(given: &[OsString], key: Option<&Path>) -> Result<VolumeOptions, Failure> {
         let volumes: Vec<VolumeOption> = given
             .iter()
-            .map(|text| parse(text))
+            .map(|text| parse("-v", text))
             .collect::<Result<_, _>>()?;
         for (at, volume) in volumes.iter().enumerate() {
             if volumes[..at]
@@ -62,9 +67,47 @@ impl VolumeOptions {
         }
         Ok(VolumeOptions {
             volumes,
+            passed: Vec::new(),
             key: key.map(Path::to_owned),
             anchors_beside: false,
         })
+    }
+
+    /// Adds `--insecure-passthrough`.
+    pub fn with_passed(mut self, given: &[OsString]) -> Result<VolumeOptions, Failure> {
+        for text in given {
+            let passed = parse(PASSED, text)?;
+            if !text.as_bytes().starts_with(b"/") && !text.as_bytes().starts_with(b".") {
+                return Err(Failure::new(format!(
+                    "{PASSED} {:?}: the directory of this machine starts with `/` or `.`",
+                    text.to_string_lossy()
+                )));
+            }
+            let other = &passed.target;
+            let within =
+                |a: &[u8], b: &[u8]| a.strip_prefix(b).is_some_and(|r| r.starts_with(b"/"));
+            let all = self.volumes.iter().chain(&self.passed);
+            if all.clone().any(|one| one.target == *other) {
+                return Err(Failure::new(format!(
+                    "{PASSED}: {} is given twice",
+                    String::from_utf8_lossy(other)
+                )));
+            }
+            if all.clone().any(|one| within(&one.target, other))
+                || self.passed.iter().any(|one| within(other, &one.target))
+            {
+                return Err(Failure::new(format!(
+                    "{PASSED}: nothing can be mounted below {}, a directory of the host; choose \
+                     another place",
+                    String::from_utf8_lossy(other)
+                )));
+            }
+            self.passed.push(passed);
+        }
+        if self.passed.len() > MOUNTS_MAX {
+            return Err(Failure::new(format!("{PASSED}: at most {MOUNTS_MAX}")));
+        }
+        Ok(self)
     }
 
     /// Inside a container of another engine: a volume is kept where the engine mounted its own at
@@ -75,8 +118,14 @@ impl VolumeOptions {
             target: mount.target.clone(),
             read_only: mount.read_only,
         });
+        let passed = passed_of(config).map(|mount| VolumeOption {
+            place: PathBuf::from(OsString::from_vec(mount.target.clone())),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        });
         VolumeOptions {
             volumes: volumes.collect(),
+            passed: passed.collect(),
             key: Some(PathBuf::from("/run/secrets/bulla-volume-key")),
             anchors_beside: true,
         }
@@ -94,13 +143,60 @@ impl VolumeOptions {
             read_only: volume.read_only,
             kind: MountKind::Volume { key },
         });
-        mounts.collect()
+        let passed = self.passed.iter().map(|passed| Mount {
+            target: passed.target.clone(),
+            read_only: passed.read_only,
+            kind: MountKind::InsecurePassthrough,
+        });
+        mounts.chain(passed).collect()
+    }
+
+    /// Which directory this machine gives for a target: `-v` does as well, as with Docker.
+    fn passed_for(&self, target: &[u8]) -> Option<&VolumeOption> {
+        let mut all = self.passed.iter().chain(&self.volumes);
+        all.find(|given| given.target == target)
+    }
+
+    /// Opens the directories of all passthrough mounts, in the configuration's order.
+    pub fn open_directories(&self, config: &Config) -> Result<Vec<PassedDirectory>, Failure> {
+        let mut all = Vec::new();
+        for mount in passed_of(config) {
+            let shown = String::from_utf8_lossy(&mount.target);
+            let given = self.passed_for(&mount.target).ok_or_else(|| {
+                Failure::new(format!(
+                    "the container uses a directory of this machine at {shown}, and none was \
+                     given; add {PASSED} DIR:{shown}"
+                ))
+            })?;
+            let read_only = mount.read_only || given.read_only;
+            let opened = PassedDirectory::open(&given.place, read_only).map_err(|error| {
+                Failure::new(format!(
+                    "cannot use the directory {} for {shown}: {error}",
+                    given.place.display()
+                ))
+            })?;
+            all.push(opened);
+        }
+        Ok(all)
     }
 
     /// Under a manifest the host only says where the volumes are kept.
     pub fn check(&self, config: &Config) -> Result<(), Failure> {
+        for passed in &self.passed {
+            let shown = String::from_utf8_lossy(&passed.target).into_owned();
+            if !passed_of(config).any(|mount| mount.target == passed.target) {
+                return Err(Failure::new(format!(
+                    "{PASSED}: mounts are locked, and the manifest has none of this kind at \
+                     {shown}; leave it out, or build the image again with [[mounts]] target = \
+                     \"{shown}\", type = \"insecure_passthrough\""
+                )));
+            }
+        }
         for volume in &self.volumes {
             let shown = String::from_utf8_lossy(&volume.target).into_owned();
+            if passed_of(config).any(|mount| mount.target == volume.target) {
+                continue;
+            }
             let found = volumes_of(config).find(|(mount, _)| mount.target == volume.target);
             let Some((mount, _)) = found else {
                 return Err(Failure::new(format!(
@@ -167,16 +263,22 @@ impl VolumeOptions {
 fn volumes_of(config: &Config) -> impl Iterator<Item = (&Mount, VolumeKey)> {
     config.mounts.iter().filter_map(|mount| match mount.kind {
         MountKind::Volume { key } => Some((mount, key)),
-        MountKind::Tmpfs { .. } => None,
+        MountKind::Tmpfs { .. } | MountKind::InsecurePassthrough => None,
     })
 }
 
-fn parse(text: &OsStr) -> Result<VolumeOption, Failure> {
+/// The passthrough mounts of a configuration.
+fn passed_of(config: &Config) -> impl Iterator<Item = &Mount> {
+    let passed = |mount: &&Mount| mount.kind == MountKind::InsecurePassthrough;
+    config.mounts.iter().filter(passed)
+}
+
+fn parse(option: &str, text: &OsStr) -> Result<VolumeOption, Failure> {
     let shown = text.to_string_lossy().into_owned();
     let mut parts = text.as_bytes().split(|&byte| byte == b':');
     let (Some(source), Some(target)) = (parts.next(), parts.next()) else {
         return Err(Failure::new(format!(
-            "-v {shown:?} names no place on this machine; write DIR:TARGET or NAME:TARGET"
+            "{option} {shown:?} names no place on this machine; write DIR:TARGET or NAME:TARGET"
         )));
     };
     let read_only = match (parts.next(), parts.next()) {
@@ -184,7 +286,7 @@ fn parse(text: &OsStr) -> Result<VolumeOption, Failure> {
         (Some(b"ro"), None) => true,
         _ => {
             return Err(Failure::new(format!(
-                "-v {shown:?}: the only options are `ro` and `rw`"
+                "{option} {shown:?}: the only options are `ro` and `rw`"
             )));
         }
     };
@@ -194,7 +296,7 @@ fn parse(text: &OsStr) -> Result<VolumeOption, Failure> {
     let system = [&b"proc"[..], b"sys", b"dev"].contains(parts.get(1).unwrap_or(&&b""[..]));
     if parts.len() < 2 || !parts[0].is_empty() || !parts[1..].iter().all(|p| plain(p)) || system {
         return Err(Failure::new(format!(
-            "-v {shown:?}: the target is an absolute path of the container, without `.` and `..`, \
+            "{option} {shown:?}: the target is an absolute path of the container, without `.` and `..`, \
              and not in /proc, /sys or /dev"
         )));
     }
@@ -204,7 +306,7 @@ fn parse(text: &OsStr) -> Result<VolumeOption, Failure> {
         let good = |byte: &u8| byte.is_ascii_alphanumeric() || b"_.-".contains(byte);
         if source.is_empty() || !source.iter().all(good) {
             return Err(Failure::new(format!(
-                "-v {shown:?}: a volume's name has letters, digits, `_`, `.` and `-`; a directory \
+                "{option} {shown:?}: a volume's name has letters, digits, `_`, `.` and `-`; a directory \
                  has a `/`"
             )));
         }
@@ -283,7 +385,7 @@ mod tests {
     use super::*;
 
     fn one(text: &str) -> Result<VolumeOption, Failure> {
-        parse(OsStr::new(text))
+        parse("-v", OsStr::new(text))
     }
 
     #[test]

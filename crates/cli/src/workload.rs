@@ -12,7 +12,7 @@ use crate::settle::settle;
 use crate::sign;
 use crate::volumes::VolumeOptions;
 use bulla_abi::config::{Config, FixedFile, HostPolicy, ImageKey, Insecure, Strace, VERSION};
-use bulla_abi::input::{HostInput, Refused};
+use bulla_abi::input::{HostInput, Refused, Secret};
 use bulla_abi::layout::{DEFAULT_SLOTS_STATIC, LayoutKind};
 use bulla_image::SigStruct;
 use bulla_image::manifest::Manifest;
@@ -108,8 +108,8 @@ impl Prepared {
         let digest = Digest::parse(&about.source_id);
         let input = input(&configs[0])?;
         match configs[0].clone().admit(&input) {
-            // To measure it the key is not needed; who starts it is told by `run::enter`.
-            Ok(_) | Err(Refused::NoImageKey) => {}
+            // To measure it keys and secrets are not needed; who starts it is told by `run::enter`.
+            Ok(_) | Err(Refused::NoImageKey | Refused::NoSecret(_)) => {}
             Err(refused) => return Err(Failure::new(refused)),
         }
         image_key::check(&configs[0], input.image_key.as_ref())?;
@@ -141,6 +141,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
     };
     let registry = workload.registry.options();
     let volumes = VolumeOptions::parse(&workload.volume, workload.insecure_volume_key.as_deref())?;
+    let volumes = volumes.with_passed(&workload.insecure_passthrough)?;
     let stored = match source.open(&registry)? {
         Opened::Plain(stored) => *stored,
         Opened::Built(built) => {
@@ -174,7 +175,10 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
         }
     };
     // What the enclave will refuse is better explained before it is built.
-    draft.config.clone().admit(&input).map_err(Failure::new)?;
+    match draft.config.clone().admit(&input) {
+        Ok(_) | Err(Refused::NoSecret(_)) => {}
+        Err(refused) => return Err(Failure::new(refused)),
+    }
     Ok(Prepared {
         configs: KINDS.map(|kind| draft.config(kind)),
         signatures: None,
@@ -216,6 +220,7 @@ pub fn from_options(
         insecure: insecure(workload),
         host: HostPolicy {
             resolver: workload.dns.is_empty(),
+            exec: workload.insecure_exec,
             ..HostPolicy::default()
         },
         hosts: added_hosts(&workload.add_host)?.into_bytes(),
@@ -238,6 +243,7 @@ pub fn from_options(
 fn ambient_input(workload: &Workload) -> Result<HostInput, Failure> {
     Ok(HostInput {
         image_key: key(workload)?,
+        secrets: secrets(workload)?,
         resolver: match workload.dns.is_empty() {
             true => std::fs::read("/etc/resolv.conf").ok(),
             false => None,
@@ -266,6 +272,7 @@ pub fn host_input(
         ),
         (workload.report, "--report", "insecure_report"),
         (workload.gdb, "--gdb", "insecure_debugger"),
+        (workload.insecure_exec, "--insecure-exec", "insecure_exec"),
         (
             workload.insecure_host_faults,
             "--insecure-host-faults",
@@ -301,7 +308,59 @@ pub fn host_input(
         hosts: added_hosts(&workload.add_host)?.into_bytes(),
         terminal: workload.tty,
         image_key: key(workload)?,
+        secrets: secrets(workload)?,
     })
+}
+
+/// Largest secret: it must fit into an environment.
+const SECRET_MAX: u64 = 64 << 10;
+
+/// `--secret NAME=FILE`; a line end at the end of the file, which editors add, is no part of it.
+fn secrets(workload: &Workload) -> Result<Vec<Secret>, Failure> {
+    let mut secrets = Vec::new();
+    for word in &workload.secret {
+        let shown = word.to_string_lossy();
+        let at = word.as_bytes().iter().position(|&byte| byte == b'=');
+        let at = at.filter(|&at| at > 0 && word.len() > at + 1);
+        let at = at.ok_or_else(|| {
+            Failure::new(format!("--secret {shown:?} names no file; write NAME=FILE"))
+        })?;
+        let name = String::from_utf8_lossy(&word.as_bytes()[..at]).into_owned();
+        let path = Path::new(OsStr::from_bytes(&word.as_bytes()[at + 1..]));
+        secrets.push(read_secret(name, path)?);
+    }
+    Ok(secrets)
+}
+
+/// Reads a secret's value.
+pub fn read_secret(name: String, path: &Path) -> Result<Secret, Failure> {
+    use std::io::Read;
+    let shown = path.display();
+    let mut value = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(SECRET_MAX + 1).read_to_end(&mut value))
+        .map_err(|error| {
+            Failure::new(format!("cannot read the secret {name} ({shown}): {error}"))
+        })?;
+    if value.len() as u64 > SECRET_MAX {
+        return Err(Failure::new(format!(
+            "the secret {name} ({shown}) has more than {} KiB; keep it in a protected volume",
+            SECRET_MAX >> 10
+        )));
+    }
+    if value.last() == Some(&b'\n') {
+        value.pop();
+    }
+    Ok(Secret { name, value })
+}
+
+/// `-e` of `bulla exec`.
+pub fn variables(words: &[OsString]) -> Result<Vec<Vec<u8>>, Failure> {
+    let mut env = Environment::default();
+    for word in words {
+        env.set_or_copy(word.as_bytes())?;
+    }
+    Ok(env.0)
 }
 
 fn key(workload: &Workload) -> Result<Option<ImageKey>, Failure> {
@@ -543,6 +602,12 @@ fn insecure(workload: &Workload) -> Vec<Insecure> {
     }
     if workload.report {
         insecure.push(Insecure::Report);
+    }
+    if !workload.insecure_passthrough.is_empty() {
+        insecure.push(Insecure::HostFiles);
+    }
+    if workload.insecure_exec {
+        insecure.push(Insecure::Exec);
     }
     if workload.insecure_volume_key.is_some() {
         insecure.push(Insecure::HostKey);

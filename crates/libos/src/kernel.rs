@@ -13,7 +13,7 @@ use crate::mm::Resolved;
 use crate::platform::platform;
 use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
-use crate::process::{exit, string_move, table};
+use crate::process::{exit, host_exec, string_move, table};
 use crate::signal::send::{Origin, to_group, to_process};
 use crate::signal::{self, SigInfo, info};
 use crate::{Registers, Result, Thread, syscall};
@@ -263,7 +263,10 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
             exit::finish(thread);
             return Next::Exit;
         }
-        if work.contains(Work::STOP) {
+        if work.contains(Work::HOST_EXEC) {
+            thread.clear_work(Work::HOST_EXEC);
+            host_exec::begin(thread, registers);
+        } else if work.contains(Work::STOP) {
             signal::deliver::rest(thread);
         } else if work.intersects(Work::SIGNAL | Work::RESTORE_MASK) {
             signal::deliver::deliver(thread, registers);
@@ -305,4 +308,9 @@ pub fn host_signals(mask: u64) -> Result<()> {
         to_process(&init, info, Origin::Host)?;
     }
     Ok(())
+}
+
+/// Takes the programs that the host wants to start, where it may.
+pub fn host_requests() {
+    host_exec::take_requests();
 }

@@ -48,7 +48,7 @@ pub mod testing;
 pub use errno::{Errno, Result};
 pub use kernel::{
     Kernel, Next, before_user, boot, handle_exception, handle_host_fault, handle_syscall,
-    host_signals, kernel,
+    host_requests, host_signals, kernel,
 };
 pub use platform::{Exception, Platform, platform};
 pub use process::thread::Thread;

@@ -38,7 +38,7 @@ impl Descriptors {
     }
 
     #[inline(always)]
-    fn has(&self, fd: u64) -> bool {
+    pub fn has(&self, fd: u64) -> bool {
         match self.made.get(fd as usize / 64) {
             Some(word) => word.load(Ordering::Relaxed) >> (fd % 64) & 1 == 1,
             None => false,

@@ -160,6 +160,7 @@ pub fn engine_with_hostile(seed: u64) -> (&'static Engine, &'static Fake) {
 fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine, &'static Fake) {
     let fake: &'static Fake = Box::leak(Box::new(Fake::new()));
     static MADE: Descriptors = Descriptors::new();
+    static READ_ONLY: Descriptors = Descriptors::new();
     let engine = Box::leak(Box::new(Engine {
         kind: LayoutKind::Dynamic,
         backend: Box::new(fake),
@@ -168,6 +169,9 @@ fn engine_with(standard: [i32; 3], hostile: Option<Hostile>) -> (&'static Engine
         standard: Standard::new(standard),
         quoter: None,
         volumes: Vec::new(),
+        directories: Vec::new(),
+        read_only: &READ_ONLY,
+        execs: None,
         debugger: None,
         hostile,
         log_level: 3,

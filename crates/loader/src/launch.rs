@@ -1,8 +1,8 @@
 //! Start and end of an enclave: load it, run slot 0, pass signals on, wait for its exit.
 
 use std::fs::File;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bulla_abi::hostcall::{BootParams, platform};
@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backend;
 use crate::descriptors::{Descriptors, Standard};
-use crate::host::{Debugger, Quoter, VolumeFiles};
+use crate::exec::Execs;
+use crate::host::{Debugger, PassedDirectory, Quoter, VolumeFiles};
 use crate::hostile::Hostile;
 use crate::stats::{self, Phase, Stats};
 use crate::sys::terminal::Settings;
@@ -36,6 +37,10 @@ pub struct Options {
     pub quoter: Option<Box<dyn Quoter>>,
     /// The files of protected volumes, in the order of the configuration.
     pub volumes: Vec<VolumeFiles>,
+    /// The directories of passthrough mounts, likewise.
+    pub directories: Vec<PassedDirectory>,
+    /// Programs that the host wants to start in the running container.
+    pub execs: Option<Arc<Execs>>,
     /// Who is told what is mapped where.
     pub debugger: Option<Box<dyn Debugger>>,
     /// The container uses the terminal behind its standard descriptors: SIGTSTP is forwarded, and
@@ -59,6 +64,8 @@ impl Options {
             log_level: 1,
             quoter: None,
             volumes: Vec::new(),
+            directories: Vec::new(),
+            execs: None,
             debugger: None,
             terminal: false,
             sites_trap: false,
@@ -108,6 +115,7 @@ pub struct Finished {
 
 static SLOTS: Slots = Slots::new();
 static MADE: Descriptors = Descriptors::new();
+static READ_ONLY: Descriptors = Descriptors::new();
 static LAUNCHED: AtomicBool = AtomicBool::new(false);
 
 /// Loads the enclave, runs it and returns when the container has ended.
@@ -152,6 +160,9 @@ pub fn launch(enclave: Enclave, options: Options) -> Result<Finished, Error> {
         standard: Standard::new(options.standard),
         quoter: options.quoter,
         volumes: options.volumes,
+        directories: options.directories,
+        read_only: &READ_ONLY,
+        execs: options.execs,
         debugger: options.debugger,
         hostile,
         log_level: options.log_level,
@@ -291,6 +302,8 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
             eprintln!("bulla: the container was asked {REQUESTS} times to end and goes on: killed");
             return Ok(ExitStatus::Signaled(libc::SIGKILL as u8));
         }
+        let waiting = |execs: &Arc<Execs>| execs.is_waiting();
+        let pending = pending || engine.execs.as_ref().is_some_and(waiting);
         engine.kick_again();
         // The first thread has been asked already: now all of them.
         let which = if limit == REMIND {

@@ -5,7 +5,7 @@
 //! call) and the user from a slow or untidy one.
 //!
 //! - [`backend`]: the platforms, `hardware` and `emulated`, behind one trait.
-//! - `host`: the host calls; `threads`: enclave threads and kicks; `launch`: start and end. The
+//! - `host`: the host calls; `exec`: programs that start later; `threads`: enclave threads and kicks; `launch`: start and end. The
 //!   same code for both platforms.
 //! - `sys`: every system call, and with `backend` the only unsafe code.
 #![deny(unsafe_code)]
@@ -15,6 +15,7 @@ pub mod backend;
 mod descriptors;
 mod enclave;
 mod error;
+mod exec;
 #[cfg(test)]
 #[allow(unsafe_code)] // the trait has an unsafe function
 mod fake;
@@ -33,7 +34,8 @@ mod tiny;
 
 pub use enclave::{Content, Enclave, PageRun};
 pub use error::Error;
-pub use host::{Debugger, Quoter, VolumeFiles};
+pub use exec::{Exec, ExecEnd, Execs};
+pub use host::{Debugger, PassedDirectory, Quoter, VolumeFiles};
 pub use launch::{ExitStatus, Finished, Options, launch};
 pub use stats::{Phase, Stats};
 pub use sys::dcap::{LibraryError, QuoteLibrary};

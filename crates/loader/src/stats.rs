@@ -11,7 +11,7 @@ use bulla_abi::hostcall::HostCall;
 use serde::{Deserialize, Serialize};
 
 /// Host call numbers are below this.
-pub const CALLS: usize = 96;
+pub const CALLS: usize = 128;
 
 /// A counter that one thread writes.
 #[derive(Default)]

@@ -17,7 +17,7 @@
 //! No locks but `end`, which nothing is called under.
 
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bulla_abi::hostcall::EnterReason;
 use bulla_abi::layout::{LayoutKind, SLOTS_MAX, tcs_address};
@@ -25,7 +25,8 @@ use bulla_abi::layout::{LayoutKind, SLOTS_MAX, tcs_address};
 use crate::Error;
 use crate::backend::{Backend, EnterLeaf, Outcome, Registers};
 use crate::descriptors::{Descriptors, Standard};
-use crate::host::{self, Debugger, Quoter, Reply, VolumeFiles};
+use crate::exec::Execs;
+use crate::host::{self, Debugger, PassedDirectory, Quoter, Reply, VolumeFiles};
 use crate::hostile::{Hostile, Tampered};
 use crate::launch::ExitStatus;
 use crate::stats::Counters;
@@ -154,6 +155,10 @@ pub struct Engine {
     pub standard: Standard,
     pub quoter: Option<Box<dyn Quoter>>,
     pub volumes: Vec<VolumeFiles>,
+    pub directories: Vec<PassedDirectory>,
+    /// Which of `made` may not be changed.
+    pub read_only: &'static Descriptors,
+    pub execs: Option<Arc<Execs>>,
     pub debugger: Option<Box<dyn Debugger>>,
     pub hostile: Option<Hostile>,
     pub log_level: u64,

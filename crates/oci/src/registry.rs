@@ -283,20 +283,26 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         let path = self.store.partial_path(digest);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path);
-        let mut file = file.map_err(Error::io(&path))?;
-        // Another process fetches the same blob: wait without blocking our own other fetches.
-        while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        if done(self.store) {
-            return Ok(());
-        }
+        let mut file = loop {
+            let file = File::options()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .open(&path);
+            let file = file.map_err(Error::io(&path))?;
+            // Another process fetches the same blob: wait without blocking our own other fetches.
+            while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            if done(self.store) {
+                return Ok(());
+            }
+            // It may have given up, and taken its file away.
+            if is_at(&file, &path) {
+                break file;
+            }
+        };
         let bar = self.bars.add(ProgressBar::new(size));
         let style =
             ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}");
@@ -451,6 +457,14 @@ impl<'a> Session<'a> {
         bar.finish_and_clear();
         pushed.map(drop).map_err(|error| self.failed(error))
     }
+}
+
+/// Whether a file still has this path.
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let number = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let there = std::fs::metadata(path).map(number).ok();
+    there.is_some() && there == file.metadata().map(number).ok()
 }
 
 /// What Docker's configuration knows for a registry.

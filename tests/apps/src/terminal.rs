@@ -40,7 +40,8 @@ impl Terminal {
         Terminal::run(program.command(side), side)
     }
 
-    fn run(command: Command, side: Side) -> Terminal {
+    /// The same for any command.
+    pub fn run(command: Command, side: Side) -> Terminal {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags).expect("a pseudo-terminal");
         grantpt(&master).expect("the right to the terminal");

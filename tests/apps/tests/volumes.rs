@@ -130,6 +130,28 @@ fn files_are_there_again_and_unreadable_outside() {
 }
 
 #[test]
+fn a_new_volume_has_owner_and_mode_of_the_directory_it_covers() {
+    let place = Place::new();
+    let stat = |target: &str| {
+        let volume = place.volume(&target.replace('/', "_"), target);
+        let words = ["stat", "-c", "%u:%g %a", target];
+        let output = place.run(&["-v", &volume], "redis", &words);
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let image = image("redis").rootfs;
+    for target in ["/var/lib/redis", "/tmp"] {
+        use std::os::unix::fs::MetadataExt;
+        let own = fs::metadata(image.join(&target[1..])).unwrap();
+        let own = format!("{}:{} {:o}\n", own.uid(), own.gid(), own.mode() & 0o7777);
+        assert_eq!(stat(target), own, "{target}");
+        // And when it is no longer new.
+        assert_eq!(stat(target), own, "{target}");
+    }
+    assert_eq!(stat("/not/there"), "0:0 755\n");
+}
+
+#[test]
 fn whatever_is_done_to_it_outside_is_noticed() {
     let place = Place::new();
     let (data, old) = (place.path("data"), place.path("old"));

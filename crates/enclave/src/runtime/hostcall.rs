@@ -40,6 +40,7 @@ pub fn take_signals() {
         // An error means that a signal had no receiver: nothing to do.
         let _ = bulla_libos::host_signals(mask as u64);
     }
+    bulla_libos::host_requests();
 }
 
 /// Address of `len` bytes at `offset` of this thread's data buffer.

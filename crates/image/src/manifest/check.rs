@@ -102,6 +102,28 @@ impl Manifest {
         }
         for (index, mount) in self.mounts.iter().enumerate() {
             check_mount(&format!("mounts[{index}]"), mount)?;
+            let earlier = &self.mounts[..index];
+            if earlier.iter().any(|other| other.target == mount.target) {
+                return Err(value(
+                    format!("mounts[{index}].target"),
+                    format!("something is mounted on {} already", mount.target),
+                ));
+            }
+            // Names there are the host's, and may go at any time.
+            let below = |other: &&Mount| {
+                let rest = mount.target.strip_prefix(&other.target);
+                other.kind == MountType::InsecurePassthrough
+                    && rest.is_some_and(|rest| rest.starts_with('/'))
+            };
+            if let Some(other) = self.mounts.iter().find(below) {
+                return Err(value(
+                    format!("mounts[{index}].target"),
+                    format!(
+                        "it is below {}, a directory of the host; mount it elsewhere",
+                        other.target
+                    ),
+                ));
+            }
         }
         Ok(())
     }
@@ -194,6 +216,16 @@ fn check_variable(name: &str, variable: &Variable) -> Result<(), ManifestError> 
             "pattern, default and required are for host = true only",
         ));
     }
+    if source.insecure_host && source.secret.is_none() {
+        return Err(value(key, "insecure_host is for secret = \"NAME\" only"));
+    }
+    if source
+        .secret
+        .as_deref()
+        .is_some_and(|name| name.is_empty() || name.contains('='))
+    {
+        return Err(value(key, "a secret's name is not empty and has no `=`"));
+    }
     if source.required && source.default.is_some() {
         return Err(value(key, "it cannot be required and have a default"));
     }
@@ -237,6 +269,9 @@ fn check_mount(key: &str, mount: &Mount) -> Result<(), ManifestError> {
             format!("{key}.mode"),
             format!("{:?} is not an octal mode", mount.mode),
         ));
+    }
+    if mount.kind != MountType::Tmpfs && mount.mode != default_mode() {
+        return Err(value(format!("{key}.mode"), "only a tmpfs has a mode"));
     }
     if mount.kind != MountType::Tmpfs && mount.size.is_some() {
         return Err(value(format!("{key}.size"), "only a tmpfs has a size"));
@@ -444,6 +479,20 @@ mod tests {
             (
                 "[[mounts]]\ntarget = \"/a\"\ntype = \"tmpfs\"\nkey = \"signer\"",
                 "only a volume",
+            ),
+            (
+                "[[mounts]]\ntarget = \"/a\"\ntype = \"insecure_passthrough\"\n[[mounts]]\ntarget = \
+                 \"/a/b\"\ntype = \"tmpfs\"",
+                "below /a",
+            ),
+            (
+                "[[mounts]]\ntarget = \"/a\"\ntype = \"volume\"\n[[mounts]]\ntarget = \"/a\"\n\
+                 type = \"tmpfs\"",
+                "already",
+            ),
+            (
+                "[environment]\nA = { host = true, insecure_host = true }",
+                "for secret",
             ),
             ("[[mounts]]\ntarget = \"/a\"\ntype = \"nfs\"", "nfs"),
         ] {

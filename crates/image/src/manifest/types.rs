@@ -109,8 +109,11 @@ pub struct VariableSource {
     pub default: Option<String>,
     /// The container does not start unless the host gives it.
     pub required: bool,
-    /// Name of the coordinator's secret that is its value.
+    /// Name of the secret that is its value: the coordinator releases it.
     pub secret: Option<String>,
+    /// Insecure: the host gives the secret, from a file (`bulla run --secret NAME=FILE`), and so
+    /// knows it.
+    pub insecure_host: bool,
 }
 
 /// Host name, name servers and /etc/hosts.
@@ -201,7 +204,7 @@ pub enum VolumeKey {
     InsecureHost,
 }
 
-fn default_mode() -> String {
+pub(super) fn default_mode() -> String {
     "1777".into()
 }
 

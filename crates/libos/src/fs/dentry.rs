@@ -113,6 +113,14 @@ impl Dentry {
         child
     }
 
+    /// A child that was just made: kept in the cache where names stay what they are.
+    pub fn keep(self: &Arc<Self>, name: &[u8], inode: Arc<dyn Inode>) -> Arc<Dentry> {
+        match self.inode.is_stable() {
+            true => self.insert(name, inode),
+            false => Self::uncached(self, name, inode),
+        }
+    }
+
     /// Takes a name away (unlink, rmdir, replaced by rename).
     pub fn forget(&self, name: &[u8]) {
         let child = self.children.lock().remove(name);

@@ -36,6 +36,16 @@ pub struct HostFile {
     terminal: Option<Arc<Terminal>>,
 }
 
+/// The three standard streams stay as long as the container; those that came with a program of
+/// the host's go with it, so that whoever reads them sees their end.
+impl Drop for HostFile {
+    fn drop(&mut self) {
+        if self.fd > 2 {
+            platform().host_call(HostCall::Close, [self.fd as u64, 0, 0, 0], None);
+        }
+    }
+}
+
 impl HostFile {
     /// Whether it is the container's terminal.
     pub fn is_terminal(&self) -> bool {
@@ -53,6 +63,17 @@ pub fn open_stream(fd: i32, terminal: bool) -> Option<Arc<HostFile>> {
     let is_terminal = terminal && mode & 0o170000 == 0o020000;
     let terminal = is_terminal.then(tty::host_terminal);
     Some(Arc::new(HostFile { fd, mode, terminal }))
+}
+
+/// A host descriptor that came with a program of the host's; `terminal` when it is one.
+pub fn open_passed(fd: i32, terminal: Option<Arc<Terminal>>) -> Option<Arc<HostFile>> {
+    let info = platform().host_call(HostCall::FdInfo, [fd as u64, 0, 0, 0], None);
+    let mode = u32::try_from(info >> 32).ok()?;
+    Some(Arc::new(HostFile {
+        fd,
+        mode,
+        terminal: terminal.filter(|_| mode & 0o170000 == 0o020000),
+    }))
 }
 
 /// /dev/console: the host's terminal.

@@ -19,6 +19,7 @@ use super::memfs::volume::Backing;
 use super::memfs::{Budget, DEVPTS_MAGIC, MemFs, OVERLAY_MAGIC, SYSFS_MAGIC, TMPFS_MAGIC};
 use super::mount::{self, MountSpec};
 use super::namei;
+use super::passthrough;
 use super::path::{Follow, Last, PathRef, Walk};
 use super::permission::Caller;
 use super::procfs;
@@ -137,13 +138,17 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     attach(&context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
     mount_system(&context).map_err(named("/sys"))?;
     write_cgroup(&context, config.memory).map_err(named("/sys/fs/cgroup"))?;
-    let mut volumes = 0;
+    let (mut volumes, mut directories) = (0, 0);
     for wanted in &config.mounts {
         let mounted = match wanted.kind {
             MountKind::Tmpfs { size, mode } => mount_tmpfs(&context, wanted, size, mode),
             MountKind::Volume { key } => {
                 volumes += 1;
                 mount_volume(&context, wanted, volumes - 1, key)
+            }
+            MountKind::InsecurePassthrough => {
+                directories += 1;
+                mount_passthrough(&context, wanted, directories - 1)
             }
         };
         mounted.map_err(named("a mount of the manifest"))?;
@@ -193,7 +198,10 @@ fn mount_tmpfs(context: &FsContext, wanted: &Mount, size: u64, mode: u32) -> Res
 /// directory could lose data.
 fn mount_volume(context: &FsContext, wanted: &Mount, number: u64, key: VolumeKey) -> Result<()> {
     let target = String::from_utf8_lossy(&wanted.target);
-    let backing = Backing::open(number, key, &target).map_err(|error| {
+    let over = Walk::new(Caller::KERNEL, context).find(&wanted.target, Follow::Yes);
+    let over = over.ok().filter(|over| over.inode().is_directory());
+    let over = over.map(|over| over.inode().metadata());
+    let backing = Backing::open(number, key, &target, over).map_err(|error| {
         let text = format!("the volume at {target} cannot be opened: {error}");
         platform().log(0, &text);
         EIO.because("a protected volume cannot be opened")
@@ -204,6 +212,19 @@ fn mount_volume(context: &FsContext, wanted: &Mount, number: u64, key: VolumeKey
     VOLUMES.lock().push(root.clone());
     let flags = configured_flags(wanted);
     attach(context, &wanted.target, Dentry::root(root), "volume", flags)
+}
+
+/// A directory of the host. Programs are not started from there: what runs is measured.
+fn mount_passthrough(context: &FsContext, wanted: &Mount, number: u64) -> Result<()> {
+    let root = passthrough::root(number).map_err(|error| {
+        let target = String::from_utf8_lossy(&wanted.target);
+        let text = format!("the host's directory for {target} cannot be used: {error:?}");
+        platform().log(0, &text);
+        error
+    })?;
+    let flags = configured_flags(wanted) | mount::flags::NOEXEC;
+    let kind = "passthrough";
+    attach(context, &wanted.target, Dentry::root(root), kind, flags)
 }
 
 /// The root directories of all volumes.

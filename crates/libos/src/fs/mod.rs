@@ -32,6 +32,7 @@ pub mod lower;
 pub mod memfs;
 pub mod mount;
 pub mod namei;
+pub mod passthrough;
 pub mod path;
 pub mod permission;
 pub mod pipe;

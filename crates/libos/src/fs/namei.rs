@@ -255,7 +255,7 @@ pub fn create_at(
     check_create(caller, directory, name)?;
     let owner = new_owner(caller, directory.inode(), node.kind(), mode);
     let inode = directory.inode().create(name, node, owner)?;
-    let dentry = directory.dentry.insert(name, inode);
+    let dentry = directory.dentry.keep(name, inode);
     drop(names);
     inotify::notify_child(directory.inode(), name, mask::CREATE, is_directory, 0);
     Ok(PathRef {
@@ -312,7 +312,7 @@ pub fn link(walk: &mut Walk<'_>, old: &PathRef, new: &[u8], from_fd: bool) -> Re
         return Err(ENOENT);
     }
     parent.directory.inode().link(name, inode)?;
-    parent.directory.dentry.insert(name, inode.clone());
+    parent.directory.dentry.keep(name, inode.clone());
     drop(names);
     inotify::notify_child(parent.directory.inode(), name, mask::CREATE, false, 0);
     inotify::notify_inode(inode, mask::ATTRIB);

@@ -463,11 +463,7 @@ pub fn lookup_locked(
         return Ok(child);
     }
     let inode = directory.inode().lookup(caller, name)?;
-    if directory.inode().is_stable() {
-        Ok(directory.insert(name, inode))
-    } else {
-        Ok(Dentry::uncached(directory, name, inode))
-    }
+    Ok(directory.keep(name, inode))
 }
 
 /// EACCES where a name may not be created because of what it is.

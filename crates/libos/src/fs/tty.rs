@@ -4,6 +4,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use alloc::vec::Vec;
 use spin::Once;
 
 use super::file::{FileOps, OpenFile};
@@ -11,6 +12,7 @@ use super::hooks::Background;
 use super::ioctl;
 use super::permission::Caller;
 use crate::errno::{ENOTTY, ENXIO, EPERM};
+use crate::sync::SpinLock;
 use crate::syscall::Context;
 use crate::user::UserPtr;
 use crate::{Result, Thread};
@@ -31,6 +33,47 @@ pub fn host_terminal() -> Arc<Terminal> {
     HOST.call_once(|| Arc::new(Terminal::default())).clone()
 }
 
+/// Terminals that came with programs of the host's (`bulla exec`).
+static PASSED: SpinLock<Vec<Passed>> = SpinLock::new(Vec::new());
+
+struct Passed {
+    terminal: Arc<Terminal>,
+    file: Arc<dyn FileOps>,
+}
+
+/// Makes such a terminal known, with the file that it is.
+pub fn add_passed(terminal: &Arc<Terminal>, file: Arc<dyn FileOps>) {
+    PASSED.lock().push(Passed {
+        terminal: terminal.clone(),
+        file,
+    });
+}
+
+/// It goes with its program.
+pub fn remove_passed(terminal: &Arc<Terminal>) {
+    let gone = {
+        let mut passed = PASSED.lock();
+        let found = passed
+            .iter()
+            .position(|other| Arc::ptr_eq(&other.terminal, terminal));
+        found.map(|at| passed.swap_remove(at))
+    };
+    drop(gone);
+}
+
+/// The terminal of the host's that controls a session.
+fn host_terminal_of(session: u32) -> Option<Arc<Terminal>> {
+    let host = host_terminal();
+    if session == 0 || host.session() == session {
+        return Some(host).filter(|_| session != 0);
+    }
+    let passed = PASSED.lock();
+    let found = passed
+        .iter()
+        .find(|passed| passed.terminal.session() == session);
+    found.map(|passed| passed.terminal.clone())
+}
+
 /// /dev/tty: the controlling terminal of the caller's session.
 pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
     let thread = caller.thread.ok_or(ENXIO)?;
@@ -41,13 +84,17 @@ pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
     if host_terminal().session() == session {
         return super::host::open_console(caller, 0);
     }
-    Err(ENXIO.because("no controlling terminal"))
+    let passed = PASSED.lock();
+    let found = passed
+        .iter()
+        .find(|passed| session != 0 && passed.terminal.session() == session);
+    let found = found.map(|passed| passed.file.clone());
+    found.ok_or(ENXIO.because("no controlling terminal"))
 }
 
 /// The controlling terminal of a session: its device number and foreground group.
 pub fn of_session(session: u32) -> Option<(u64, u32)> {
-    let host = host_terminal();
-    if session != 0 && host.session() == session {
+    if let Some(host) = host_terminal_of(session) {
         return Some((super::lower::make_device(5, 1), host.foreground()));
     }
     super::pty::of_session(session)

@@ -28,7 +28,7 @@ const NOT_FOUND: u8 = 127;
 /// Largest /etc/passwd or /etc/group that is read.
 const USERS_MAX: usize = 1 << 20;
 
-fn ours(message: String) -> BootError {
+pub fn ours(message: String) -> BootError {
     BootError {
         code: OURS,
         message,
@@ -40,47 +40,11 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     crate::trace::configure(config).map_err(|error| ours(format!("{error}")))?;
     crate::mm::accounting::set_limit(config.memory);
     let context = fs::init(config).map_err(|error| ours(error.message))?;
-    let passwd = read_file(&context, b"/etc/passwd");
-    let group = read_file(&context, b"/etc/group");
-    let user = users::resolve(&config.user, &passwd, &group).map_err(ours)?;
-    let credentials = Credentials::new(user.uid, user.gid, user.groups.clone());
-    crate::attestation::file::set_owner(user.uid, user.gid);
+    let user = user(&context, &config.user)?;
+    let credentials = user.credentials;
+    crate::attestation::file::set_owner(credentials.ruid, credentials.rgid);
     let environment = environment(config, user.home.as_deref());
-
-    let name = config
-        .argv
-        .first()
-        .filter(|name| !name.is_empty())
-        .ok_or_else(|| {
-            ours("the image names no program to start; set `argv` in the manifest".into())
-        })?;
-    let caller = Caller {
-        thread: None,
-        credentials: Some(&credentials),
-    };
-    let path = lookup(&environment, b"PATH")
-        .unwrap_or(program::DEFAULT_PATH)
-        .to_vec();
-    let path = &path[..];
-    let (file, found_at) = program::search(caller, &context, name, path)
-        .map_err(|error| not_startable(name, path, error))?;
-    let ids = [
-        credentials.ruid,
-        credentials.euid,
-        credentials.rgid,
-        credentials.egid,
-    ];
-    let program = Program {
-        file,
-        name: found_at.clone(),
-        arguments: config.argv.clone(),
-        environment,
-        ids,
-        secure: false,
-        stack_limit: super::limits::Limits::default().stack(),
-    };
-    let mut open = |path: &[u8]| program::find(caller, &context, path);
-    let loaded = elf::load(program, &mut open).map_err(|error| not_startable(name, path, error))?;
+    let (loaded, found_at) = load_program(config, &context, &credentials, environment)?;
 
     let files = fs::standard_files(config, &context)
         .map_err(|error| ours(format!("the standard streams cannot be opened: {error:?}")))?;
@@ -122,6 +86,67 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     Ok(thread)
 }
 
+/// A user with what a program of theirs needs.
+pub struct User {
+    pub credentials: Credentials,
+    pub home: Option<Vec<u8>>,
+}
+
+/// Resolves a user from the container's own files.
+pub fn user(context: &FsContext, name: &str) -> Result<User, BootError> {
+    let passwd = read_file(context, b"/etc/passwd");
+    let group = read_file(context, b"/etc/group");
+    let user = users::resolve(name, &passwd, &group).map_err(ours)?;
+    Ok(User {
+        credentials: Credentials::new(user.uid, user.gid, user.groups.clone()),
+        home: user.home,
+    })
+}
+
+/// Finds and loads the program of `config`; also the path where it was found.
+pub fn load_program(
+    config: &Config,
+    context: &FsContext,
+    credentials: &Credentials,
+    environment: Vec<Vec<u8>>,
+) -> Result<(elf::Loaded, Vec<u8>), BootError> {
+    let name = config
+        .argv
+        .first()
+        .filter(|name| !name.is_empty())
+        .ok_or_else(|| {
+            ours("the image names no program to start; set `argv` in the manifest".into())
+        })?;
+    let caller = Caller {
+        thread: None,
+        credentials: Some(credentials),
+    };
+    let path = lookup(&environment, b"PATH")
+        .unwrap_or(program::DEFAULT_PATH)
+        .to_vec();
+    let path = &path[..];
+    let (file, found_at) = program::search(caller, context, name, path)
+        .map_err(|error| not_startable(name, path, error))?;
+    let ids = [
+        credentials.ruid,
+        credentials.euid,
+        credentials.rgid,
+        credentials.egid,
+    ];
+    let program = Program {
+        file,
+        name: found_at.clone(),
+        arguments: config.argv.clone(),
+        environment,
+        ids,
+        secure: false,
+        stack_limit: super::limits::Limits::default().stack(),
+    };
+    let mut open = |path: &[u8]| program::find(caller, context, path);
+    let loaded = elf::load(program, &mut open).map_err(|error| not_startable(name, path, error))?;
+    Ok((loaded, found_at))
+}
+
 /// Registers at a program's first instruction.
 pub fn initial_registers(entry: u64, stack_pointer: u64) -> Registers {
     Registers {
@@ -157,7 +182,7 @@ fn lookup<'a>(environment: &'a [Vec<u8>], name: &[u8]) -> Option<&'a [u8]> {
 }
 
 /// What a container engine adds to the image's environment.
-fn environment(config: &Config, home: Option<&[u8]>) -> Vec<Vec<u8>> {
+pub fn environment(config: &Config, home: Option<&[u8]>) -> Vec<Vec<u8>> {
     let mut environment = config.env.clone();
     let mut add = |name: &[u8], value: &[u8]| {
         if lookup(&environment, name).is_none() {

@@ -124,10 +124,15 @@ fn process_end(thread: &Arc<Thread>, status: u32) {
         let _ = crate::fs::sync_volumes(thread);
         platform().exit(status);
     }
+    let of_host = super::host_exec::ended(process.pid, status);
     process.release_vfork_parent();
     release_children(process);
     let left_group = orphan_group(process);
-    announce(process, status);
+    if of_host {
+        drop(table::lock().reap(process.pid));
+    } else {
+        announce(process, status);
+    }
     process.ended.wake(Events::IN);
     for group in left_group {
         // POSIX: a newly orphaned group with a stopped member gets SIGHUP and SIGCONT.

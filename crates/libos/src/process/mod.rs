@@ -11,6 +11,7 @@ pub mod core_dump;
 pub mod credentials;
 pub mod exec;
 pub mod exit;
+pub mod host_exec;
 pub mod limits;
 pub mod pidfd;
 pub mod program;

@@ -29,6 +29,8 @@ bitflags::bitflags! {
         const STOP = 8;
         /// A system call asked for its saved signal mask to be restored (sigsuspend, ppoll).
         const RESTORE_MASK = 16;
+        /// A program of the host's is to be brought in (`process::host_exec`).
+        const HOST_EXEC = 32;
     }
 }
 

@@ -6,6 +6,7 @@ use super::{Arguments, Context, memory_limits};
 use crate::Result;
 use crate::errno::{EACCES, EBADF, EINVAL, ENODEV, ENOMEM, ENOSPC, EOPNOTSUPP, EOVERFLOW, EPERM};
 use crate::fs::file::OpenFile;
+use crate::fs::mount::flags::NOEXEC;
 use crate::mm::map::{Placement, Request, Source};
 use crate::mm::remap::{Keep, Move};
 use crate::mm::vma::FileBacking;
@@ -173,6 +174,10 @@ fn file_source(
     let inode = file.inode().cloned().ok_or(ENODEV)?;
     if !file.is_readable() {
         return Err(EACCES.because("the file was not opened for reading"));
+    }
+    let flags_of_mount = file.path.as_ref().map_or(0, |path| path.mount.flags());
+    if protection.contains(Protection::EXECUTE) && flags_of_mount & NOEXEC != 0 {
+        return Err(EPERM.because("the file system is mounted noexec"));
     }
     match inode.kind() {
         FileType::Regular => {}

@@ -7,9 +7,11 @@
 mod files;
 mod memory;
 mod network;
+mod passthrough;
 mod volumes;
 mod waits;
 
+pub use passthrough::PassedDirectory;
 pub use volumes::VolumeFiles;
 
 use bulla_abi::hostcall::{HostCall, log_level};
@@ -154,6 +156,20 @@ fn dispatch(call: &Call<'_>, kind: HostCall) -> Answer {
         HostCall::VolumeWrite => call.volume_write(),
         HostCall::VolumeResize => call.volume_resize(),
         HostCall::VolumeSync => call.volume_sync(),
+        HostCall::PassRoot => call.pass_root(),
+        HostCall::PassLookup => call.pass_lookup(),
+        HostCall::PassOpen => call.pass_open(),
+        HostCall::PassCreate => call.pass_create(),
+        HostCall::PassRemove => call.pass_remove(),
+        HostCall::PassRename => call.pass_rename(),
+        HostCall::PassLink => call.pass_link(),
+        HostCall::PassReadLink => call.pass_read_link(),
+        HostCall::PassReadDir => call.pass_read_directory(),
+        HostCall::PassChange => call.pass_change(),
+        HostCall::PassSync => call.pass_sync(),
+        HostCall::PassStatistics => call.pass_statistics(),
+        HostCall::ExecTake => call.exec_take(),
+        HostCall::ExecDone => call.exec_done(),
         HostCall::Log => call.log(),
         // Handled by the caller.
         HostCall::Resume | HostCall::Exit | HostCall::Panic | HostCall::ThreadExit => Ok(0),
@@ -188,6 +204,30 @@ impl Call<'_> {
                 _ => "debug: ",
             };
             eprintln!("bulla: {label}{}", self.text(len)?);
+        }
+        Ok(0)
+    }
+
+    /// ExecTake: the length of the next request, or 0.
+    fn exec_take(&self) -> Answer {
+        let made = |fd| self.made(fd).is_ok();
+        let Some(bytes) = self
+            .engine
+            .execs
+            .as_ref()
+            .and_then(|execs| execs.take(made))
+        else {
+            return Ok(0);
+        };
+        self.data(bytes.len() as u64)?.put(0, &bytes);
+        Ok(bytes.len() as u64)
+    }
+
+    /// ExecDone(token, status, length of a reason).
+    fn exec_done(&self) -> Answer {
+        let [token, status, len, _] = self.arguments;
+        if let Some(execs) = &self.engine.execs {
+            execs.done(token, status, || self.text(len).unwrap_or_default());
         }
         Ok(0)
     }
@@ -270,4 +310,4 @@ impl Call<'_> {
     }
 }
 
-const _: () = assert!(CALLS > HostCall::VolumeSync as usize);
+const _: () = assert!(CALLS > HostCall::ExecDone as usize);

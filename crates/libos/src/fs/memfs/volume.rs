@@ -28,7 +28,7 @@ use super::{MemFs, cache};
 use crate::attestation::own_report;
 use crate::errno::{EIO, ENOENT};
 use crate::fs::dentry::namespace;
-use crate::fs::inode::{FileType, Inode, Time};
+use crate::fs::inode::{FileType, Inode, Metadata, Time};
 use crate::fs::lower::{LowerMetadata, LowerNode, Visit};
 use crate::platform::platform;
 use crate::sync::SpinLock;
@@ -166,11 +166,13 @@ struct Written {
 }
 
 impl Backing {
-    /// Opens the volume of this number, or makes it where the host has none.
+    /// Opens the volume of this number, or makes it where the host has none: then its root has the
+    /// owner and mode of `over`, the image's directory that it covers.
     pub fn open(
         number: u64,
         key: VolumeKey,
         target: &str,
+        over: Option<Metadata>,
     ) -> core::result::Result<Arc<Backing>, VolumeError> {
         let own = own_report().map_err(|_| VolumeError::Host)?;
         let fresh = KeyParameters {
@@ -182,7 +184,9 @@ impl Backing {
         let now = Time::now();
         let stamp = (now.seconds, now.nanoseconds);
         let root = vault::Attributes {
-            mode: FileType::Directory.mode() | 0o755,
+            mode: FileType::Directory.mode() | over.map_or(0o755, |over| over.mode & 0o7777),
+            uid: over.map_or(0, |over| over.uid),
+            gid: over.map_or(0, |over| over.gid),
             links: 2,
             modified: stamp,
             changed: stamp,
