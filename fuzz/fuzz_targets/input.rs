@@ -2,12 +2,13 @@
 #![no_main]
 
 use bulla_abi::config::{Config, HostPolicy, HostVariable};
-use bulla_abi::input::HostInput;
+use bulla_abi::input::{ExecRequest, HostInput};
 use bulla_abi::pattern;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: (&[u8], &str)| {
     let (bytes, text) = data;
+    let _ = ExecRequest::from_bytes(bytes);
     let Some(input) = HostInput::from_bytes(bytes) else {
         return;
     };
@@ -27,6 +28,7 @@ fuzz_target!(|data: (&[u8], &str)| {
             hostname: true,
             resolver: true,
             exec: false,
+            secrets: Vec::new(),
         },
         ..Config::default()
     };

@@ -412,6 +412,54 @@ mod tests {
     use crate::config::HostVariable;
     use alloc::vec;
 
+    #[test]
+    fn secrets_come_where_they_are_wanted() {
+        use crate::config::HostSecret;
+        let mut config = config(HostPolicy {
+            secrets: vec![HostSecret {
+                variable: "A".into(),
+                name: "db".into(),
+            }],
+            ..HostPolicy::default()
+        });
+        config.env = bytes(&["A=image", "B=1"]);
+        let given = |name: &str, value: &[u8]| HostInput {
+            secrets: vec![Secret {
+                name: name.into(),
+                value: value.to_vec(),
+            }],
+            ..HostInput::default()
+        };
+        let admitted = config.clone().admit(&given("db", b"x=y")).unwrap();
+        assert_eq!(admitted.env, bytes(&["B=1", "A=x=y"]));
+        for (input, refused) in [
+            (HostInput::default(), Refused::NoSecret("db".into())),
+            (given("other", b"x"), Refused::Secret("other".into())),
+            (given("db", b"a\0b"), Refused::Zero),
+        ] {
+            assert_eq!(config.clone().admit(&input), Err(refused));
+        }
+        // Neither a dump of the input nor a refusal shows a value.
+        assert!(!format!("{:?}", given("db", b"value")).contains("118"));
+        assert!(!format!("{:?}", given("db", b"value")).contains("value"));
+    }
+
+    #[test]
+    fn requests_read_back_as_they_were() {
+        let request = ExecRequest {
+            token: 7,
+            arguments: bytes(&["sh", "-c"]),
+            standard: [3, 4, 5],
+            terminal: true,
+            ..ExecRequest::default()
+        };
+        let mut written = request.to_bytes();
+        assert_eq!(ExecRequest::from_bytes(&written), Some(request));
+        written.push(0);
+        assert_eq!(ExecRequest::from_bytes(&written), None);
+        assert_eq!(ExecRequest::from_bytes(&[0xff; 9]), None);
+    }
+
     fn bytes(words: &[&str]) -> Vec<Vec<u8>> {
         words.iter().map(|word| word.as_bytes().to_vec()).collect()
     }

@@ -37,7 +37,9 @@ impl Place {
             for entry in fs::read_dir(dir).unwrap().flatten() {
                 match entry.file_type().unwrap().is_dir() {
                     true => walk(&entry.path(), found),
-                    false if entry.file_name() == "rootfs.img" => found.push(entry.path()),
+                    false if entry.path().extension().is_some_and(|end| end == "img") => {
+                        found.push(entry.path());
+                    }
                     false => {}
                 }
             }

@@ -44,12 +44,16 @@ impl Place {
     }
 
     fn run(&self, options: &[&str], words: &[&str]) -> Output {
-        let rootfs = image("busybox").rootfs;
+        let busybox = image("busybox");
         let platform = platform_options();
         let mut all = vec!["run"];
         all.extend(platform.iter().map(String::as_str));
         all.extend(options);
-        all.extend(["--rootfs", rootfs.to_str().unwrap()]);
+        match words.is_empty() {
+            // Under a manifest.
+            true => all.push(busybox.archive.to_str().unwrap()),
+            false => all.extend(["--rootfs", busybox.rootfs.to_str().unwrap()]),
+        }
         all.extend(words);
         self.bulla(&all)
     }
@@ -241,8 +245,11 @@ fn a_manifest_says_which_directories_the_host_gives() {
 fn programs_are_started_in_a_running_container() {
     let place = Place::new();
     let options = ["--insecure-exec", "-e", "A=container", "-w", "/tmp"];
-    let script = "echo $$ > /tmp/pid; mkdir -p /srv; exec busybox sleep 1000";
+    let script = "echo $$ > /tmp/pid; mkdir -p /srv; echo ready; exec busybox sleep 1000";
     let container = place.start("box", &options, script);
+    while !container.logs().contains("ready") {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     // The same files, the same processes, its own environment and directory.
     let seen = container.exec(&[
         "--",
@@ -417,7 +424,16 @@ fn secrets_come_from_files_in_development() {
     let image = place.path("app.tar").display().to_string();
     let archive = bulla_test_apps::image("busybox").archive;
     let archive = archive.to_str().unwrap();
-    let words = ["build", archive, "--manifest", &manifest, "-o", &image];
+    let words = [
+        "build",
+        archive,
+        "-t",
+        "s:1",
+        "--manifest",
+        &manifest,
+        "-o",
+        &image,
+    ];
     out(place.bulla(&words));
     let shown = out(place.bulla(&["inspect", &image]));
     assert!(

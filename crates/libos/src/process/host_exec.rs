@@ -51,7 +51,7 @@ static ENTRIES: SpinLock<Vec<Entry>> = SpinLock::new(Vec::new());
 
 /// Takes what the host asks for, if it may ask at all.
 pub fn take_requests() {
-    if !kernel().config.host.exec {
+    if !kernel().config.host.exec || table::process(1).is_none() {
         return;
     }
     while let Some(request) = take() {
