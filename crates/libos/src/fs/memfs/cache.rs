@@ -40,6 +40,12 @@ pub fn set_limit(bytes: u64) {
     LIMIT.store(bytes, Ordering::Relaxed);
 }
 
+/// Whether a file of this size is worth keeping when it is read from end to end. The pages of one
+/// that fills the cache would be gone before they are read again, and all others with them.
+pub fn is_worth_keeping(size: u64) -> bool {
+    size <= LIMIT.load(Ordering::Relaxed) / 2
+}
+
 fn shard(key: &Key) -> &'static SpinLock<Shard> {
     // Pages of a run go to different shards.
     let mixed = key.0.inode.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
@@ -110,6 +116,13 @@ pub fn forget(file: FileId, first: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_fill_the_cache_is_not_kept() {
+        let limit = LIMIT.load(Ordering::Relaxed);
+        assert!(is_worth_keeping(0) && is_worth_keeping(limit / 2));
+        assert!(!is_worth_keeping(limit / 2 + 1));
+    }
 
     #[test]
     fn pages_in_use_stay() {

@@ -104,10 +104,12 @@ impl Node {
         }
         let mut bounce = vec![0u8; run * PAGE as usize];
         let read = lower.read_at(start, &mut bounce)?;
-        for (number, bytes) in bounce[..read].chunks(PAGE as usize).enumerate() {
-            let mut page = Page([0; PAGE as usize]);
-            page.0[..bytes.len()].copy_from_slice(bytes);
-            cache::insert(self.id(), index + number as u64, Arc::new(page));
+        if cache::is_worth_keeping(lower.metadata().size) {
+            for (number, bytes) in bounce[..read].chunks(PAGE as usize).enumerate() {
+                let mut page = Page([0; PAGE as usize]);
+                page.0[..bytes.len()].copy_from_slice(bytes);
+                cache::insert(self.id(), index + number as u64, Arc::new(page));
+            }
         }
         to.put(&bounce[from..read.min(from + len).max(from)])
     }
