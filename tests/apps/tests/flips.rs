@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 
 /// Reads every byte of every file, and every name and attribute.
 const READ_ALL: &str = "find / -xdev -exec stat -c '%n %s %a' {} + > /tmp/names || exit 3
-    find / -xdev -type l -exec readlink {} + > /dev/null || exit 3
+    find / -xdev -type l -exec readlink {} \\; > /dev/null || exit 3
     find / -xdev -type f -exec cat {} + > /dev/null || exit 3; echo all read";
 
 struct Place {

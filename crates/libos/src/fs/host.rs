@@ -76,8 +76,11 @@ pub fn open_passed(fd: i32, terminal: Option<Arc<Terminal>>) -> Option<Arc<HostF
     }))
 }
 
-/// /dev/console: the host's terminal.
-pub fn open_console(_caller: &Caller<'_>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+/// /dev/console: the host's terminal; for a program of the host's, the one that it came with.
+pub fn open_console(caller: &Caller<'_>, _flags: u32) -> Result<Arc<dyn FileOps>> {
+    if let Some(passed) = caller.thread.and_then(|thread| tty::passed_to(thread)) {
+        return Ok(passed);
+    }
     if !crate::fs::has_terminal() {
         return Err(ENXIO.because("the container has no terminal"));
     }

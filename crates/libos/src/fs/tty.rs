@@ -74,6 +74,16 @@ fn host_terminal_of(session: u32) -> Option<Arc<Terminal>> {
     found.map(|passed| passed.terminal.clone())
 }
 
+/// The terminal that came with a program of the host's and controls the session of `thread`.
+pub fn passed_to(thread: &Thread) -> Option<Arc<dyn FileOps>> {
+    let session = super::hooks::session(thread);
+    let passed = PASSED.lock();
+    let found = passed
+        .iter()
+        .find(|passed| session != 0 && passed.terminal.session() == session);
+    found.map(|passed| passed.file.clone())
+}
+
 /// /dev/tty: the controlling terminal of the caller's session.
 pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
     let thread = caller.thread.ok_or(ENXIO)?;
@@ -84,12 +94,7 @@ pub fn open_controlling(caller: &Caller<'_>) -> Result<Arc<dyn FileOps>> {
     if host_terminal().session() == session {
         return super::host::open_console(caller, 0);
     }
-    let passed = PASSED.lock();
-    let found = passed
-        .iter()
-        .find(|passed| session != 0 && passed.terminal.session() == session);
-    let found = found.map(|passed| passed.file.clone());
-    found.ok_or(ENXIO.because("no controlling terminal"))
+    passed_to(thread).ok_or(ENXIO.because("no controlling terminal"))
 }
 
 /// The controlling terminal of a session: its device number and foreground group.

@@ -116,6 +116,10 @@ fn start(request: ExecRequest) -> Result<()> {
     };
     let files = FdTable::default();
     let mut streams = Vec::new();
+    let root = init.fs().copy();
+    root.set_root(crate::fs::root().cloned().unwrap_or(root.root()));
+    let console = Walk::new(Caller::KERNEL, &root).find(b"/dev/console", Follow::Yes);
+    let console = console.ok();
     let terminal = request.terminal.then(|| Arc::new(tty::Terminal::default()));
     for (at, fd) in request.standard.iter().enumerate() {
         let access = match (request.terminal, at) {
@@ -126,7 +130,9 @@ fn start(request: ExecRequest) -> Result<()> {
         let fd = i32::try_from(*fd).map_err(|_| crate::errno::EBADF)?;
         let stream = host::open_passed(fd, terminal.clone()).ok_or(crate::errno::EBADF)?;
         streams.push(stream.clone());
-        files.add(OpenFile::new(stream, access), false, usize::MAX)?;
+        // By a name, so that ttyname(3) finds it.
+        let path = console.clone().filter(|_| stream.is_terminal());
+        files.add(OpenFile::with_path(stream, access, path), false, usize::MAX)?;
     }
     let pid = table::lock().allocate()?;
     let mm = AddressSpace::new();
@@ -141,8 +147,7 @@ fn start(request: ExecRequest) -> Result<()> {
         fs_base: 0,
         fpu: None,
     };
-    let context = init.fs().copy();
-    let thread = Thread::new(pid, process.clone(), Arc::new(files), context, state);
+    let thread = Thread::new(pid, process.clone(), Arc::new(files), root, state);
     let thread = Arc::new(thread);
     thread.add_own_work(Work::HOST_EXEC);
     process.threads.lock().push(Arc::downgrade(&thread));
