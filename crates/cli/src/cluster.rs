@@ -319,7 +319,12 @@ pub fn certificate(kind: CertificateKind, contact: &Contact) -> Result<(), Failu
     block_on(async {
         let coordinator = verified(contact).await?;
         let root = bulla_coordinator::x509::pem("CERTIFICATE", &coordinator.root);
+        let crl = match kind {
+            CertificateKind::Crl => get(&coordinator, "/crl").await?["crl"].clone(),
+            _ => Value::Null,
+        };
         crate::print(match kind {
+            CertificateKind::Crl => crl.as_str().unwrap_or_default(),
             CertificateKind::Root => &root,
             CertificateKind::Intermediate => {
                 coordinator.chain.strip_suffix(&root).unwrap_or_default()

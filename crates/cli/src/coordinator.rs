@@ -8,7 +8,9 @@ use bulla_coordinator::core::{Cluster, Coordinator, Credentials, Options, Owner}
 use bulla_coordinator::manifest::certificate_der;
 use bulla_coordinator::quote::{NoPlatform, QuoteIssuer, QuoteVerifier};
 use bulla_coordinator::seal::{EnclaveKeys, InsecureFileKey, SealingKeys};
-use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore, FileAnchor};
+use bulla_coordinator::store::{
+    Anchor, DirectoryPlace, DirectoryStore, EtcdPlace, FileAnchor, Place,
+};
 use std::path::Path;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -36,10 +38,11 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
         .freshness_anchor
         .clone()
         .map(|path| Box::new(FileAnchor::new(path)) as Box<dyn Anchor>);
-    let store = DirectoryStore::open(&arguments.state, anchor).map_err(Failure::new)?;
     let keys: Box<dyn SealingKeys> = match is_enclave {
         true => Box::new(EnclaveKeys::default()),
         false => {
+            std::fs::create_dir_all(&arguments.state)
+                .map_err(|error| Failure::new(format!("{}: {error}", arguments.state.display())))?;
             let path = arguments.state.join("insecure_sealing_key");
             Box::new(InsecureFileKey::open(&path).map_err(Failure::new)?)
         }
@@ -55,7 +58,12 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
              machine reads every secret"
         );
     }
-    if arguments.freshness_anchor.is_none() {
+    if is_enclave && arguments.etcd.is_empty() {
+        eprintln!(
+            "bulla: the state is in the enclave's memory and ends with it: keep it with --etcd"
+        );
+    }
+    if arguments.freshness_anchor.is_none() && arguments.etcd.is_empty() {
         eprintln!(
             "bulla: no --freshness-anchor: an old copy of the state that is put back is not noticed"
         );
@@ -65,7 +73,33 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
         owner: owner(arguments)?,
         namespace: String::new(),
     };
-    Coordinator::start(options, store, keys, verifier, issuer).map_err(Failure::new)
+    match etcd(arguments)? {
+        Some(place) => Coordinator::start(options, place.store("root"), keys, verifier, issuer),
+        None => {
+            let store = DirectoryStore::open(&arguments.state, anchor).map_err(Failure::new)?;
+            Coordinator::start(options, store, keys, verifier, issuer)
+        }
+    }
+    .map_err(Failure::new)
+}
+
+/// Where replicas keep their state together, if they do.
+fn etcd(arguments: &CoordinatorArguments) -> Result<Option<EtcdPlace>, Failure> {
+    if arguments.etcd.is_empty() {
+        return Ok(None);
+    }
+    let replica = match &arguments.replica {
+        Some(name) => name.clone(),
+        None => rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+    };
+    Ok(Some(EtcdPlace::new(
+        &arguments.etcd,
+        &arguments.etcd_prefix,
+        &replica,
+    )))
 }
 
 /// What verifies quotes; `collateral` is a file or a directory of them.
@@ -109,11 +143,17 @@ async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> R
             .await
             .map_err(Failure::new)?;
     }
-    let place = DirectoryPlace {
-        directory: arguments.state.clone(),
-        anchor: arguments.freshness_anchor.clone(),
+    let place: Box<dyn Place> = match etcd(arguments)? {
+        Some(place) => Box::new(place),
+        None => Box::new(DirectoryPlace {
+            directory: arguments.state.clone(),
+            anchor: arguments.freshness_anchor.clone(),
+        }),
     };
-    let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
+    let cluster = Cluster::new(app.clone(), Some(place));
+    if !arguments.etcd.is_empty() {
+        tokio::spawn(cluster.clone().follow(arguments.peers.clone()));
+    }
     let bind = async |address: &str| {
         TcpListener::bind(address)
             .await

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 pub const COORDINATOR_EXAMPLES: &str = "\
 Examples:
   bulla coordinator --insecure-outside-enclave --state ./state --name localhost
+  bulla coordinator --name coordinator.bulla.svc --etcd etcd:2379 --peer other-replica:4433
   bulla coordinator --state /state --name coordinator.bulla.svc \\
       --freshness-anchor /other-disk/anchor --owner-certificate owner.pem";
 
@@ -39,6 +40,18 @@ pub struct CoordinatorArguments {
     /// A file on another disk that remembers how new the state is
     #[arg(long, value_name = "FILE")]
     pub freshness_anchor: Option<PathBuf>,
+    /// Keep the state in etcd instead, with other replicas: HOST:PORT of a member (repeatable)
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "freshness_anchor")]
+    pub etcd: Vec<String>,
+    /// What the keys in etcd begin with
+    #[arg(long, value_name = "PREFIX", default_value = "/bulla")]
+    pub etcd_prefix: String,
+    /// This replica's own name, the same at each start [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub replica: Option<String>,
+    /// Client API of another replica, which has the key of the state (repeatable)
+    #[arg(long = "peer", value_name = "ADDRESS")]
+    pub peers: Vec<String>,
     /// Collateral for marbles' quotes: a JSON file, or a directory of them
     #[arg(long, value_name = "PATH")]
     pub collateral: Option<PathBuf>,
@@ -190,6 +203,8 @@ pub enum CertificateKind {
     Root,
     Intermediate,
     Chain,
+    /// The list of revoked certificates
+    Crl,
 }
 
 #[derive(Debug, Subcommand)]

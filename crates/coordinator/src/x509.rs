@@ -195,7 +195,7 @@ pub fn key_id(spki: &[u8]) -> [u8; 20] {
     id
 }
 
-fn write_algorithm(writer: DERWriter<'_>) {
+pub(crate) fn write_algorithm(writer: DERWriter<'_>) {
     writer.write_sequence(|writer| {
         // ecdsa-with-SHA384
         writer
@@ -205,7 +205,7 @@ fn write_algorithm(writer: DERWriter<'_>) {
 }
 
 /// UTCTime until 2049, GeneralizedTime from then on (RFC 5280, 4.1.2.5).
-fn time_der(time: OffsetDateTime) -> Vec<u8> {
+pub(crate) fn time_der(time: OffsetDateTime) -> Vec<u8> {
     let time = time.to_offset(time::UtcOffset::UTC);
     let (tag, year) = match time.year() {
         year @ 1950..=2049 => (0x17, format!("{:02}", year % 100)),

@@ -58,6 +58,19 @@ fn peers() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers")
 }
 
+/// Certificate and key in files.
+fn written(identity: &bulla_coordinator::client::Identity, dir: &Path) -> (PathBuf, PathBuf) {
+    let write = |name: &str, label: &str, der: &[u8]| {
+        let path = dir.join(name);
+        std::fs::write(&path, bulla_coordinator::x509::pem(label, der)).unwrap();
+        path
+    };
+    (
+        write("admin.pem", "CERTIFICATE", &identity.certificate),
+        write("admin.key", "PRIVATE KEY", &identity.key),
+    )
+}
+
 async fn run(mut command: Command) -> Output {
     tokio::task::spawn_blocking(move || command.output().unwrap())
         .await
@@ -73,11 +86,12 @@ async fn a_marble_by_grpcio_and_openssl_gets_all_it_needs() {
     server.set(&manifest(&admin, &other)).await;
     let work = dir.path().join("work");
     std::fs::create_dir(&work).unwrap();
+    let (certificate, key) = written(&admin, dir.path());
     let mut command = Command::new(bin.join("python"));
     command
         .arg(peers().join("marble.py"))
         .args([&server.mesh, &server.client])
-        .arg(work);
+        .args([&work, &certificate, &key]);
     let output = run(command).await;
     assert!(output.status.success(), "{}", text(&output));
 }
@@ -135,12 +149,6 @@ async fn schemathesis_finds_no_answer_beside_the_openapi_document() {
     held_against_its_document(&server, None).await;
     let [admin, other] = ["admin", "other"].map(|name| self_signed(name).unwrap().0);
     server.set(&manifest(&admin, &other)).await;
-    let write = |name: &str, label: &str, der: &[u8]| {
-        let path = dir.path().join(name);
-        std::fs::write(&path, bulla_coordinator::x509::pem(label, der)).unwrap();
-        path
-    };
-    let certificate = write("admin.pem", "CERTIFICATE", &admin.certificate);
-    let key = write("admin.key", "PRIVATE KEY", &admin.key);
+    let (certificate, key) = written(&admin, dir.path());
     held_against_its_document(&server, Some((&certificate, &key))).await;
 }

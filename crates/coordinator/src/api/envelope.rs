@@ -94,6 +94,7 @@ fn code(error: &Error) -> StatusCode {
         Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
         Error::Forbidden(_) => StatusCode::FORBIDDEN,
         Error::NotFound(_) => StatusCode::NOT_FOUND,
+        Error::Conflict => StatusCode::CONFLICT,
         Error::WrongState | Error::Refused(_) | Error::Internal(_) => {
             StatusCode::INTERNAL_SERVER_ERROR
         }

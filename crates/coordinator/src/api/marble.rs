@@ -109,6 +109,7 @@ impl UnaryService<ActivationReq> for Activate {
                         ActivationError::Unauthenticated(_) => Code::Unauthenticated,
                         ActivationError::Denied(_) => Code::PermissionDenied,
                         ActivationError::Invalid(_) => Code::InvalidArgument,
+                        ActivationError::Conflict => Code::Aborted,
                         ActivationError::Internal(_) => Code::Internal,
                     };
                     let address = peer.address.map_or_else(String::new, |a| a.to_string());

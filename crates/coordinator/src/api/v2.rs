@@ -187,6 +187,15 @@ pub fn table() -> Vec<Route> {
                     ]))
                     .certified(),
             ),
+        route("/replica-key", post(replica_key)).post(
+            tells("The data key, for a replica", object([("key", bytes())]))
+                .takes(body([("quote", bytes())]))
+                .certified(),
+        ),
+        route("/crl", get(revocation_list)).get(tells(
+            "The revocation list of the marble root, PEM; load it anew each minute",
+            object([("crl", text())]),
+        )),
         route("/policy-key", get(policy_key)).get(tells(
             "The key that policies are encrypted to",
             object([("jwk", json!({"type": "object"})), ("publicKey", bytes())]),
@@ -658,4 +667,34 @@ async fn read_requests(State(app): App, sender: Sender) -> Answer {
         })
         .collect();
     Ok(success(requests))
+}
+
+async fn replica_key(
+    State(app): App,
+    sender: Sender,
+    Limited(body): Limited<SMALL_BYTES>,
+) -> Answer {
+    #[derive(Default)]
+    struct Body {
+        quote: Bytes,
+    }
+    decode_struct!(Body { "quote" => quote });
+    #[derive(Serialize)]
+    struct Data {
+        key: Bytes,
+    }
+    let body: Body = parse(body)?;
+    let key = app.hand_over(&body.quote.0, sender.credentials())?;
+    Ok(success(Data { key: Bytes(key) }))
+}
+
+async fn revocation_list(State(app): App) -> Answer {
+    #[derive(Serialize)]
+    struct Data {
+        crl: String,
+    }
+    let crl = app.revocation_list()?;
+    Ok(success(Data {
+        crl: crate::x509::pem("X509 CRL", &crl),
+    }))
 }

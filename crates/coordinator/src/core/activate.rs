@@ -4,7 +4,7 @@
 //! commit that makes it durable. A refused marble costs nothing of the budget.
 
 use super::live::Live;
-use super::tables::{Instance, activations_key, instance_key};
+use super::tables::{Instance, Leaf, activations_key, instance_key};
 use super::{Coordinator, Error};
 use crate::manifest::{File, Manifest, Marble, Subject};
 use crate::pki::MarbleLeaf;
@@ -24,6 +24,8 @@ use x509_parser::prelude::FromDer;
 /// Leaves are short-lived: a marble renews by activating again.
 const DEFAULT_LEAF_HOURS: u32 = 24;
 const MOST_NAMES: usize = 100;
+/// A marble that restarts every few minutes has some hundred certificates in a day.
+const MOST_LEAVES: usize = 500;
 
 pub struct ActivationRequest<'a> {
     pub quote: &'a [u8],
@@ -61,6 +63,9 @@ pub enum ActivationError {
     Denied(String),
     #[error("{0}")]
     Invalid(String),
+    /// Another replica was faster: to be tried again.
+    #[error("another replica changed the state at the same time: try again")]
+    Conflict,
     #[error("{0}")]
     Internal(String),
 }
@@ -110,7 +115,7 @@ impl Coordinator {
             return Err(ActivationError::Denied("this marble is revoked".to_owned()));
         }
         let imports = self.imports(&live)?;
-        let parameters = parameters(
+        let (parameters, leaf) = parameters(
             &live,
             marble,
             request.marble_type,
@@ -118,9 +123,23 @@ impl Coordinator {
             request.csr,
             imports,
         )?;
-        self.take_budget(&live, marble, request.marble_type, uuid, &evidence.platform)
-            .await?;
-        Ok(parameters)
+        for _ in 0..super::replicas::ATTEMPTS {
+            let taken = self
+                .take_budget(
+                    &live,
+                    marble,
+                    request.marble_type,
+                    uuid,
+                    &evidence.platform,
+                    &leaf,
+                )
+                .await;
+            match taken {
+                Err(ActivationError::Conflict) => self.refresh().await?,
+                other => return other.map(|()| parameters),
+            }
+        }
+        Err(Error::Conflict.into())
     }
 
     /// The quote is of the marble's package, and made for this connection.
@@ -173,6 +192,7 @@ impl Coordinator {
         marble_type: &str,
         uuid: Uuid,
         platform: &str,
+        leaf: &Leaf,
     ) -> Result<(), ActivationError> {
         let receipt = {
             let mut activations = self.tables.activations();
@@ -182,17 +202,31 @@ impl Coordinator {
                     "reached max activations count for marble type".to_owned(),
                 ));
             }
-            *count += 1;
             let mut instances = self.tables.instances();
-            let instance =
-                Instance::activated(instances.get(&uuid), marble_type, &marble.package, platform);
+            let instance = Instance::activated(
+                instances.get(&uuid),
+                marble_type,
+                &marble.package,
+                platform,
+                leaf.clone(),
+            );
+            // Each must be revocable, and the list of them stays short.
+            if instance.leaves.len() > MOST_LEAVES {
+                return Err(ActivationError::Denied(format!(
+                    "this marble has {MOST_LEAVES} certificates that have not expired"
+                )));
+            }
+            *count += 1;
             let batch = Batch::default()
                 .put(activations_key(marble_type), count.to_string())
                 .put(instance_key(&uuid), instance.encode());
             instances.insert(uuid, instance);
-            self.queue(live, batch)
+            self.queue(live, self.tables.epoch(), batch)
         };
-        Ok(Self::durable(receipt).await?)
+        match Self::durable(receipt).await {
+            Err(Error::Conflict) => Err(ActivationError::Conflict),
+            other => Ok(other?),
+        }
     }
 }
 
@@ -204,7 +238,7 @@ fn parameters(
     uuid: Uuid,
     csr: &[u8],
     imports: BTreeMap<String, Secret>,
-) -> Result<Parameters, ActivationError> {
+) -> Result<(Parameters, Leaf), ActivationError> {
     let internal = |error: String| ActivationError::Internal(error);
     let request = parse_csr(csr)?;
     check_names(marble, &request)?;
@@ -225,6 +259,13 @@ fn parameters(
             life: Duration::hours(i64::from(hours)),
         })
         .map_err(|error| internal(error.to_string()))?;
+    let issued = Leaf {
+        serial: x509_parser::parse_x509_certificate(&leaf)
+            .map(|(_, certificate)| hex::encode(certificate.raw_serial()))
+            .map_err(|error| internal(error.to_string()))?,
+        until: (time::OffsetDateTime::now_utc() + Duration::hours(i64::from(hours)))
+            .unix_timestamp(),
+    };
     let bound_type = if marble.disable_secret_binding {
         ""
     } else {
@@ -283,7 +324,7 @@ fn parameters(
     ] {
         parameters.env.insert(name.to_owned(), value.into_bytes());
     }
-    Ok(parameters)
+    Ok((parameters, issued))
 }
 
 /// Shared and user-defined secrets, and those that are this marble's own.

@@ -10,7 +10,7 @@ const MOST_COUNTERS: usize = 1000;
 
 impl Coordinator {
     /// Raises a counter to `value` if that is more; returns what it was.
-    pub async fn set_counter(
+    pub(super) async fn try_set_counter(
         &self,
         name: &str,
         value: u64,
@@ -58,7 +58,7 @@ impl Coordinator {
             }
             counters.insert(full_name.clone(), value);
             let batch = Batch::default().put(counter_key(&full_name), value.to_string());
-            (previous, self.queue(&live, batch))
+            (previous, self.queue(&live, self.tables.epoch(), batch))
         };
         Self::durable(receipt.1).await?;
         Ok(receipt.0)

@@ -16,6 +16,9 @@ pub enum Error {
     /// The request is well-formed, but what it asks for cannot be.
     #[error("{0}")]
     Refused(String),
+    /// Other replicas were faster, again and again.
+    #[error("another replica changed the state at the same time: try again")]
+    Conflict,
     #[error("{0}")]
     Internal(String),
 }
@@ -40,7 +43,10 @@ impl From<crate::keys::KeyError> for Error {
 
 impl From<crate::store::StoreError> for Error {
     fn from(error: crate::store::StoreError) -> Error {
-        Error::Internal(error.to_string())
+        match error {
+            crate::store::StoreError::Conflict => Error::Conflict,
+            error => Error::Internal(error.to_string()),
+        }
     }
 }
 

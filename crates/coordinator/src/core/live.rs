@@ -96,6 +96,8 @@ pub struct Live {
     /// With the packages in force.
     pub manifest: Manifest,
     pub pki: Pki,
+    /// Of the values that it was read from; see [`crate::store::Refreshed`].
+    pub epoch: u64,
     /// Users by the DER of their certificates.
     users: HashMap<Vec<u8>, String>,
     seal_mode: SealMode,
@@ -162,6 +164,7 @@ impl Live {
             core,
             manifest,
             pki,
+            epoch: 0,
             users,
             seal_mode,
         })

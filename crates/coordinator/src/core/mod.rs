@@ -19,6 +19,7 @@ mod policy;
 mod query;
 mod read;
 mod recover;
+mod replicas;
 mod revoke;
 mod secrets;
 mod set;
@@ -146,23 +147,7 @@ impl Coordinator {
         issuer: Arc<dyn QuoteIssuer>,
     ) -> Result<Coordinator, StartError> {
         let tables = Tables::default();
-        let phase = match store.load(keys.as_ref())? {
-            Opened::Empty => Phase::AcceptingManifest {
-                pki: Arc::new(Pki::generate(&options.names)?),
-            },
-            Opened::State {
-                content: Some(content),
-                ..
-            } => {
-                let live = Live::load(&content).map_err(StartError::State)?;
-                tables.load(&content).map_err(StartError::State)?;
-                Phase::Running(Arc::new(live))
-            }
-            Opened::State { header, .. } => Phase::Recovery {
-                pki: Arc::new(Pki::generate(&options.names)?),
-                recovery: Arc::new(Mutex::new(Recovery::new(header.recovery))),
-            },
-        };
+        let phase = phase_of(store.load(keys.as_ref())?, &tables, &options.names)?;
         Ok(Coordinator {
             options,
             keys,
@@ -205,13 +190,14 @@ impl Coordinator {
     fn queue(
         &self,
         live: &Live,
+        epoch: u64,
         batch: Batch,
     ) -> Option<tokio::sync::oneshot::Receiver<Result<u64, StoreError>>> {
         live.is_kept().then(|| {
             self.store
                 .read()
                 .unwrap_or_else(|e| e.into_inner())
-                .commit(batch)
+                .commit(batch.of(epoch))
         })
     }
 
@@ -224,18 +210,44 @@ impl Coordinator {
         };
         match receipt.await {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => Err(Error::Internal(error.to_string())),
+            Ok(Err(error)) => Err(error.into()),
             Err(_) => Err(Error::Internal(StoreError::Failed.to_string())),
         }
     }
 
     /// Makes a changed core durable, then visible.
     async fn replace(&self, before: &Live, core: Core) -> Result<Arc<Live>, Error> {
-        let live = Live::new(core).map_err(Error::Internal)?;
-        let receipt = self.queue(before, Batch::default().put(live::CORE, live.core.encode()));
+        let mut live = Live::new(core).map_err(Error::Internal)?;
+        live.epoch = before.epoch;
+        let receipt = self.queue(
+            before,
+            before.epoch,
+            Batch::default().put(live::CORE, live.core.encode()),
+        );
         Self::durable(receipt).await?;
         let live = Arc::new(live);
         self.enter(Phase::Running(live.clone()));
         Ok(live)
     }
+}
+
+/// What a coordinator is ready for when it has found this.
+fn phase_of(opened: Opened, tables: &Tables, names: &[String]) -> Result<Phase, StartError> {
+    Ok(match opened {
+        Opened::Empty => Phase::AcceptingManifest {
+            pki: Arc::new(Pki::generate(names)?),
+        },
+        Opened::State {
+            content: Some(content),
+            ..
+        } => {
+            let live = Live::load(&content).map_err(StartError::State)?;
+            tables.load(&content, 0).map_err(StartError::State)?;
+            Phase::Running(Arc::new(live))
+        }
+        Opened::State { header, .. } => Phase::Recovery {
+            pki: Arc::new(Pki::generate(names)?),
+            recovery: Arc::new(Mutex::new(Recovery::new(header.recovery))),
+        },
+    })
 }

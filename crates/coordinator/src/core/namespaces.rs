@@ -109,6 +109,15 @@ impl Cluster {
         owner: &str,
         credentials: Credentials<'_>,
     ) -> Result<(), Error> {
+        super::replicas::retried!(self.root, self.try_create(name, owner, credentials))
+    }
+
+    async fn try_create(
+        self: &Arc<Self>,
+        name: &str,
+        owner: &str,
+        credentials: Credentials<'_>,
+    ) -> Result<(), Error> {
         check_name(name)?;
         if self.place.is_none() {
             return Err(Error::Refused(
@@ -147,6 +156,39 @@ impl Cluster {
             &[("user", by.into()), ("namespace", name.into())],
         );
         self.root.replace(&live, core).await.map(|_| ())
+    }
+
+    /// Follows what other replicas write, and joins them by their peers; for ever.
+    pub async fn follow(self: Arc<Self>, peers: Vec<String>) {
+        let mut told = String::new();
+        loop {
+            let mut all = vec![self.root.clone()];
+            all.extend(
+                self.open
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner())
+                    .values()
+                    .cloned(),
+            );
+            for coordinator in all {
+                let mut result = coordinator.refresh().await;
+                for peer in &peers {
+                    if result.is_ok() && coordinator.status().code == 1 {
+                        result = coordinator.join(peer).await;
+                    }
+                }
+                // The same trouble each second is one line.
+                let trouble = result
+                    .err()
+                    .map(|error| error.to_string())
+                    .unwrap_or_default();
+                if !trouble.is_empty() && trouble != told {
+                    eprintln!("bulla coordinator: replicas: {trouble}");
+                    told = trouble;
+                }
+            }
+            tokio::time::sleep(super::replicas::PACE).await;
+        }
     }
 
     /// All namespaces, for users of the default one who may update its manifest.

@@ -71,7 +71,7 @@ fn list(names: &BTreeSet<String>) -> serde_json::Value {
 }
 
 impl Coordinator {
-    pub async fn request_read(
+    pub(super) async fn try_request_read(
         &self,
         secrets: &[String],
         reason: &str,
@@ -145,7 +145,7 @@ impl Coordinator {
             .collect())
     }
 
-    pub async fn agree_to_read(
+    pub(super) async fn try_agree_to_read(
         &self,
         id: &str,
         credentials: Credentials<'_>,

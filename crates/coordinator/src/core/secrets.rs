@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 impl Coordinator {
     /// The values of secrets. Who may not read a name learns nothing about it, not even whether it
     /// exists.
-    pub async fn read_secrets(
+    pub(super) async fn try_read_secrets(
         &self,
         names: &[String],
         credentials: Credentials<'_>,
@@ -33,7 +33,7 @@ impl Coordinator {
             .collect()
     }
 
-    pub async fn write_secrets(
+    pub(super) async fn try_write_secrets(
         &self,
         uploads: &BTreeMap<String, UserSecret>,
         credentials: Credentials<'_>,

@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq;
 pub type RecoverySecrets = BTreeMap<String, Vec<u8>>;
 
 impl Coordinator {
-    pub async fn set_manifest(
+    pub(super) async fn try_set_manifest(
         &self,
         raw: &[u8],
         credentials: Credentials<'_>,
@@ -89,7 +89,9 @@ impl Coordinator {
         }
         let key = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
         let (plan, secrets) = crate::recovery::share(manifest, &key)?;
-        let batch = Batch::default().put(CORE, live.core.encode());
+        let batch = Batch::default()
+            .put(CORE, live.core.encode())
+            .of(live.epoch);
         let is_done = self
             .store
             .write()

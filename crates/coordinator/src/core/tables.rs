@@ -5,6 +5,7 @@ use super::live::now;
 use crate::store::Content;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
@@ -17,6 +18,8 @@ pub struct Tables {
     activations: Mutex<HashMap<String, u64>>,
     instances: Mutex<HashMap<Uuid, Instance>>,
     counters: Mutex<HashMap<String, u64>>,
+    /// Of the values in all of them; changes only while all are locked.
+    epoch: AtomicU64,
 }
 
 /// A marble that has activated.
@@ -28,6 +31,18 @@ pub struct Instance {
     pub platform: String,
     pub activations: u64,
     pub last: String,
+    /// Its certificates that have not expired.
+    #[serde(default)]
+    pub leaves: Vec<Leaf>,
+}
+
+/// A certificate, as much as it takes to revoke it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Leaf {
+    /// Hex.
+    pub serial: String,
+    /// Seconds since 1970.
+    pub until: i64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -36,34 +51,51 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Tables {
-    pub fn load(&self, content: &Content) -> Result<(), String> {
+    /// Takes the place of what was there, at once.
+    pub fn load(&self, content: &Content, epoch: u64) -> Result<(), String> {
         let number = |key: &str, value: &[u8]| {
             std::str::from_utf8(value)
                 .ok()
                 .and_then(|text| text.parse().ok())
                 .ok_or_else(|| format!("{key} is no number"))
         };
-        self.clear();
+        let (mut activations, mut instances, mut counters) =
+            (HashMap::new(), HashMap::new(), HashMap::new());
         for (key, value) in content {
             if let Some(marble_type) = key.strip_prefix(ACTIVATIONS) {
-                self.activations()
-                    .insert(marble_type.to_owned(), number(key, value)?);
+                activations.insert(marble_type.to_owned(), number(key, value)?);
             } else if let Some(name) = key.strip_prefix(COUNTER) {
-                self.counters().insert(name.to_owned(), number(key, value)?);
+                counters.insert(name.to_owned(), number(key, value)?);
             } else if let Some(uuid) = key.strip_prefix(INSTANCE) {
                 let uuid = Uuid::parse_str(uuid).map_err(|_| format!("{key} is no UUID"))?;
                 let instance =
                     serde_json::from_slice(value).map_err(|error| format!("{key}: {error}"))?;
-                self.instances().insert(uuid, instance);
+                instances.insert(uuid, instance);
             }
         }
+        self.exchange(activations, instances, counters, epoch);
         Ok(())
     }
 
     pub fn clear(&self) {
-        self.activations().clear();
-        self.instances().clear();
-        self.counters().clear();
+        self.exchange(HashMap::new(), HashMap::new(), HashMap::new(), 0);
+    }
+
+    fn exchange(
+        &self,
+        activations: HashMap<String, u64>,
+        instances: HashMap<Uuid, Instance>,
+        counters: HashMap<String, u64>,
+        epoch: u64,
+    ) {
+        let (mut a, mut i, mut c) = (self.activations(), self.instances(), self.counters());
+        (*a, *i, *c) = (activations, instances, counters);
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// The epoch of the values; ask while one of the tables is locked.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
     }
 
     /// Everything, as the store keeps it.
@@ -105,8 +137,14 @@ impl Instance {
         marble_type: &str,
         package: &str,
         platform: &str,
+        leaf: Leaf,
     ) -> Instance {
+        let second = time::OffsetDateTime::now_utc().unix_timestamp();
+        let mut leaves: Vec<Leaf> = previous.map_or_else(Vec::new, |i| i.leaves.clone());
+        leaves.retain(|leaf| leaf.until > second);
+        leaves.push(leaf);
         Instance {
+            leaves,
             marble_type: marble_type.to_owned(),
             package: package.to_owned(),
             platform: platform.to_owned(),

@@ -61,7 +61,7 @@ impl Coordinator {
     }
 
     /// Raises versions at once, or initiates an update of the whole manifest.
-    pub async fn update_manifest(
+    pub(super) async fn try_update_manifest(
         &self,
         raw: &[u8],
         credentials: Credentials<'_>,
@@ -146,7 +146,7 @@ impl Coordinator {
         Ok(UpdateOutcome::default())
     }
 
-    pub async fn acknowledge_update(
+    pub(super) async fn try_acknowledge_update(
         &self,
         raw: &[u8],
         credentials: Credentials<'_>,
@@ -177,7 +177,10 @@ impl Coordinator {
             .await
     }
 
-    pub async fn cancel_update(&self, credentials: Credentials<'_>) -> Result<(), Error> {
+    pub(super) async fn try_cancel_update(
+        &self,
+        credentials: Credentials<'_>,
+    ) -> Result<(), Error> {
         let _change = self.change.lock().await;
         let live = self.live()?;
         let user = Self::user(&live, credentials)?;
@@ -256,7 +259,8 @@ impl Coordinator {
                 fingerprint(&pending.manifest.0).into(),
             )],
         );
-        let new = Live::new(core).map_err(Error::Internal)?;
+        let mut new = Live::new(core).map_err(Error::Internal)?;
+        new.epoch = live.epoch;
         let recovery_changed = live.manifest.recovery_keys != update.recovery_keys
             || live.manifest.config.recovery_threshold != update.config.recovery_threshold
             || live.manifest.seal_mode() != update.seal_mode();
@@ -265,7 +269,7 @@ impl Coordinator {
             secrets = self.rekey(&new)?;
         } else {
             let batch = Batch::default().put(CORE, new.core.encode());
-            Self::durable(self.queue(&new, batch)).await?;
+            Self::durable(self.queue(&new, new.epoch, batch)).await?;
         }
         self.enter(Phase::Running(Arc::new(new)));
         Ok(secrets)

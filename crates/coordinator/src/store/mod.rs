@@ -5,10 +5,13 @@
 
 mod anchor;
 mod directory;
+mod etcd;
+mod etcd_client;
 mod journal;
 
 pub use anchor::{Anchor, FileAnchor, Mark};
 pub use directory::{DirectoryPlace, DirectoryStore, Header, Opened, SEALED_DATA, SEALED_KEY};
+pub use etcd::{EtcdPlace, EtcdStore};
 
 use crate::manifest::SealMode;
 use crate::recovery::Plan;
@@ -50,7 +53,30 @@ pub trait Store: Send + Sync {
     fn rewrite_key(&self, keys: &dyn SealingKeys, key: &Key) -> Result<(), StoreError>;
     /// Queues a batch.
     fn commit(&self, batch: Batch) -> Receipt;
+    /// Asks what other replicas have changed. None: nobody else writes here.
+    fn refresh(&self) -> Option<RefreshReceipt> {
+        None
+    }
+    /// The key of the open state, for a replica that has proved to be one.
+    fn data_key(&self) -> Option<Key> {
+        None
+    }
 }
+
+/// What other replicas have changed.
+pub enum Refreshed {
+    Unchanged,
+    /// All there is now. Batches computed from it are of this epoch; those of earlier ones are
+    /// refused as conflicts.
+    Changed {
+        epoch: u64,
+        content: Content,
+    },
+    /// Another state, or this one under another key: load it.
+    Replaced,
+}
+
+pub type RefreshReceipt = tokio::sync::oneshot::Receiver<Result<Refreshed, StoreError>>;
 
 /// Where stores are: one for each namespace.
 pub trait Place: Send + Sync {
@@ -62,11 +88,19 @@ pub trait Place: Send + Sync {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     pub changes: Vec<(String, Option<Vec<u8>>)>,
+    /// When the values were read that it was computed from; see [`Refreshed`].
+    pub epoch: u64,
 }
 
 impl Batch {
     pub fn put(mut self, key: impl Into<String>, value: impl Into<Vec<u8>>) -> Batch {
         self.changes.push((key.into(), Some(value.into())));
+        self
+    }
+
+    /// The batch as computed in an epoch.
+    pub fn of(mut self, epoch: u64) -> Batch {
+        self.epoch = epoch;
         self
     }
 
@@ -113,6 +147,10 @@ pub enum StoreError {
     OtherState(PathBuf),
     #[error(transparent)]
     Seal(#[from] crate::seal::SealError),
+    #[error("another replica changed the state at the same time: try again")]
+    Conflict,
+    #[error("the store cannot be reached or refuses: {0}")]
+    Remote(String),
     #[error("the store has failed before and takes nothing more: restart the coordinator")]
     Failed,
 }

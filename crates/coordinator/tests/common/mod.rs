@@ -10,7 +10,7 @@ use bulla_coordinator::core::{Cluster, Coordinator, Options, Owner};
 use bulla_coordinator::manifest::Subject;
 use bulla_coordinator::quote::{Evidence, QuoteIssuer, QuoteVerifier, with_oe_header};
 use bulla_coordinator::seal::InsecureFileKey;
-use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore};
+use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore, EtcdPlace};
 use bulla_coordinator::x509::pem;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -134,6 +134,17 @@ impl Server {
             anchor: None,
         };
         let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
+        Server::serve(app, cluster).await
+    }
+
+    /// One of several over etcd, on a machine of its own.
+    pub async fn replica(dir: &Path, place: EtcdPlace) -> Server {
+        let app = Arc::new(open_replica(dir, &place).unwrap());
+        let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
+        Server::serve(app, cluster).await
+    }
+
+    async fn serve(app: Arc<Coordinator>, cluster: Arc<Cluster>) -> Server {
         let bind = async || TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (a, b, c) = (bind().await, bind().await, bind().await);
         let address = |l: &TcpListener| l.local_addr().unwrap().to_string();
@@ -302,4 +313,30 @@ pub fn manifest(admin: &Identity, other: &Identity) -> Value {
 
 pub fn b64(value: &Value) -> Vec<u8> {
     BASE64_STANDARD.decode(value.as_str().unwrap()).unwrap()
+}
+
+fn open_replica(
+    dir: &Path,
+    place: &EtcdPlace,
+) -> Result<Coordinator, bulla_coordinator::core::StartError> {
+    let keys = InsecureFileKey::open(&dir.join("insecure-key")).unwrap();
+    let options = Options {
+        names: vec!["localhost".to_owned(), "127.0.0.1".to_owned()],
+        owner: None,
+        namespace: String::new(),
+    };
+    Coordinator::start(
+        options,
+        place.store("root"),
+        Box::new(keys),
+        Box::new(TestPlatform),
+        Box::new(TestPlatform),
+    )
+}
+
+/// Whether a replica starts and runs, or why not.
+pub fn opens(dir: &Path, place: EtcdPlace) -> Result<(), String> {
+    open_replica(dir, &place)
+        .map(|coordinator| assert_eq!(coordinator.status().code, 3))
+        .map_err(|error| error.to_string())
 }

@@ -1,6 +1,6 @@
 """A marble by other means: grpcio, Python's TLS and openssl, none of our code.
 
-usage: marble.py MESH CLIENT WORK   (HOST:PORT twice, and a directory to work in)
+usage: marble.py MESH CLIENT WORK CERT KEY   (HOST:PORT twice, a directory to work in, an admin)
 """
 import base64, hashlib, http.client, json, os, pathlib, ssl, struct, subprocess, sys, uuid
 
@@ -124,6 +124,22 @@ message = base64.b64encode(asked) + answer["data"]["tcbStatus"].encode()
 signature = file("signature", base64.b64decode(answer["data"]["verificationSignature"]))
 public = file("coordinator.pub", openssl("x509", "-in", coordinator, "-noout", "-pubkey"))
 openssl("dgst", "-sha256", "-verify", public, "-signature", signature, file("message", message))
+
+# Peers that load the revocation list refuse it once it is on it.
+def listed():
+    crl = file("crl.pem", call("GET", "/crl")[1]["data"]["crl"].encode())
+    openssl("crl", "-in", crl, "-noout", "-CAfile", root)
+    done = subprocess.run(["openssl", "verify", "-crl_check", "-CRLfile", crl, "-CAfile", root, chain],
+                          capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
+
+assert listed()[0], listed()
+admin = ssl._create_unverified_context()
+admin.load_cert_chain(sys.argv[4], sys.argv[5])
+assert call("POST", "/revoked", {"marbles": [own_id]}, admin)[0] == 200
+is_good, said = listed()
+assert not is_good and "certificate revoked" in said, said
+assert counter(2**64 - 1)[0] == 401, "nor does the coordinator serve it"
 
 # The budget of two activations.
 stub.Activate(request(), timeout=30)

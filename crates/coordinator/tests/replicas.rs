@@ -1,0 +1,311 @@
+//! Several coordinators over etcd: Debian's etcd-server, started here.
+
+mod common;
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bulla_coordinator::client::marble::self_signed;
+use bulla_coordinator::recovery::answer;
+use bulla_coordinator::store::EtcdPlace;
+use common::{Server, UUID, b64, manifest, manifest_body};
+use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
+use serde_json::{Value, json};
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+struct Etcd {
+    members: Vec<Child>,
+    endpoints: Vec<String>,
+    _dir: tempfile::TempDir,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            let _ = member.kill();
+            let _ = member.wait();
+        }
+    }
+}
+
+impl Etcd {
+    fn start(count: usize) -> Etcd {
+        let dir = tempfile::tempdir().unwrap();
+        let listeners: Vec<_> = (0..count * 2)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let urls: Vec<String> = listeners
+            .iter()
+            .map(|listener| format!("http://{}", listener.local_addr().unwrap()))
+            .collect();
+        drop(listeners);
+        let (endpoints, peers) = urls.split_at(count);
+        let cluster: Vec<String> = (0..count).map(|n| format!("m{n}={}", peers[n])).collect();
+        let members = (0..count)
+            .map(|n| {
+                Command::new("etcd")
+                    .args(["--name", &format!("m{n}"), "--data-dir"])
+                    .arg(dir.path().join(format!("m{n}")))
+                    .args(["--listen-client-urls", &endpoints[n]])
+                    .args(["--advertise-client-urls", &endpoints[n]])
+                    .args(["--listen-peer-urls", &peers[n]])
+                    .args(["--initial-advertise-peer-urls", &peers[n]])
+                    .args(["--initial-cluster", &cluster.join(",")])
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .expect("etcd: install etcd-server")
+            })
+            .collect();
+        let etcd = Etcd {
+            members,
+            endpoints: endpoints.to_vec(),
+            _dir: dir,
+        };
+        let patience = Instant::now() + Duration::from_secs(60);
+        while !etcd.ctl(&["endpoint", "health"], b"").status.success() {
+            assert!(Instant::now() < patience, "etcd does not become healthy");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        etcd
+    }
+
+    fn ctl(&self, words: &[&str], input: &[u8]) -> std::process::Output {
+        use std::io::Write;
+        let mut child = Command::new("etcdctl")
+            .env("ETCDCTL_API", "3")
+            .arg(format!("--endpoints={}", self.endpoints.join(",")))
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("etcdctl: install etcd-client");
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    fn place(&self, replica: &str) -> EtcdPlace {
+        EtcdPlace::new(&self.endpoints, "/bulla", replica)
+    }
+
+    /// The one entry whose key ends so: key and value.
+    fn entry(&self, suffix: &str) -> (String, Vec<u8>) {
+        let output = self.ctl(&["get", "/bulla", "--prefix", "-w", "json"], b"");
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        all["kvs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|kv| {
+                (
+                    String::from_utf8(b64(&kv["key"])).unwrap(),
+                    b64(&kv["value"]),
+                )
+            })
+            .find(|(key, _)| key.ends_with(suffix))
+            .unwrap_or_else(|| panic!("no {suffix}"))
+    }
+}
+
+async fn replica(etcd: &Etcd, dir: &Path, name: &str) -> Server {
+    let own = dir.join(name);
+    std::fs::create_dir_all(&own).unwrap();
+    Server::replica(&own, etcd.place(name)).await
+}
+
+async fn code(server: &Server) -> u64 {
+    server.get("/api/v2/status").await.1["data"]["code"]
+        .as_u64()
+        .unwrap()
+}
+
+fn fresh() -> String {
+    Uuid::new_v4().to_string()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
+    let mut etcd = Etcd::start(3);
+    let dir = tempfile::tempdir().unwrap();
+    let a = replica(&etcd, dir.path(), "a").await;
+    let b = replica(&etcd, dir.path(), "b").await;
+    assert_eq!((code(&a).await, code(&b).await), (2, 2));
+    let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
+    let recovery = rsa::PrivateKey::new(&mut getrandom::SysRng, 2048).unwrap();
+    let mut first = manifest(&admin, &other);
+    first["Marbles"]["backend"]["MaxActivations"] = json!(20);
+    first["RecoveryKeys"] = json!({"one": recovery
+        .to_public_key().to_public_key_pem(LineEnding::LF).unwrap()});
+    let secrets = a.set(&first).await;
+
+    // The second notices, and is another machine: it gets the key from the first.
+    b.app.refresh().await.unwrap();
+    assert_eq!(code(&b).await, 1);
+    b.app.join(&a.client).await.unwrap();
+    assert_eq!(code(&b).await, 3);
+    // The third starts later.
+    let c = replica(&etcd, dir.path(), "c").await;
+    assert_eq!(code(&c).await, 1);
+    c.app.join(&b.client).await.unwrap();
+    let root = async |server: &Server| server.get("/api/v2/quote").await.1["data"]["cert"].clone();
+    assert_eq!(root(&a).await, root(&c).await);
+
+    // A budget of twenty is twenty, however many replicas give it away at once.
+    let all = [&a, &b, &c];
+    let attempts = (0..36).map(|n| async move {
+        let uuid = fresh();
+        all[n % 3].activate("backend", &uuid).await
+    });
+    let results = join_all(attempts).await;
+    let given = results.iter().filter(|result| result.is_ok()).count();
+    let reasons: Vec<String> = results
+        .iter()
+        .filter_map(|result| result.as_ref().err().map(ToString::to_string))
+        .collect();
+    assert_eq!(given, 20, "{reasons:?}");
+    assert!(
+        reasons
+            .iter()
+            .all(|reason| reason.contains("reached max activations")),
+        "{reasons:?}"
+    );
+
+    // A member of etcd dies.
+    etcd.members[0].kill().unwrap();
+    etcd.members[0].wait().unwrap();
+    for server in all {
+        server.activate("frontend", &fresh()).await.unwrap();
+    }
+    // What one changes all follow.
+    let body = json!({"marbles": [UUID]});
+    assert_eq!(c.post("/api/v2/revoked", body, Some(&admin)).await.0, 200);
+    let mut second = first.clone();
+    second["Marbles"]["backend"]["MaxActivations"] = json!(30);
+    let made = b
+        .post("/api/v2/update", manifest_body(&second), Some(&admin))
+        .await;
+    assert_eq!(made.0, 200, "{}", made.1);
+    let body = manifest_body(&second);
+    let agreed = a.post("/api/v2/update-manifest", body, Some(&other)).await;
+    assert_eq!(
+        agreed.1["data"]["missingAcknowledgments"], 0,
+        "{}",
+        agreed.1
+    );
+    for server in all {
+        server.app.refresh().await.unwrap();
+        let seen = server.get("/api/v2/manifest").await.1;
+        assert_eq!(
+            b64(&seen["data"]["manifest"]),
+            second.to_string().into_bytes()
+        );
+        let refused = server
+            .activate("frontend", UUID)
+            .await
+            .unwrap_err()
+            .to_string();
+        assert!(refused.contains("revoked"), "{refused}");
+    }
+
+    // A replica that starts again needs nobody: its key is sealed for it.
+    b.stop().await;
+    let b = replica(&etcd, dir.path(), "b").await;
+    assert_eq!(code(&b).await, 3);
+    b.activate("backend", &fresh()).await.unwrap();
+
+    // All machines are lost; the recovery key opens the state on a new one.
+    a.stop().await;
+    b.stop().await;
+    c.stop().await;
+    let d = replica(&etcd, dir.path(), "d").await;
+    assert_eq!(code(&d).await, 1);
+    let public = d.get("/api/v2/recover/public-key").await.1;
+    let (secret, signature) = answer(
+        recovery.to_pkcs8_der().unwrap().as_bytes(),
+        &b64(&secrets["RecoverySecrets"]["one"]),
+        &b64(&public["data"]["ephemeralPublicKey"]),
+    )
+    .unwrap();
+    let body = json!({
+        "recoverySecret": BASE64_STANDARD.encode(secret),
+        "recoverySecretSignature": BASE64_STANDARD.encode(signature),
+    });
+    assert_eq!(d.post("/api/v2/recover", body, None).await.0, 200);
+    assert_eq!(code(&d).await, 3);
+    d.activate("backend", &fresh()).await.unwrap();
+}
+
+/// All at once.
+async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut pending: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut is_done = true;
+        for (future, result) in &mut pending {
+            if result.is_none() {
+                match future.as_mut().poll(context) {
+                    std::task::Poll::Ready(value) => *result = Some(value),
+                    std::task::Poll::Pending => is_done = false,
+                }
+            }
+        }
+        match is_done {
+            true => std::task::Poll::Ready(()),
+            false => std::task::Poll::Pending,
+        }
+    })
+    .await;
+    pending
+        .into_iter()
+        .filter_map(|(_, result)| result)
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
+    let etcd = Etcd::start(1);
+    let dir = tempfile::tempdir().unwrap();
+    let server = replica(&etcd, dir.path(), "a").await;
+    let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
+    server.set(&manifest(&admin, &other)).await;
+    server.activate("frontend", &fresh()).await.unwrap();
+    let (key, old) = etcd.entry("activations/frontend");
+    let (head, old_head) = etcd.entry("/head");
+    server.activate("frontend", &fresh()).await.unwrap();
+    let (_, new) = etcd.entry("activations/frontend");
+    let (_, new_head) = etcd.entry("/head");
+    let put = |key: &str, value: &[u8]| {
+        assert!(etcd.ctl(&["put", key], value).status.success());
+    };
+    // The running one notices.
+    put(&key, &old);
+    let said = server.app.refresh().await.unwrap_err().to_string();
+    assert!(said.contains("do not belong together"), "{said}");
+    put(&key, &new);
+    server.app.refresh().await.unwrap();
+    put(&head, &old_head);
+    assert!(server.app.refresh().await.is_err(), "an old head");
+    put(&head, &new_head);
+    server.app.refresh().await.unwrap();
+    server.activate("frontend", &fresh()).await.unwrap();
+    let (_, newest) = etcd.entry("activations/frontend");
+    server.stop().await;
+    // One that starts notices too.
+    let starts = || {
+        let place = etcd.place("a");
+        common::opens(&dir.path().join("a"), place)
+    };
+    assert_eq!(starts(), Ok(()));
+    put(&key, &new);
+    assert!(starts().unwrap_err().contains("do not belong together"));
+    let mut changed = newest.clone();
+    changed[20] ^= 1;
+    put(&key, &changed);
+    assert!(starts().unwrap_err().contains("was changed"));
+    assert!(etcd.ctl(&["del", &key], b"").status.success());
+    assert!(starts().unwrap_err().contains("do not belong together"));
+    put(&key, &newest);
+    assert_eq!(starts(), Ok(()));
+}
