@@ -410,6 +410,7 @@ pub fn revoke(arguments: &RevokeArguments) -> Result<(), Failure> {
         let body = json!({
             "marbles": arguments.marbles,
             "packages": arguments.packages,
+            "enclaves": arguments.enclaves,
             "platforms": arguments.platforms,
         });
         let data = post(&verified(&arguments.contact).await?, "/revoked", body).await?;
@@ -428,6 +429,11 @@ pub fn namespace(command: &NamespaceCommand) -> Result<(), Failure> {
                 let body = json!({"name": name, "owner": read_text(owner)?});
                 post(&verified(contact).await?, "/namespaces", body).await?;
                 crate::print(&format!("Namespace {name} made.\n"))
+            }
+            NamespaceCommand::Delete { name, contact } => {
+                let path = format!("/namespaces/{name}");
+                verified(contact).await?.call("DELETE", &path, None).await?;
+                crate::print(&format!("Namespace {name} deleted.\n"))
             }
             NamespaceCommand::List { contact } => {
                 crate::print_json(&get(&verified(contact).await?, "/namespaces").await?)

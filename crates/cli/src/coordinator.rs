@@ -9,7 +9,8 @@ use bulla_coordinator::manifest::certificate_der;
 use bulla_coordinator::quote::{NoPlatform, QuoteIssuer, QuoteVerifier};
 use bulla_coordinator::seal::{EnclaveKeys, InsecureFileKey, SealingKeys};
 use bulla_coordinator::store::{
-    Anchor, DirectoryPlace, DirectoryStore, EtcdPlace, FileAnchor, Place,
+    Anchor, ClientTls, DirectoryPlace, DirectoryStore, EtcdPlace, FileAnchor, Kubernetes,
+    KubernetesOptions, ObjectPlace, Place,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::net::TcpListener;
 
 pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
     bulla_coordinator::log::as_json(arguments.log_json);
+    bulla_coordinator::api::serve::raise_limits();
     let coordinator = Arc::new(open(arguments)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
@@ -58,12 +60,12 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
              machine reads every secret"
         );
     }
-    if is_enclave && arguments.etcd.is_empty() {
+    if is_enclave && !arguments.is_shared() {
         eprintln!(
             "bulla: the state is in the enclave's memory and ends with it: keep it with --etcd"
         );
     }
-    if arguments.freshness_anchor.is_none() && arguments.etcd.is_empty() {
+    if arguments.freshness_anchor.is_none() && !arguments.is_shared() {
         eprintln!(
             "bulla: no --freshness-anchor: an old copy of the state that is put back is not noticed"
         );
@@ -73,8 +75,11 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
         owner: owner(arguments)?,
         namespace: String::new(),
     };
-    match etcd(arguments)? {
-        Some(place) => Coordinator::start(options, place.store("root"), keys, verifier, issuer),
+    match shared_place(arguments)? {
+        Some(place) => {
+            let store = place.open("root").map_err(Failure::new)?;
+            Coordinator::over(options, store, keys, verifier, issuer)
+        }
         None => {
             let store = DirectoryStore::open(&arguments.state, anchor).map_err(Failure::new)?;
             Coordinator::start(options, store, keys, verifier, issuer)
@@ -84,10 +89,7 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
 }
 
 /// Where replicas keep their state together, if they do.
-fn etcd(arguments: &CoordinatorArguments) -> Result<Option<EtcdPlace>, Failure> {
-    if arguments.etcd.is_empty() {
-        return Ok(None);
-    }
+fn shared_place(arguments: &CoordinatorArguments) -> Result<Option<Box<dyn Place>>, Failure> {
     let replica = match &arguments.replica {
         Some(name) => name.clone(),
         None => rustix::system::uname()
@@ -95,11 +97,29 @@ fn etcd(arguments: &CoordinatorArguments) -> Result<Option<EtcdPlace>, Failure> 
             .to_string_lossy()
             .into_owned(),
     };
-    Ok(Some(EtcdPlace::new(
-        &arguments.etcd,
-        &arguments.etcd_prefix,
-        &replica,
-    )))
+    let tls = ClientTls {
+        authority: arguments.store_ca.clone(),
+        identity: arguments
+            .store_cert
+            .clone()
+            .zip(arguments.store_key.clone()),
+    };
+    if arguments.kubernetes {
+        let api = Kubernetes::new(&KubernetesOptions {
+            server: arguments.kubernetes_api.clone(),
+            namespace: arguments.kubernetes_namespace.clone(),
+            token: arguments.kubernetes_token.clone(),
+            tls,
+        })
+        .map_err(Failure::new)?;
+        let place = ObjectPlace::new(Arc::new(api), &arguments.kubernetes_prefix, &replica);
+        return Ok(Some(Box::new(place)));
+    }
+    if arguments.etcd.is_empty() {
+        return Ok(None);
+    }
+    let place = EtcdPlace::new(&arguments.etcd, &tls, &arguments.etcd_prefix, &replica);
+    Ok(Some(Box::new(place.map_err(Failure::new)?)))
 }
 
 /// What verifies quotes; `collateral` is a file or a directory of them.
@@ -143,15 +163,15 @@ async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> R
             .await
             .map_err(Failure::new)?;
     }
-    let place: Box<dyn Place> = match etcd(arguments)? {
-        Some(place) => Box::new(place),
+    let place: Box<dyn Place> = match shared_place(arguments)? {
+        Some(place) => place,
         None => Box::new(DirectoryPlace {
             directory: arguments.state.clone(),
             anchor: arguments.freshness_anchor.clone(),
         }),
     };
     let cluster = Cluster::new(app.clone(), Some(place));
-    if !arguments.etcd.is_empty() {
+    if arguments.is_shared() {
         tokio::spawn(cluster.clone().follow(arguments.peers.clone()));
     }
     let bind = async |address: &str| {
@@ -187,7 +207,7 @@ async fn serve_all(arguments: &CoordinatorArguments, app: Arc<Coordinator>) -> R
     if let Some(address) = &arguments.metrics_address {
         let listener = bind(address).await?;
         eprintln!("bulla: coordinator: metrics on {}", place(&listener));
-        tokio::spawn(serve::plain(listener, metrics::router(app.clone())));
+        tokio::spawn(serve::plain(listener, metrics::router(cluster.clone())));
     }
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(Failure::new)?;

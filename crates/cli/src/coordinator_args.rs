@@ -46,6 +46,29 @@ pub struct CoordinatorArguments {
     /// What the keys in etcd begin with
     #[arg(long, value_name = "PREFIX", default_value = "/bulla")]
     pub etcd_prefix: String,
+    /// Keep the state in Secrets of the Kubernetes API instead, with other replicas
+    #[arg(long, conflicts_with_all = ["freshness_anchor", "etcd"])]
+    pub kubernetes: bool,
+    /// The API's address [default: that of the cluster that this pod runs in]
+    #[arg(long, value_name = "URL", requires = "kubernetes")]
+    pub kubernetes_api: Option<String>,
+    /// The namespace of the Secrets [default: this pod's]
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    pub kubernetes_namespace: Option<String>,
+    /// A file with a bearer token for the API [default: this pod's]
+    #[arg(long, value_name = "FILE", requires = "kubernetes")]
+    pub kubernetes_token: Option<PathBuf>,
+    /// What the Secrets' names begin with
+    #[arg(long, value_name = "PREFIX", default_value = "bulla")]
+    pub kubernetes_prefix: String,
+    /// Whom to believe who etcd or the API is: certificates in PEM
+    #[arg(long, value_name = "FILE")]
+    pub store_ca: Option<PathBuf>,
+    /// Who this is to etcd or the API: a certificate and its key in PEM
+    #[arg(long, value_name = "FILE", requires = "store_key")]
+    pub store_cert: Option<PathBuf>,
+    #[arg(long, value_name = "FILE", requires = "store_cert")]
+    pub store_key: Option<PathBuf>,
     /// This replica's own name, the same at each start [default: the host name]
     #[arg(long, value_name = "NAME")]
     pub replica: Option<String>,
@@ -61,6 +84,13 @@ pub struct CoordinatorArguments {
     /// Run here, in the open: secrets are readable by this machine
     #[arg(long)]
     pub insecure_outside_enclave: bool,
+}
+
+impl CoordinatorArguments {
+    /// Whether other replicas share the state.
+    pub fn is_shared(&self) -> bool {
+        self.kubernetes || !self.etcd.is_empty()
+    }
 }
 
 /// How a coordinator is reached and trusted.
@@ -165,6 +195,12 @@ pub enum NamespaceCommand {
         #[arg(long, value_name = "PEM")]
         owner: PathBuf,
     },
+    /// Delete a namespace and all that is kept for it
+    Delete {
+        name: String,
+        #[command(flatten)]
+        contact: Contact,
+    },
     /// List the namespaces with the codes of their states
     List {
         #[command(flatten)]
@@ -268,6 +304,9 @@ pub struct RevokeArguments {
     /// A package of the manifest (repeatable)
     #[arg(long = "package", value_name = "NAME")]
     pub packages: Vec<String>,
+    /// A version of a package: its MRENCLAVE (repeatable)
+    #[arg(long = "enclave", value_name = "MRENCLAVE")]
+    pub enclaves: Vec<String>,
     /// A platform's provisioning id (repeatable)
     #[arg(long = "platform", value_name = "PPID")]
     pub platforms: Vec<String>,

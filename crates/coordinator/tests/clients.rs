@@ -116,13 +116,13 @@ async fn held_against_its_document(server: &Server, certificate: Option<(&Path, 
             "--phases",
             "examples,coverage,fuzzing",
             "--max-examples",
-            "10",
+            "5",
         ])
         .args([
             "--rate-limit",
             "150/s",
             "--max-time",
-            "40",
+            "20",
             "--warnings",
             "off",
         ])
@@ -142,7 +142,6 @@ async fn held_against_its_document(server: &Server, certificate: Option<(&Path, 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "84 s; on a loaded machine one request in 2789 met a connection that was closed while its body was being sent"]
 async fn schemathesis_finds_no_answer_beside_the_openapi_document() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path()).await;

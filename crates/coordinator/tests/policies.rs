@@ -454,6 +454,40 @@ async fn namespaces_are_apart_and_share_what_they_export() {
         .collect();
     assert_eq!(names, ["pay", "pay.eu", "ship"]);
 
+    // Metrics tell them apart.
+    let metrics = Server::plain(&server.metrics, "/metrics").await;
+    let line = format!(
+        "coordinator_marble_activations_success_total{{namespace=\"pay\",type=\"m\",uuid=\"{UUID}\"}} 1"
+    );
+    assert!(metrics.contains(&line), "{metrics}");
+    assert!(metrics.contains("\ncoordinator_state{namespace=\"pay\"} 3\n"));
+
+    // Deleting is for who rules above; what is below goes first.
+    let delete = async |name: &str, user| {
+        let path = format!("/api/v2/namespaces/{name}");
+        server.send("DELETE", &path, None, user).await
+    };
+    assert_eq!(delete("ship", None).await.0, 401);
+    assert_eq!(delete("ship", Some(&owner)).await.0, 401);
+    assert_eq!(delete("none", Some(&team.admin)).await.0, 404);
+    let refused = delete("pay", Some(&team.admin)).await;
+    assert!(
+        refused.1.to_string().contains("pay.eu is below"),
+        "{}",
+        refused.1
+    );
+    let kept = || {
+        std::fs::read_dir(team.dir.path().join("state/namespaces"))
+            .unwrap()
+            .count()
+    };
+    let before = kept();
+    assert_eq!(delete("ship", Some(&team.admin)).await.0, 200);
+    assert_eq!(kept(), before - 1, "nothing of it is kept");
+    assert_eq!(server.get("/api/v2/namespaces/ship/status").await.0, 404);
+    assert!(server.activate("ship/m", UUID).await.is_err());
+    assert_eq!(delete("ship", Some(&team.admin)).await.0, 404);
+
     // All of it is there after a restart.
     let Team { server, dir, .. } = team;
     server.stop().await;

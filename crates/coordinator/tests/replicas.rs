@@ -1,17 +1,24 @@
-//! Several coordinators over etcd: Debian's etcd-server, started here.
+//! Several coordinators over one store: etcd, which is Debian's etcd-server, started here; and the
+//! Kubernetes API, which is a double of the part that is used, since a real API server takes
+//! minutes to build. The double is in `common/kubernetes.rs`.
 
+#[path = "common/kubernetes.rs"]
+mod api;
 mod common;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bulla_coordinator::client::marble::self_signed;
 use bulla_coordinator::recovery::answer;
-use bulla_coordinator::store::EtcdPlace;
+use bulla_coordinator::store::{
+    ClientTls, EtcdPlace, Kubernetes, KubernetesOptions, ObjectPlace, Place,
+};
 use common::{Server, UUID, b64, manifest, manifest_body};
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -87,8 +94,9 @@ impl Etcd {
         child.wait_with_output().unwrap()
     }
 
-    fn place(&self, replica: &str) -> EtcdPlace {
-        EtcdPlace::new(&self.endpoints, "/bulla", replica)
+    fn place(&self, replica: &str) -> Box<dyn Place> {
+        let tls = ClientTls::default();
+        Box::new(EtcdPlace::new(&self.endpoints, &tls, "/bulla", replica).unwrap())
     }
 
     /// The one entry whose key ends so: key and value.
@@ -110,10 +118,11 @@ impl Etcd {
     }
 }
 
-async fn replica(etcd: &Etcd, dir: &Path, name: &str) -> Server {
+/// A replica on a machine of its own.
+async fn replica(place: Box<dyn Place>, dir: &Path, name: &str) -> Server {
     let own = dir.join(name);
     std::fs::create_dir_all(&own).unwrap();
-    Server::replica(&own, etcd.place(name)).await
+    Server::replica(&own, place).await
 }
 
 async fn code(server: &Server) -> u64 {
@@ -127,11 +136,47 @@ fn fresh() -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
-    let mut etcd = Etcd::start(3);
+async fn replicas_over_etcd_serve_at_once_and_survive_the_loss_of_a_minority() {
+    let etcd = std::sync::Mutex::new(Etcd::start(3));
+    let place = |name: &str| etcd.lock().unwrap().place(name);
+    let lose = || {
+        let mut etcd = etcd.lock().unwrap();
+        etcd.members[0].kill().unwrap();
+        etcd.members[0].wait().unwrap();
+    };
+    replicas_serve_at_once(&place, lose).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_over_kubernetes_serve_at_once_and_survive_broken_connections() {
+    let api = api::Api::start().await;
+    let place = |name: &str| kubernetes(&api, name);
+    // Some requests are done, but their answers are lost; later more of them.
+    api.lose_every(11);
+    replicas_serve_at_once(&place, || api.lose_every(5)).await;
+    assert!(
+        api.names()
+            .iter()
+            .all(|name| name.starts_with("bulla-root."))
+    );
+}
+
+fn kubernetes(api: &api::Api, replica: &str) -> Box<dyn Place> {
+    let options = KubernetesOptions {
+        server: Some(api.address.clone()),
+        namespace: Some(api::NAMESPACE.to_owned()),
+        token: Some(api.token_file.path().to_owned()),
+        tls: ClientTls::default(),
+    };
+    let kubernetes = Arc::new(Kubernetes::new(&options).unwrap());
+    Box::new(ObjectPlace::new(kubernetes, "bulla", replica))
+}
+
+/// What any store must give replicas; `lose`: what it must bear.
+async fn replicas_serve_at_once(place: &dyn Fn(&str) -> Box<dyn Place>, lose: impl FnOnce()) {
     let dir = tempfile::tempdir().unwrap();
-    let a = replica(&etcd, dir.path(), "a").await;
-    let b = replica(&etcd, dir.path(), "b").await;
+    let a = replica(place("a"), dir.path(), "a").await;
+    let b = replica(place("b"), dir.path(), "b").await;
     assert_eq!((code(&a).await, code(&b).await), (2, 2));
     let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
     let recovery = rsa::PrivateKey::new(&mut getrandom::SysRng, 2048).unwrap();
@@ -147,7 +192,7 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
     b.app.join(&a.client).await.unwrap();
     assert_eq!(code(&b).await, 3);
     // The third starts later.
-    let c = replica(&etcd, dir.path(), "c").await;
+    let c = replica(place("c"), dir.path(), "c").await;
     assert_eq!(code(&c).await, 1);
     c.app.join(&b.client).await.unwrap();
     let root = async |server: &Server| server.get("/api/v2/quote").await.1["data"]["cert"].clone();
@@ -173,9 +218,7 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
         "{reasons:?}"
     );
 
-    // A member of etcd dies.
-    etcd.members[0].kill().unwrap();
-    etcd.members[0].wait().unwrap();
+    lose();
     for server in all {
         server.activate("frontend", &fresh()).await.unwrap();
     }
@@ -212,7 +255,7 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
 
     // A replica that starts again needs nobody: its key is sealed for it.
     b.stop().await;
-    let b = replica(&etcd, dir.path(), "b").await;
+    let b = replica(place("b"), dir.path(), "b").await;
     assert_eq!(code(&b).await, 3);
     b.activate("backend", &fresh()).await.unwrap();
 
@@ -220,7 +263,7 @@ async fn replicas_serve_at_once_and_survive_the_loss_of_a_minority() {
     a.stop().await;
     b.stop().await;
     c.stop().await;
-    let d = replica(&etcd, dir.path(), "d").await;
+    let d = replica(place("d"), dir.path(), "d").await;
     assert_eq!(code(&d).await, 1);
     let public = d.get("/api/v2/recover/public-key").await.1;
     let (secret, signature) = answer(
@@ -267,7 +310,7 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
 async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
     let etcd = Etcd::start(1);
     let dir = tempfile::tempdir().unwrap();
-    let server = replica(&etcd, dir.path(), "a").await;
+    let server = replica(etcd.place("a"), dir.path(), "a").await;
     let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
     server.set(&manifest(&admin, &other)).await;
     server.activate("frontend", &fresh()).await.unwrap();
@@ -293,10 +336,7 @@ async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
     let (_, newest) = etcd.entry("activations/frontend");
     server.stop().await;
     // One that starts notices too.
-    let starts = || {
-        let place = etcd.place("a");
-        common::opens(&dir.path().join("a"), place)
-    };
+    let starts = || common::opens(&dir.path().join("a"), etcd.place("a").as_ref());
     assert_eq!(starts(), Ok(()));
     put(&key, &new);
     assert!(starts().unwrap_err().contains("do not belong together"));
@@ -307,5 +347,66 @@ async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
     assert!(etcd.ctl(&["del", &key], b"").status.success());
     assert!(starts().unwrap_err().contains("do not belong together"));
     put(&key, &newest);
+    assert_eq!(starts(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_kubernetes_api_puts_back_changes_or_leaves_out_is_noticed() {
+    let api = api::Api::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = replica(kubernetes(&api, "a"), dir.path(), "a").await;
+    let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
+    server.set(&manifest(&admin, &other)).await;
+    let head = "bulla-root.head";
+    let mut before = Vec::new();
+    // Enough for more than one snapshot.
+    for _ in 0..300 {
+        before.push(api.value(head));
+        server.activate("frontend", &fresh()).await.unwrap();
+    }
+    let newest = api.value(head);
+    let piece = api
+        .names()
+        .into_iter()
+        .find(|name| name.ends_with(".0"))
+        .unwrap();
+    assert_eq!(
+        api.names()
+            .iter()
+            .filter(|name| name.ends_with(".0"))
+            .count(),
+        1,
+        "old snapshots go"
+    );
+    // The running one notices old heads, of this snapshot and of an earlier one.
+    for old in [&before[299], &before[0]] {
+        api.put(head, old);
+        assert!(server.app.refresh().await.is_err());
+        assert!(server.activate("frontend", &fresh()).await.is_err());
+        api.put(head, &newest);
+        server.app.refresh().await.unwrap();
+    }
+    server.activate("frontend", &fresh()).await.unwrap();
+    let newest = api.value(head);
+    server.stop().await;
+    let starts = || common::opens(&dir.path().join("a"), kubernetes(&api, "a").as_ref());
+    assert_eq!(starts(), Ok(()));
+    // A head whose snapshot is gone, a record that was changed, a piece that was.
+    api.put(head, &before[0]);
+    assert!(starts().unwrap_err().contains("missing"));
+    let mut changed: Value = serde_json::from_slice(&newest).unwrap();
+    let mut journal = b64(&changed["journal"]);
+    let end = journal.len() - 1;
+    journal[end] ^= 1;
+    changed["journal"] = BASE64_STANDARD.encode(journal).into();
+    api.put(head, changed.to_string().as_bytes());
+    assert!(starts().unwrap_err().contains("was changed"));
+    api.put(head, &newest);
+    let good = api.value(&piece);
+    let mut bad = good.clone();
+    bad[40] ^= 1;
+    api.put(&piece, &bad);
+    assert!(starts().is_err());
+    api.put(&piece, &good);
     assert_eq!(starts(), Ok(()));
 }

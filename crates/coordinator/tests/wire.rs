@@ -1086,14 +1086,39 @@ async fn curl_and_openssl_understand_the_server() {
 async fn revoked_marbles_packages_and_platforms_are_refused() {
     let c = cluster().await;
     let other_uuid = "00000000-0000-4000-8000-000000000001";
-    let marble = marble_identity(
-        &c.server
-            .activate("backend", UUID)
-            .await
-            .unwrap()
-            .parameters
-            .unwrap(),
-    );
+    let parameters = c
+        .server
+        .activate("backend", UUID)
+        .await
+        .unwrap()
+        .parameters
+        .unwrap();
+    let marble = marble_identity(&parameters);
+    // What a peer says who has loaded the list now.
+    let peer = async |leaf: &[u8]| {
+        let list = c.server.plain_body("/crl").await;
+        let root = String::from_utf8(parameters.env["MARBLE_PREDEFINED_ROOT_CA"].clone()).unwrap();
+        let root = bulla_coordinator::pem_block(&root, "CERTIFICATE").unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(root.into()).unwrap();
+        rustls::server::WebPkiClientVerifier::builder_with_provider(
+            roots.into(),
+            rustls::crypto::ring::default_provider().into(),
+        )
+        .with_crls([list.into()])
+        .only_check_end_entity_revocation()
+        .enforce_revocation_expiration()
+        .build()
+        .unwrap()
+        .verify_client_cert(&leaf.into(), &[], rustls::pki_types::UnixTime::now())
+        .map(|_| ())
+    };
+    let is_revoked = |answer: Result<(), rustls::Error>| match answer {
+        Ok(()) => false,
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Revoked)) => true,
+        Err(other) => panic!("{other}"),
+    };
+    assert!(!is_revoked(peer(&marble.certificate).await));
     let path = "/api/v2/revoked";
     let revoke = async |body: Value, who: Option<&Identity>| c.server.post(path, body, who).await;
     let body = json!({"marbles": [UUID.to_uppercase()]});
@@ -1113,6 +1138,7 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
     let (code, message) = refusal(c.server.activate("backend", UUID).await);
     assert_eq!(code, 7);
     assert!(message.contains("this marble is revoked"), "{message}");
+    assert!(is_revoked(peer(&marble.certificate).await));
     let counter = json!({"name": "c", "value": 1});
     assert_eq!(
         c.server
@@ -1121,18 +1147,41 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
             .0,
         401
     );
-    assert!(
-        c.server.activate("backend", other_uuid).await.is_ok(),
-        "others are untouched"
+    let others = c.server.activate("backend", other_uuid).await;
+    let others = marble_identity(&others.expect("others are untouched").parameters.unwrap());
+    // A version of a package, by its measurement.
+    let version = "33".repeat(32);
+    let changed = |q: &mut Value| q["mr_enclave"] = json!(version);
+    let uuid = "00000000-0000-4000-8000-000000000002";
+    let versioned = c.server.activate_as("versioned", uuid, &[], changed).await;
+    let versioned = marble_identity(&versioned.unwrap().parameters.unwrap());
+    assert!(!is_revoked(peer(&versioned.certificate).await));
+    assert_eq!(
+        revoke(json!({"enclaves": ["33"]}), Some(&c.admin)).await.0,
+        400
     );
+    revoke(
+        json!({"enclaves": [version.to_uppercase()]}),
+        Some(&c.admin),
+    )
+    .await;
+    let (_, message) = refusal(c.server.activate_as("versioned", uuid, &[], changed).await);
+    assert!(
+        message.contains("this version of package backend is revoked"),
+        "{message}"
+    );
+    assert!(is_revoked(peer(&versioned.certificate).await));
+    assert!(!is_revoked(peer(&others.certificate).await));
     revoke(json!({"platforms": ["AA"]}), Some(&c.admin)).await;
+    assert!(is_revoked(peer(&others.certificate).await));
     let (_, message) = refusal(c.server.activate("frontend", other_uuid).await);
     assert!(message.contains("this platform is revoked"), "{message}");
     let elsewhere = c
         .server
         .activate_as("frontend", other_uuid, &[], |q| q["platform"] = json!("bb"))
         .await;
-    assert!(elsewhere.is_ok());
+    let elsewhere = marble_identity(&elsewhere.unwrap().parameters.unwrap());
+    assert!(!is_revoked(peer(&elsewhere.certificate).await));
     revoke(json!({"packages": ["frontend"]}), Some(&c.admin)).await;
     let (_, message) = refusal(
         c.server
@@ -1140,6 +1189,7 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
             .await,
     );
     assert!(message.contains("package frontend is revoked"), "{message}");
+    assert!(is_revoked(peer(&elsewhere.certificate).await));
 }
 
 /// Connections that say nothing hold their place only until the handshake's time is up, and do not

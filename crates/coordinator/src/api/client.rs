@@ -1,5 +1,6 @@
 //! The client REST API: both versions on one router.
 
+use super::body::Room;
 use super::envelope;
 use super::limit::RateLimit;
 use super::serve::Peer;
@@ -124,16 +125,22 @@ impl<S: Send + Sync, const MOST: usize> FromRequest<S> for Limited<MOST> {
     async fn from_request(request: Request, _: &S) -> Result<Limited<MOST>, Self::Rejection> {
         let mut body = http_body_util::Limited::new(request.into_body(), MOST);
         let mut bytes = Vec::new();
+        let mut room = Room::default();
         while let Some(frame) = body.frame().await {
             match frame {
                 Ok(frame) => {
                     if let Some(data) = frame.data_ref() {
+                        if !room.grow(bytes.len() + data.len()) {
+                            return Ok(Limited(Err(Error::Refused(
+                                "too many large requests at once: try again later".to_owned(),
+                            ))));
+                        }
                         bytes.extend_from_slice(data);
                     }
                 }
                 Err(_) => {
                     return Ok(Limited(Err(Error::BadRequest(format!(
-                        "request body is broken off or longer than {MOST} bytes"
+                        "request body is broken off, too slow or longer than {MOST} bytes"
                     )))));
                 }
             }

@@ -6,6 +6,7 @@
 //!
 //! [`serve`] accepts connections for all of them, within limits.
 
+mod body;
 pub mod client;
 mod envelope;
 mod limit;
@@ -13,6 +14,7 @@ pub mod marble;
 pub mod metrics;
 mod namespaces;
 mod openapi;
+mod places;
 pub mod serve;
 mod tls;
 mod v1;

@@ -1,4 +1,4 @@
-//! Namespaces: made and listed here; everything in one is version 2 of the API below its path.
+//! Namespaces: made, listed and deleted here; everything in one is version 2 of the API below its path.
 
 use super::client::{Limited, SMALL_BYTES, Sender};
 use super::envelope::{V2, done, not_allowed, success};
@@ -19,6 +19,7 @@ type App = State<Arc<Cluster>>;
 pub fn routes(cluster: Arc<Cluster>) -> Router {
     Router::new()
         .route("/api/v2/namespaces", get(list).post(create))
+        .route("/api/v2/namespaces/{name}", axum::routing::delete(remove))
         .route("/api/v2/namespaces/{name}/{*rest}", any(within))
         .with_state(cluster)
 }
@@ -40,6 +41,8 @@ pub fn table() -> Vec<openapi::Route> {
                     .takes(body([("name", text()), ("owner", text())]))
                     .certified(),
             ),
+        openapi::route("/namespaces/{name}", axum::routing::MethodRouter::new())
+            .delete(tells("Delete a namespace and all that is kept for it", null()).certified()),
     ]
 }
 
@@ -58,6 +61,18 @@ async fn create(
         json::from_slice(&body?).map_err(|error| Error::BadRequest(error.to_string()))?;
     app.create(&body.name, &body.owner, sender.credentials())
         .await?;
+    Ok(done())
+}
+
+async fn remove(
+    State(app): App,
+    sender: Sender,
+    name: Result<Path<String>, axum::extract::rejection::PathRejection>,
+) -> Result<Response, V2> {
+    let Ok(Path(name)) = name else {
+        return Ok(not_allowed());
+    };
+    app.delete(&name, sender.credentials()).await?;
     Ok(done())
 }
 

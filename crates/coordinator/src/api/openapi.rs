@@ -42,6 +42,10 @@ impl Route {
         self.with("post", operation)
     }
 
+    pub fn delete(self, operation: Operation) -> Route {
+        self.with("delete", operation)
+    }
+
     fn with(mut self, method: &'static str, operation: Operation) -> Route {
         self.operations.push((method, operation));
         self
@@ -149,6 +153,10 @@ pub fn document(routes: &[Route], of_cluster: &[Route]) -> Value {
         ("", &[][..], of_cluster),
     ] {
         for route in routes {
+            let parameters = match route.path.contains("{name}") {
+                true => std::slice::from_ref(&name),
+                false => parameters,
+            };
             let item: Map<String, Value> = route
                 .operations
                 .iter()

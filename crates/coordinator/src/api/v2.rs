@@ -64,6 +64,7 @@ fn revoked_schema() -> Value {
         ("marbles", list(text())),
         ("packages", list(text())),
         ("platforms", list(text())),
+        ("enclaves", list(text())),
     ])
 }
 
@@ -179,13 +180,16 @@ pub fn table() -> Vec<Route> {
         route("/revoked", get(revoked).post(revoke))
             .get(tells("What is revoked", revoked_schema()))
             .post(
-                tells("Revoke marbles, packages and platforms", revoked_schema())
-                    .takes(body([
-                        ("marbles", list(text())),
-                        ("packages", list(text())),
-                        ("platforms", list(text())),
-                    ]))
-                    .certified(),
+                tells(
+                    "Revoke marbles, packages, their versions and platforms",
+                    revoked_schema(),
+                )
+                .takes(body([
+                    ("marbles", list(text())),
+                    ("packages", list(text())),
+                    ("platforms", list(text())),
+                ]))
+                .certified(),
             ),
         route("/replica-key", post(replica_key)).post(
             tells("The data key, for a replica", object([("key", bytes())]))
@@ -556,15 +560,18 @@ async fn revoke(State(app): App, sender: Sender, Limited(body): Limited<SMALL_BY
         marbles: Vec<String>,
         packages: Vec<String>,
         platforms: Vec<String>,
+        enclaves: Vec<String>,
     }
     decode_struct!(Body {
         "marbles" => marbles, "packages" => packages, "platforms" => platforms,
+        "enclaves" => enclaves,
     });
     let body: Body = parse(body)?;
     let what = Revoked {
         marbles: body.marbles.into_iter().collect(),
         packages: body.packages.into_iter().collect(),
         platforms: body.platforms.into_iter().collect(),
+        enclaves: body.enclaves.into_iter().collect(),
     };
     Ok(success(app.revoke(&what, sender.credentials()).await?))
 }

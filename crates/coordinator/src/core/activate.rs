@@ -16,6 +16,7 @@ use crate::x509::{self, pem};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use time::Duration;
 use uuid::Uuid;
@@ -99,7 +100,22 @@ impl Coordinator {
         &self,
         request: &ActivationRequest<'_>,
     ) -> Result<Parameters, ActivationError> {
-        let live = self.live().map_err(|_| ActivationError::State)?;
+        // Another replica may change what is asked of the marble while it is being looked at.
+        for _ in 0..super::replicas::ATTEMPTS {
+            let live = self.live().map_err(|_| ActivationError::State)?;
+            if let Some(parameters) = self.activate_under(&live, request).await? {
+                return Ok(parameters);
+            }
+        }
+        Err(ActivationError::Conflict)
+    }
+
+    /// None: what is in force has changed meanwhile.
+    async fn activate_under(
+        &self,
+        live: &Arc<Live>,
+        request: &ActivationRequest<'_>,
+    ) -> Result<Option<Parameters>, ActivationError> {
         let certificate = request.certificate.ok_or_else(|| {
             ActivationError::Unauthenticated("couldn't get marble TLS certificate".to_owned())
         })?;
@@ -108,25 +124,26 @@ impl Coordinator {
             .marbles
             .get(request.marble_type)
             .ok_or_else(|| ActivationError::Denied("unknown marble type requested".to_owned()))?;
-        let evidence = self.verified(&live, marble, request, certificate)?;
+        let evidence = self.verified(live, marble, request, certificate)?;
         let uuid = Uuid::parse_str(request.uuid)
             .map_err(|error| ActivationError::Invalid(format!("invalid UUID: {error}")))?;
         if live.core.revoked.marbles.contains(&uuid.to_string()) {
             return Err(ActivationError::Denied("this marble is revoked".to_owned()));
         }
-        let imports = self.imports(&live)?;
-        let (parameters, leaf) = parameters(
-            &live,
+        let imports = self.imports(live)?;
+        let (parameters, mut leaf) = parameters(
+            live,
             marble,
             request.marble_type,
             uuid,
             request.csr,
             imports,
         )?;
+        leaf.enclave = hex::encode(evidence.mr_enclave);
         for _ in 0..super::replicas::ATTEMPTS {
             let taken = self
                 .take_budget(
-                    &live,
+                    live,
                     marble,
                     request.marble_type,
                     uuid,
@@ -136,10 +153,13 @@ impl Coordinator {
                 .await;
             match taken {
                 Err(ActivationError::Conflict) => self.refresh().await?,
-                other => return other.map(|()| parameters),
+                other => return other.map(|()| Some(parameters)),
+            }
+            if !self.live().is_ok_and(|now| Arc::ptr_eq(&now, live)) {
+                return Ok(None);
             }
         }
-        Err(Error::Conflict.into())
+        Err(ActivationError::Conflict)
     }
 
     /// The quote is of the marble's package, and made for this connection.
@@ -172,6 +192,13 @@ impl Coordinator {
         }
         quote::matches(&evidence, package, &live.manifest.infrastructures)
             .map_err(|reason| ActivationError::Denied(format!("invalid quote: {reason}")))?;
+        let enclave = hex::encode(evidence.mr_enclave);
+        if live.core.revoked.enclaves.contains(&enclave) {
+            return Err(ActivationError::Denied(format!(
+                "this version of package {} is revoked",
+                marble.package
+            )));
+        }
         if live
             .core
             .revoked
@@ -265,6 +292,7 @@ fn parameters(
             .map_err(|error| internal(error.to_string()))?,
         until: (time::OffsetDateTime::now_utc() + Duration::hours(i64::from(hours)))
             .unix_timestamp(),
+        enclave: String::new(),
     };
     let bound_type = if marble.disable_secret_binding {
         ""

@@ -63,8 +63,9 @@ impl Events {
         recent.iter().cloned().collect()
     }
 
-    /// Prometheus' text format.
-    pub fn metrics(&self, state: u8) -> String {
+    /// Prometheus' text format. `others`: name, state and events of each namespace that is open; the
+    /// default one's lines have no label `namespace`, as MarbleRun's.
+    pub fn metrics(&self, state: u8, others: &[(String, u8, &Events)]) -> String {
         let mut out = String::new();
         let mut head = |name: &str, kind: &str, help: &str, lines: &str| {
             out += &format!("# HELP {name} {help}\n# TYPE {name} {kind}\n{lines}");
@@ -73,7 +74,12 @@ impl Events {
             "coordinator_state",
             "gauge",
             "State of the coordinator.",
-            &format!("coordinator_state {state}\n"),
+            &others.iter().fold(
+                format!("coordinator_state {state}\n"),
+                |lines, (name, state, _)| {
+                    lines + &format!("coordinator_state{{namespace=\"{name}\"}} {state}\n")
+                },
+            ),
         );
         head(
             "coordinator_version_info",
@@ -84,19 +90,14 @@ impl Events {
                 env!("CARGO_PKG_VERSION")
             ),
         );
-        let series = self.series.lock().unwrap_or_else(|e| e.into_inner());
         let lines = |name: &str, pick: fn(&(u64, u64)) -> u64| {
-            series
-                .iter()
-                .map(|((marble_type, uuid), counts)| {
-                    format!(
-                        "{name}{{type=\"{}\",uuid=\"{}\"}} {}\n",
-                        escape(marble_type),
-                        escape(uuid),
-                        pick(counts)
-                    )
-                })
-                .collect::<String>()
+            others.iter().fold(
+                self.series(name, "", pick),
+                |lines, (namespace, _, events)| {
+                    let label = format!("namespace=\"{namespace}\",");
+                    lines + &events.series(name, &label, pick)
+                },
+            )
         };
         head(
             "coordinator_marble_activations_total",
@@ -131,6 +132,21 @@ impl Events {
             ),
         );
         out
+    }
+
+    fn series(&self, name: &str, label: &str, pick: fn(&(u64, u64)) -> u64) -> String {
+        let series = self.series.lock().unwrap_or_else(|e| e.into_inner());
+        series
+            .iter()
+            .map(|((marble_type, uuid), counts)| {
+                format!(
+                    "{name}{{{label}type=\"{}\",uuid=\"{}\"}} {}\n",
+                    escape(marble_type),
+                    escape(uuid),
+                    pick(counts)
+                )
+            })
+            .collect()
     }
 }
 

@@ -7,6 +7,7 @@ use crate::secrets::Secret;
 use crate::store::Content;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -88,6 +89,9 @@ pub struct Revoked {
     pub marbles: BTreeSet<String>,
     pub packages: BTreeSet<String>,
     pub platforms: BTreeSet<String>,
+    /// Versions of packages: MRENCLAVEs.
+    #[serde(default)]
+    pub enclaves: BTreeSet<String>,
 }
 
 /// The core with what is computed from it once.
@@ -97,7 +101,7 @@ pub struct Live {
     pub manifest: Manifest,
     pub pki: Pki,
     /// Of the values that it was read from; see [`crate::store::Refreshed`].
-    pub epoch: u64,
+    epoch: AtomicU64,
     /// Users by the DER of their certificates.
     users: HashMap<Vec<u8>, String>,
     seal_mode: SealMode,
@@ -164,7 +168,7 @@ impl Live {
             core,
             manifest,
             pki,
-            epoch: 0,
+            epoch: AtomicU64::new(0),
             users,
             seal_mode,
         })
@@ -173,6 +177,21 @@ impl Live {
     pub fn load(content: &Content) -> Result<Live, String> {
         let core = content.get(CORE).ok_or("it has no core")?;
         Live::new(serde_json::from_slice(core).map_err(|error| error.to_string())?)
+    }
+
+    /// Of the values that it was read from, or that are still the same.
+    pub fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// It is what was read in this epoch.
+    pub fn follow(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Whether this is what the store has.
+    pub fn is_in(&self, content: &Content) -> bool {
+        content.get(CORE) == Some(&self.core.encode())
     }
 
     /// Whether the state outlives the process.

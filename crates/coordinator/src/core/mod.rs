@@ -87,6 +87,8 @@ pub struct Coordinator {
     store: RwLock<Box<dyn Store>>,
     phase: RwLock<Phase>,
     tables: Tables,
+    /// The revocation list that was made last.
+    list: Mutex<Option<revoke::KeptList>>,
     pub events: Events,
 }
 
@@ -124,8 +126,19 @@ impl Coordinator {
         verifier: Box<dyn QuoteVerifier>,
         issuer: Box<dyn QuoteIssuer>,
     ) -> Result<Coordinator, StartError> {
+        Coordinator::over(options, Box::new(store), keys, verifier, issuer)
+    }
+
+    /// [`Coordinator::start`], with a store of any kind.
+    pub fn over(
+        options: Options,
+        store: Box<dyn Store>,
+        keys: Box<dyn SealingKeys>,
+        verifier: Box<dyn QuoteVerifier>,
+        issuer: Box<dyn QuoteIssuer>,
+    ) -> Result<Coordinator, StartError> {
         let (keys, verifier, issuer) = (keys.into(), verifier.into(), issuer.into());
-        Coordinator::open(options, Box::new(store), keys, verifier, issuer)
+        Coordinator::open(options, store, keys, verifier, issuer)
     }
 
     /// A namespace of the same enclave, in a store of its own.
@@ -158,6 +171,7 @@ impl Coordinator {
             store: RwLock::new(store),
             phase: RwLock::new(phase),
             tables,
+            list: Mutex::default(),
             events: Events::default(),
         })
     }
@@ -217,11 +231,11 @@ impl Coordinator {
 
     /// Makes a changed core durable, then visible.
     async fn replace(&self, before: &Live, core: Core) -> Result<Arc<Live>, Error> {
-        let mut live = Live::new(core).map_err(Error::Internal)?;
-        live.epoch = before.epoch;
+        let live = Live::new(core).map_err(Error::Internal)?;
+        live.follow(before.epoch());
         let receipt = self.queue(
             before,
-            before.epoch,
+            before.epoch(),
             Batch::default().put(live::CORE, live.core.encode()),
         );
         Self::durable(receipt).await?;

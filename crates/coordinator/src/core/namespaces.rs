@@ -158,10 +158,99 @@ impl Cluster {
         self.root.replace(&live, core).await.map(|_| ())
     }
 
+    /// Removes a namespace and all that is kept for it, for who may make one of its name.
+    pub async fn delete(
+        self: &Arc<Self>,
+        name: &str,
+        credentials: Credentials<'_>,
+    ) -> Result<(), Error> {
+        super::replicas::retried!(self.root, self.try_delete(name, credentials))
+    }
+
+    async fn try_delete(
+        self: &Arc<Self>,
+        name: &str,
+        credentials: Credentials<'_>,
+    ) -> Result<(), Error> {
+        check_name(name)?;
+        let above = name.rsplit_once('.').map_or("", |(above, _)| above);
+        let above = self.get(above)?.ok_or_else(|| no_namespace(above))?;
+        let by = {
+            let live = above.live()?;
+            let user = Coordinator::user(&live, credentials)?;
+            Coordinator::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+            user
+        };
+        let _change = self.root.change.lock().await;
+        let live = self.root.live()?;
+        let mut core = live.core.clone();
+        let Some(entry) = core.namespaces.remove(name) else {
+            return Err(no_namespace(name));
+        };
+        let below = format!("{name}.");
+        if let Some(other) = core.namespaces.keys().find(|key| key.starts_with(&below)) {
+            return Err(Error::Refused(format!(
+                "namespace {other} is below it: delete that first"
+            )));
+        }
+        core.log(
+            "Namespace deleted",
+            &[("user", by.into()), ("namespace", name.into())],
+        );
+        self.root.replace(&live, core).await?;
+        self.close(&entry.id);
+        // The state is gone from the list, durably; what stays of it nobody can reach.
+        if let Some(place) = &self.place
+            && let Err(error) = place.remove(&entry.id)
+        {
+            eprintln!("bulla coordinator: what is left of namespace {name}: {error}");
+        }
+        Ok(())
+    }
+
+    fn close(&self, id: &str) {
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        open.remove(id);
+    }
+
+    /// Closes namespaces that another replica has deleted.
+    fn close_deleted(&self) {
+        let Ok(live) = self.root.live() else { return };
+        let ids: std::collections::HashSet<&String> = live
+            .core
+            .namespaces
+            .values()
+            .map(|entry| &entry.id)
+            .collect();
+        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        open.retain(|id, _| ids.contains(id));
+    }
+
+    /// What Prometheus reads: of the default namespace, and of those that are open.
+    pub fn metrics(&self) -> String {
+        let mut open: Vec<_> = self
+            .open
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .values()
+            .cloned()
+            .collect();
+        open.sort_by(|a, b| a.options.namespace.cmp(&b.options.namespace));
+        let others: Vec<_> = open
+            .iter()
+            .map(|coordinator| {
+                let name = coordinator.options.namespace.clone();
+                (name, coordinator.status().code, &coordinator.events)
+            })
+            .collect();
+        self.root.events.metrics(self.root.status().code, &others)
+    }
+
     /// Follows what other replicas write, and joins them by their peers; for ever.
     pub async fn follow(self: Arc<Self>, peers: Vec<String>) {
         let mut told = String::new();
         loop {
+            self.close_deleted();
             let mut all = vec![self.root.clone()];
             all.extend(
                 self.open

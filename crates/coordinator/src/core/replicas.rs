@@ -71,10 +71,16 @@ impl Coordinator {
         match refreshed {
             Refreshed::Unchanged => {}
             Refreshed::Changed { epoch, content } => {
-                let mut live = Live::load(&content).map_err(Error::Internal)?;
-                live.epoch = epoch;
                 self.tables.load(&content, epoch).map_err(Error::Internal)?;
-                self.enter(Phase::Running(Arc::new(live)));
+                match self.live() {
+                    // Mostly others have only activated marbles.
+                    Ok(live) if live.is_in(&content) => live.follow(epoch),
+                    _ => {
+                        let live = Live::load(&content).map_err(Error::Internal)?;
+                        live.follow(epoch);
+                        self.enter(Phase::Running(Arc::new(live)));
+                    }
+                }
             }
             Refreshed::Replaced => {
                 let mut store = self.store.write().unwrap_or_else(|e| e.into_inner());

@@ -3,11 +3,12 @@
 //! What is revoked cannot activate any more, at once. Certificates that are out already are on the
 //! list that peers load ([`Coordinator::revocation_list`]), an X.509 CRL.
 
-use super::live::Revoked;
+use super::live::{Live, Revoked};
 use super::{Coordinator, Credentials, Error};
 use crate::crl::RevocationList;
 use crate::manifest::Resource;
 use std::collections::HashSet;
+use std::time::Instant;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
@@ -16,8 +17,19 @@ const CLOCK_SKEW: Duration = Duration::minutes(2);
 /// A peer that cannot get a new list for so long stops trusting.
 const LIST_LIFE: Duration = Duration::minutes(10);
 
+/// Certificates that other replicas gave out are on it after so long at most.
+const LIST_AGE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The list is sent to whoever asks, and is in memory: bounded.
 const MOST: usize = 100_000;
+
+/// The last list that was made, and from what.
+pub(super) struct KeptList {
+    made: Instant,
+    revoked: Revoked,
+    root: Vec<u8>,
+    der: Vec<u8>,
+}
 
 impl Coordinator {
     /// Adds to what is revoked. One user with UpdateManifest suffices: it only ever takes away.
@@ -32,7 +44,7 @@ impl Coordinator {
         Self::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
         if what == &Revoked::default() {
             return Err(Error::BadRequest(
-                "nothing to revoke: name marbles, packages or platforms".to_owned(),
+                "nothing to revoke: name marbles, packages, enclaves or platforms".to_owned(),
             ));
         }
         let mut core = live.core.clone();
@@ -54,8 +66,16 @@ impl Coordinator {
                 .iter()
                 .map(|platform| platform.to_ascii_lowercase()),
         );
-        let count =
-            core.revoked.marbles.len() + core.revoked.packages.len() + core.revoked.platforms.len();
+        for enclave in &what.enclaves {
+            let hash = crate::parse_sha256(enclave).ok_or_else(|| {
+                Error::BadRequest(format!("enclave {enclave}: an MRENCLAVE has 64 hex digits"))
+            })?;
+            core.revoked.enclaves.insert(hex::encode(hash));
+        }
+        let count = core.revoked.marbles.len()
+            + core.revoked.packages.len()
+            + core.revoked.platforms.len()
+            + core.revoked.enclaves.len();
         if count > MOST {
             return Err(Error::Refused(format!(
                 "more than {MOST} entries are revoked"
@@ -70,6 +90,7 @@ impl Coordinator {
                 ("user", user.as_str().into()),
                 ("marbles", list(&what.marbles)),
                 ("packages", list(&what.packages)),
+                ("enclaves", list(&what.enclaves)),
                 ("platforms", list(&what.platforms)),
             ],
         );
@@ -78,9 +99,28 @@ impl Coordinator {
     }
 
     /// The CRL of the marble root, DER: all certificates of revoked marbles, packages and platforms
-    /// that have not expired.
+    /// that have not expired. Anyone may ask, so it is made anew only when it must be.
     pub fn revocation_list(&self) -> Result<Vec<u8>, Error> {
         let live = self.live()?;
+        let mut kept = self.list.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(list) = kept.as_ref()
+            && list.made.elapsed() < LIST_AGE
+            && list.revoked == live.core.revoked
+            && list.root == live.pki.marble_root_cert
+        {
+            return Ok(list.der.clone());
+        }
+        let der = self.new_revocation_list(&live)?;
+        *kept = Some(KeptList {
+            made: Instant::now(),
+            revoked: live.core.revoked.clone(),
+            root: live.pki.marble_root_cert.clone(),
+            der: der.clone(),
+        });
+        Ok(der)
+    }
+
+    fn new_revocation_list(&self, live: &Live) -> Result<Vec<u8>, Error> {
         let now = OffsetDateTime::now_utc();
         let revoked = &live.core.revoked;
         let mut serials = Vec::new();
@@ -93,19 +133,19 @@ impl Coordinator {
             if revoked == &Revoked::default() {
                 break;
             }
-            if marbles.contains(uuid)
+            let is_revoked = marbles.contains(uuid)
                 || revoked.packages.contains(&instance.package)
                 || revoked
                     .platforms
-                    .contains(&instance.platform.to_ascii_lowercase())
-            {
-                let alive = instance.leaves.iter();
-                serials.extend(
-                    alive
-                        .filter(|leaf| leaf.until > now.unix_timestamp())
-                        .filter_map(|leaf| hex::decode(&leaf.serial).ok()),
-                );
-            }
+                    .contains(&instance.platform.to_ascii_lowercase());
+            serials.extend(
+                instance
+                    .leaves
+                    .iter()
+                    .filter(|leaf| is_revoked || revoked.enclaves.contains(&leaf.enclave))
+                    .filter(|leaf| leaf.until > now.unix_timestamp())
+                    .filter_map(|leaf| hex::decode(&leaf.serial).ok()),
+            );
         }
         serials.sort();
         let issuer = &live.pki.intermediate;

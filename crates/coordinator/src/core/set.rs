@@ -91,7 +91,7 @@ impl Coordinator {
         let (plan, secrets) = crate::recovery::share(manifest, &key)?;
         let batch = Batch::default()
             .put(CORE, live.core.encode())
-            .of(live.epoch);
+            .of(live.epoch());
         let is_done = self
             .store
             .write()

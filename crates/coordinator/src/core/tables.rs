@@ -43,6 +43,9 @@ pub struct Leaf {
     pub serial: String,
     /// Seconds since 1970.
     pub until: i64,
+    /// MRENCLAVE of who got it, hex.
+    #[serde(default)]
+    pub enclave: String,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

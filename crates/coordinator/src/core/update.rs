@@ -259,8 +259,8 @@ impl Coordinator {
                 fingerprint(&pending.manifest.0).into(),
             )],
         );
-        let mut new = Live::new(core).map_err(Error::Internal)?;
-        new.epoch = live.epoch;
+        let new = Live::new(core).map_err(Error::Internal)?;
+        new.follow(live.epoch());
         let recovery_changed = live.manifest.recovery_keys != update.recovery_keys
             || live.manifest.config.recovery_threshold != update.config.recovery_threshold
             || live.manifest.seal_mode() != update.seal_mode();
@@ -269,7 +269,7 @@ impl Coordinator {
             secrets = self.rekey(&new)?;
         } else {
             let batch = Batch::default().put(CORE, new.core.encode());
-            Self::durable(self.queue(&new, new.epoch, batch)).await?;
+            Self::durable(self.queue(&new, new.epoch(), batch)).await?;
         }
         self.enter(Phase::Running(Arc::new(new)));
         Ok(secrets)

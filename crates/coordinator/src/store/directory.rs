@@ -99,6 +99,14 @@ impl Place for DirectoryPlace {
         let path = self.directory.join("namespaces").join(id);
         Ok(Box::new(DirectoryStore::open(&path, anchor)?))
     }
+
+    fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let path = self.directory.join("namespaces").join(id);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(io(&path)(error)),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Store for DirectoryStore {

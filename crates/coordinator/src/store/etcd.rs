@@ -14,12 +14,14 @@
 //! head changes, and the old snapshot goes.
 //!
 //! A commit that lost its race is [`StoreError::Conflict`]: the replica reads what the others wrote
-//! ([`Store::refresh`]) and tries again. Batches name the *epoch* they were computed in, which each
-//! refresh with news begins anew, so that nothing computed from old values is ever written.
+//! ([`Store::refresh`]) and tries again; [`worker`](super::worker) sees to that.
 
 use super::etcd_client::{Compare, EtcdClient, Operation};
+use super::http::ClientTls;
+use super::worker::{Changes, Epochs, News, SharedState, Worker};
 use super::{
     Batch, Content, Header, Opened, Place, Receipt, RefreshReceipt, Refreshed, Store, StoreError,
+    failed,
 };
 use crate::manifest::SealMode;
 use crate::recovery::Plan;
@@ -29,7 +31,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// Batches that are written together at most; etcd allows 128 operations in a transaction, and a
@@ -46,12 +48,17 @@ pub struct EtcdPlace {
 
 impl EtcdPlace {
     /// `replica`: a name that this replica keeps across restarts.
-    pub fn new(endpoints: &[String], prefix: &str, replica: &str) -> EtcdPlace {
-        EtcdPlace {
-            client: Arc::new(EtcdClient::new(endpoints)),
+    pub fn new(
+        endpoints: &[String],
+        tls: &ClientTls,
+        prefix: &str,
+        replica: &str,
+    ) -> Result<EtcdPlace, StoreError> {
+        Ok(EtcdPlace {
+            client: Arc::new(EtcdClient::new(endpoints, tls)?),
             prefix: prefix.trim_end_matches('/').to_owned(),
             replica: replica.to_owned(),
-        }
+        })
     }
 
     pub fn store(&self, id: &str) -> EtcdStore {
@@ -71,6 +78,11 @@ impl EtcdPlace {
 impl Place for EtcdPlace {
     fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError> {
         Ok(Box::new(self.store(id)))
+    }
+
+    fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let prefix = format!("{}/{id}/", self.prefix).into_bytes();
+        self.client.write(&[Operation::DeletePrefix(prefix)])
     }
 }
 
@@ -156,20 +168,10 @@ impl Head {
 
 pub struct EtcdStore {
     place: Arc<Names>,
-    worker: Option<Worker>,
+    worker: Option<Worker<Replica>>,
     /// Where the head was when it was last read; 0: there was none.
     head_at: i64,
     key: Option<Key>,
-}
-
-struct Worker {
-    queue: mpsc::Sender<Message>,
-    thread: std::thread::JoinHandle<Replica>,
-}
-
-enum Message {
-    Commit(Batch, oneshot::Sender<Result<u64, StoreError>>),
-    Refresh(oneshot::Sender<Result<Refreshed, StoreError>>),
 }
 
 fn key_context(header: &Header) -> Vec<u8> {
@@ -177,18 +179,14 @@ fn key_context(header: &Header) -> Vec<u8> {
 }
 
 impl EtcdStore {
-    fn start(&mut self, replica: Replica) {
+    fn start(&mut self, replica: Replica, epochs: Epochs) {
         self.stop();
-        let (queue, messages) = mpsc::channel();
         self.key = Some(replica.key.clone());
-        let thread = std::thread::spawn(move || replica.run(&messages));
-        self.worker = Some(Worker { queue, thread });
+        self.worker = Some(Worker::start(replica, epochs));
     }
 
-    fn stop(&mut self) -> Option<Replica> {
-        let Worker { queue, thread } = self.worker.take()?;
-        drop(queue);
-        thread.join().ok()
+    fn stop(&mut self) -> Option<(Replica, Epochs)> {
+        self.worker.take()?.stop()
     }
 
     /// Begins or goes on under a new header, all in one transaction.
@@ -198,10 +196,9 @@ impl EtcdStore {
         key: &Key,
         header: Header,
         content: Content,
-        epoch: u64,
+        epochs: Epochs,
     ) -> Result<(), StoreError> {
         let mut replica = Replica::new(self.place.clone(), key.clone(), header)?;
-        (replica.epoch, replica.told) = (epoch, epoch);
         let sealed = keys
             .key(replica.header.seal_mode)?
             .seal(&key_context(&replica.header), &key.0)?;
@@ -239,7 +236,7 @@ impl EtcdStore {
         }
         self.head_at = at;
         replica.head_at = at;
-        self.start(replica);
+        self.start(replica, epochs);
         Ok(())
     }
 }
@@ -281,7 +278,7 @@ impl Store for EtcdStore {
         replica.read_all()?;
         self.head_at = replica.head_at;
         let content = replica.content();
-        self.start(replica);
+        self.start(replica, Epochs::default());
         Ok(content)
     }
 
@@ -293,7 +290,7 @@ impl Store for EtcdStore {
         content: Content,
     ) -> Result<(), StoreError> {
         self.stop();
-        self.install(keys, key, header, content, 0)
+        self.install(keys, key, header, content, Epochs::default())
     }
 
     fn rekey(
@@ -304,11 +301,11 @@ impl Store for EtcdStore {
         recovery: Plan,
         batch: Batch,
     ) -> Result<bool, StoreError> {
-        let Some(old) = self.stop() else {
+        let Some((old, epochs)) = self.stop() else {
             return Ok(false);
         };
-        if batch.epoch != old.epoch {
-            self.start(old);
+        if batch.epoch != epochs.now {
+            self.start(old, epochs);
             return Err(StoreError::Conflict);
         }
         let header = Header {
@@ -322,10 +319,14 @@ impl Store for EtcdStore {
         let mut content = old.content();
         batch.apply(&mut content);
         self.head_at = old.head_at;
-        match self.install(keys, key, header, content, old.epoch) {
+        let next = Epochs {
+            now: epochs.now,
+            told: epochs.now,
+        };
+        match self.install(keys, key, header, content, next) {
             Ok(()) => Ok(true),
             Err(error) => {
-                self.start(old);
+                self.start(old, epochs);
                 Err(error)
             }
         }
@@ -345,26 +346,18 @@ impl Store for EtcdStore {
     }
 
     fn commit(&self, batch: Batch) -> Receipt {
-        let (sender, receiver) = oneshot::channel();
-        let message = Message::Commit(batch, sender);
-        let refused = match &self.worker {
-            Some(worker) => worker.queue.send(message).err().map(|error| error.0),
-            None => Some(message),
-        };
-        if let Some(Message::Commit(_, reply)) = refused {
-            let _ = reply.send(Err(StoreError::Failed));
+        match &self.worker {
+            Some(worker) => worker.commit(batch),
+            None => failed(),
         }
-        receiver
     }
 
     fn refresh(&self) -> Option<RefreshReceipt> {
-        let (sender, receiver) = oneshot::channel();
-        match &self.worker {
-            Some(worker) => {
-                let _ = worker.queue.send(Message::Refresh(sender));
-            }
+        Some(match &self.worker {
+            Some(worker) => worker.refresh(),
             // Nothing is open: has somebody begun a state, or another one?
             None => {
+                let (sender, receiver) = oneshot::channel();
                 let place = self.place.clone();
                 let known = self.head_at;
                 std::thread::spawn(move || {
@@ -377,9 +370,9 @@ impl Store for EtcdStore {
                             });
                     let _ = sender.send(answer);
                 });
+                receiver
             }
-        }
-        Some(receiver)
+        })
     }
 
     fn data_key(&self) -> Option<Key> {
@@ -403,9 +396,6 @@ struct Replica {
     head_at: i64,
     digest: [u8; 32],
     entries: HashMap<String, Entry>,
-    epoch: u64,
-    /// The epoch that the coordinator was told of: failures begin one that it was not.
-    told: u64,
 }
 
 struct Entry {
@@ -427,8 +417,6 @@ impl Replica {
             head_at: 0,
             digest: [0; 32],
             entries: HashMap::new(),
-            epoch: 0,
-            told: 0,
         })
     }
 
@@ -492,37 +480,30 @@ impl Replica {
         Ok(serde_json::to_vec(&head).unwrap_or_default())
     }
 
-    fn content(&self) -> Content {
-        self.entries
-            .iter()
-            .filter_map(|(name, entry)| Some((name.clone(), entry.value.clone()?)))
-            .collect()
-    }
-
     fn read_all(&mut self) -> Result<(), StoreError> {
         self.entries.clear();
         self.digest = [0; 32];
         self.head_at = 0;
-        match self.read_news()? {
-            Some(_) => Ok(()),
-            None => Err(StoreError::Conflict),
+        match self.take_in()? {
+            true => Ok(()),
+            false => Err(StoreError::Conflict),
         }
     }
 
-    /// Reads what was written since; None if another state, or the same under another key, is
+    /// Reads what was written since; false if another state, or the same under another key, is
     /// there now.
-    fn read_news(&mut self) -> Result<Option<Content>, StoreError> {
+    fn take_in(&mut self) -> Result<bool, StoreError> {
         let place = self.place.clone();
         let prefix = place.entries(&self.header.snapshot);
         let (head, entries) =
             place
                 .client
                 .get_with_prefix(&place.head(), &prefix, self.head_at + 1)?;
-        let Some(found) = head else { return Ok(None) };
+        let Some(found) = head else { return Ok(false) };
         let head: Head =
             serde_json::from_slice(&found.value).map_err(|error| place.damaged(error))?;
         if head.header.snapshot != self.header.snapshot {
-            return Ok(None);
+            return Ok(false);
         }
         if head.revision < self.revision {
             return Err(place.damaged("it went back: an old copy was put in its place"));
@@ -530,15 +511,11 @@ impl Replica {
         let digest = head
             .open(&self.key)
             .map_err(|_| place.damaged("its head was changed"))?;
-        let mut news = Content::new();
         let base = prefix.len();
         for entry in entries {
             let name = String::from_utf8(entry.key[base..].to_vec())
                 .map_err(|_| place.damaged("an entry's name is not text"))?;
-            self.learn(name.clone(), &entry.value)?;
-            if let Some(Some(value)) = self.entries.get(&name).map(|entry| entry.value.clone()) {
-                news.insert(name, value);
-            }
+            self.learn(name, &entry.value)?;
         }
         if digest != self.digest {
             return Err(place.damaged(
@@ -547,104 +524,29 @@ impl Replica {
         }
         self.revision = head.revision;
         self.head_at = found.mod_revision;
-        Ok(Some(news))
+        Ok(true)
+    }
+}
+
+impl SharedState for Replica {
+    fn fits(&self, changes: usize, bytes: usize) -> bool {
+        changes <= MOST_OPERATIONS && bytes <= MOST_BYTES
     }
 
-    fn run(mut self, messages: &mpsc::Receiver<Message>) -> Replica {
-        let mut next = messages.recv().ok();
-        while let Some(message) = next.take() {
-            match message {
-                Message::Refresh(reply) => {
-                    let _ = reply.send(self.refresh());
-                }
-                Message::Commit(batch, reply) => {
-                    let mut group = vec![(batch, reply)];
-                    let size = |batch: &Batch| {
-                        batch
-                            .changes
-                            .iter()
-                            .map(|(key, value)| key.len() + value.as_ref().map_or(0, Vec::len) + 64)
-                            .sum::<usize>()
-                    };
-                    let mut operations = group[0].0.changes.len();
-                    let mut bytes = size(&group[0].0);
-                    while let Ok(message) = messages.try_recv() {
-                        match message {
-                            Message::Commit(batch, reply)
-                                if operations + batch.changes.len() <= MOST_OPERATIONS
-                                    && bytes + size(&batch) <= MOST_BYTES =>
-                            {
-                                operations += batch.changes.len();
-                                bytes += size(&batch);
-                                group.push((batch, reply));
-                            }
-                            other => {
-                                next = Some(other);
-                                break;
-                            }
-                        }
-                    }
-                    self.write(group);
-                }
-            }
-            if next.is_none() {
-                next = messages.recv().ok();
-            }
-        }
-        self
-    }
-
-    fn write(&mut self, group: Vec<(Batch, oneshot::Sender<Result<u64, StoreError>>)>) {
-        // What was computed before the last news is not written.
-        let (group, stale): (Vec<_>, Vec<_>) = group
-            .into_iter()
-            .partition(|(batch, _)| batch.epoch == self.epoch);
-        for (_, reply) in stale {
-            let _ = reply.send(Err(StoreError::Conflict));
-        }
-        if group.is_empty() {
-            return;
-        }
-        let mut changes = Content::new();
-        let mut removed = Vec::new();
-        let mut replies = Vec::new();
-        for (batch, reply) in group {
-            for (key, value) in batch.changes {
-                match value {
-                    Some(value) => {
-                        removed.retain(|name| *name != key);
-                        changes.insert(key, value);
-                    }
-                    None => {
-                        changes.remove(&key);
-                        removed.push(key);
-                    }
-                }
-            }
-            replies.push(reply);
-        }
-        let result = self.transact(changes, removed);
-        for reply in replies {
-            let _ = reply.send(match &result {
-                Ok(revision) => Ok(*revision),
-                // Whether it was written after all, the next refresh tells.
-                Err(StoreError::Conflict) => Err(StoreError::Conflict),
-                Err(error) => Err(StoreError::Remote(error.to_string())),
-            });
-        }
+    fn content(&self) -> Content {
+        self.entries
+            .iter()
+            .filter_map(|(name, entry)| Some((name.clone(), entry.value.clone()?)))
+            .collect()
     }
 
     /// Writes in one transaction. After a failure the replica is as it was.
-    fn transact(&mut self, changes: Content, removed: Vec<String>) -> Result<u64, StoreError> {
+    fn write(&mut self, changes: Changes) -> Result<u64, StoreError> {
         let mut undo: Vec<(String, Option<Entry>)> = Vec::new();
         let before = (self.digest, self.revision);
-        let all = changes
-            .into_iter()
-            .map(|(key, value)| (key, Some(value)))
-            .chain(removed.into_iter().map(|key| (key, None)));
         let mut operations = Vec::new();
         let mut result = Ok(());
-        for (key, value) in all {
+        for (key, value) in changes {
             let old = self.entries.get(&key).map(|entry| Entry {
                 value: entry.value.clone(),
                 mac: entry.mac,
@@ -686,35 +588,22 @@ impl Replica {
                     };
                 }
                 (self.digest, self.revision) = before;
-                // A connection that broke may have carried the transaction through: what is
-                // computed from here on must not count on either.
-                self.epoch += 1;
                 Err(error)
             }
         }
     }
 
-    fn refresh(&mut self) -> Result<Refreshed, StoreError> {
+    fn read_news(&mut self) -> Result<News, StoreError> {
         let before = self.head_at;
-        let news = match self.read_news() {
-            Err(StoreError::Damaged { .. }) => {
-                // A deletion by hand, or a lie: all of it must be right then.
-                self.read_all()?;
-                Some(self.content())
-            }
+        let is_same = match self.take_in() {
+            // A deletion by hand, or a lie: all of it must be right then.
+            Err(StoreError::Damaged { .. }) => self.read_all().map(|()| true)?,
             other => other?,
         };
-        let Some(_) = news else {
-            return Ok(Refreshed::Replaced);
-        };
-        if self.head_at == before && self.epoch == self.told {
-            return Ok(Refreshed::Unchanged);
-        }
-        self.epoch += 1;
-        self.told = self.epoch;
-        Ok(Refreshed::Changed {
-            epoch: self.epoch,
-            content: self.content(),
+        Ok(match is_same {
+            false => News::Replaced,
+            true if self.head_at == before => News::None,
+            true => News::Changes,
         })
     }
 }

@@ -5,6 +5,7 @@
 //! is cut off from the majority does not answer from what it remembers.
 
 use super::StoreError;
+use super::http::{ClientTls, agent};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -42,13 +43,10 @@ pub enum Operation {
 }
 
 impl EtcdClient {
-    pub fn new(endpoints: &[String]) -> EtcdClient {
-        let config = ureq::Agent::config_builder()
-            .timeout_global(Some(PATIENCE))
-            .http_status_as_error(false)
-            .build();
-        EtcdClient {
-            agent: ureq::Agent::new_with_config(config),
+    /// Endpoints are `HOST:PORT`, or addresses that begin with `https://`.
+    pub fn new(endpoints: &[String], tls: &ClientTls) -> Result<EtcdClient, StoreError> {
+        Ok(EtcdClient {
+            agent: agent(tls, PATIENCE)?,
             endpoints: endpoints
                 .iter()
                 .map(|endpoint| match endpoint.contains("://") {
@@ -57,7 +55,7 @@ impl EtcdClient {
                 })
                 .collect(),
             current: AtomicUsize::new(0),
-        }
+        })
     }
 
     pub fn get(&self, key: &[u8]) -> Result<Option<Found>, StoreError> {
@@ -99,8 +97,7 @@ impl EtcdClient {
         self.read("txn", &body).map(|_| ())
     }
 
-    /// The revision at which all was written; None if the condition did not hold. Sent once: after
-    /// an error nobody knows whether it was done.
+    /// The revision at which all was written; None if the condition did not hold. Sent once.
     pub fn transact(
         &self,
         compare: &Compare,
@@ -119,13 +116,32 @@ impl EtcdClient {
             Err(Failure::Answer(error)) => return Err(StoreError::Remote(error)),
             Err(Failure::Connection(_)) => {
                 self.current.store(at + 1, Ordering::Relaxed);
-                // The caller reads what is there now, and decides.
-                return Err(StoreError::Conflict);
+                return self.after_lost_answer(compare, operations);
             }
         };
         match answer["succeeded"].as_bool() {
             Some(true) => revision(&answer["header"]["revision"]).map(Some),
             _ => Ok(None),
+        }
+    }
+
+    /// What became of a transaction: no two values of its key are alike, so that tells.
+    fn after_lost_answer(
+        &self,
+        compare: &Compare,
+        operations: &[Operation],
+    ) -> Result<Option<i64>, StoreError> {
+        let found = self.get(&compare.key)?;
+        let ours = operations.iter().any(|operation| match operation {
+            Operation::Put(key, value) => {
+                *key == compare.key && found.as_ref().is_some_and(|now| now.value == *value)
+            }
+            Operation::DeletePrefix(_) => false,
+        });
+        match found {
+            Some(found) if ours => Ok(Some(found.mod_revision)),
+            // The caller reads what is there now, and decides.
+            _ => Err(StoreError::Conflict),
         }
     }
 

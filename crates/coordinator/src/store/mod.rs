@@ -7,11 +7,18 @@ mod anchor;
 mod directory;
 mod etcd;
 mod etcd_client;
+mod http;
 mod journal;
+mod kubernetes;
+mod objects;
+mod worker;
 
 pub use anchor::{Anchor, FileAnchor, Mark};
 pub use directory::{DirectoryPlace, DirectoryStore, Header, Opened, SEALED_DATA, SEALED_KEY};
 pub use etcd::{EtcdPlace, EtcdStore};
+pub use http::ClientTls;
+pub use kubernetes::{Kubernetes, KubernetesOptions};
+pub use objects::{Object, ObjectPlace, ObjectStore, Objects};
 
 use crate::manifest::SealMode;
 use crate::recovery::Plan;
@@ -82,6 +89,8 @@ pub type RefreshReceipt = tokio::sync::oneshot::Receiver<Result<Refreshed, Store
 pub trait Place: Send + Sync {
     /// The store of the namespace with this id.
     fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError>;
+    /// Removes what is kept for the namespace, which is closed.
+    fn remove(&self, id: &str) -> Result<(), StoreError>;
 }
 
 /// Changes that are made together: a value, or `None` to remove the key.
@@ -153,6 +162,13 @@ pub enum StoreError {
     Remote(String),
     #[error("the store has failed before and takes nothing more: restart the coordinator")]
     Failed,
+}
+
+/// The receipt of a batch that nobody will write.
+fn failed() -> Receipt {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let _ = sender.send(Err(StoreError::Failed));
+    receiver
 }
 
 pub(crate) fn io(path: &std::path::Path) -> impl FnOnce(std::io::Error) -> StoreError + '_ {

@@ -10,7 +10,7 @@ use bulla_coordinator::core::{Cluster, Coordinator, Options, Owner};
 use bulla_coordinator::manifest::Subject;
 use bulla_coordinator::quote::{Evidence, QuoteIssuer, QuoteVerifier, with_oe_header};
 use bulla_coordinator::seal::InsecureFileKey;
-use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore, EtcdPlace};
+use bulla_coordinator::store::{Anchor, DirectoryPlace, DirectoryStore, Place};
 use bulla_coordinator::x509::pem;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -137,10 +137,10 @@ impl Server {
         Server::serve(app, cluster).await
     }
 
-    /// One of several over etcd, on a machine of its own.
-    pub async fn replica(dir: &Path, place: EtcdPlace) -> Server {
-        let app = Arc::new(open_replica(dir, &place).unwrap());
-        let cluster = Cluster::new(app.clone(), Some(Box::new(place)));
+    /// One of several over a common store, on a machine of its own.
+    pub async fn replica(dir: &Path, place: Box<dyn Place>) -> Server {
+        let app = Arc::new(open_replica(dir, place.as_ref()).unwrap());
+        let cluster = Cluster::new(app.clone(), Some(place));
         Server::serve(app, cluster).await
     }
 
@@ -165,7 +165,7 @@ impl Server {
                     marble::router(cluster.clone()),
                     app.clone(),
                 )),
-                tokio::spawn(serve::plain(c, metrics::router(app.clone()))),
+                tokio::spawn(serve::plain(c, metrics::router(cluster))),
             ],
             app,
         }
@@ -203,6 +203,28 @@ impl Server {
             .await
             .unwrap();
         (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
+    }
+
+    /// What the plain door at `address` answers.
+    pub async fn plain(address: &str, path: &str) -> String {
+        String::from_utf8_lossy(&Server::plain_bytes(address, path).await).into_owned()
+    }
+
+    async fn plain_bytes(address: &str, path: &str) -> Vec<u8> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        answer
+    }
+
+    /// The body of what the plain door answers.
+    pub async fn plain_body(&self, path: &str) -> Vec<u8> {
+        let answer = Server::plain_bytes(&self.metrics, path).await;
+        let head = answer.windows(4).position(|four| four == b"\r\n\r\n");
+        answer[head.expect("an HTTP answer") + 4..].to_vec()
     }
 
     pub async fn get(&self, path: &str) -> (u16, Value) {
@@ -286,6 +308,7 @@ pub fn manifest(admin: &Identity, other: &Identity) -> Value {
                 },
                 "TLS": ["web"],
             },
+            "versioned": {"Package": "backend"},
             "frontend": {"Package": "frontend", "AllowedDNSNames": ["localhost", "*.cluster.local"]},
             "reader": {"Package": "frontend", "Parameters": {"Env": {"TOKEN": "{{ string .Secrets.token }}"}}},
         },
@@ -317,7 +340,7 @@ pub fn b64(value: &Value) -> Vec<u8> {
 
 fn open_replica(
     dir: &Path,
-    place: &EtcdPlace,
+    place: &dyn Place,
 ) -> Result<Coordinator, bulla_coordinator::core::StartError> {
     let keys = InsecureFileKey::open(&dir.join("insecure-key")).unwrap();
     let options = Options {
@@ -325,9 +348,9 @@ fn open_replica(
         owner: None,
         namespace: String::new(),
     };
-    Coordinator::start(
+    Coordinator::over(
         options,
-        place.store("root"),
+        place.open("root")?,
         Box::new(keys),
         Box::new(TestPlatform),
         Box::new(TestPlatform),
@@ -335,8 +358,8 @@ fn open_replica(
 }
 
 /// Whether a replica starts and runs, or why not.
-pub fn opens(dir: &Path, place: EtcdPlace) -> Result<(), String> {
-    open_replica(dir, &place)
+pub fn opens(dir: &Path, place: &dyn Place) -> Result<(), String> {
+    open_replica(dir, place)
         .map(|coordinator| assert_eq!(coordinator.status().code, 3))
         .map_err(|error| error.to_string())
 }

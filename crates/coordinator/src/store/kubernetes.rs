@@ -1,0 +1,247 @@
+//! Objects in the Kubernetes API: Secrets of one namespace.
+//!
+//! Four requests on one kind of resource need no client library. `metadata.resourceVersion` makes
+//! replacing conditional: the API server compares and swaps in its own etcd. What is kept is sealed
+//! already; Secrets are used because clusters guard them best against being changed and deleted.
+
+use super::StoreError;
+use super::http::{ClientTls, agent};
+use super::objects::{Object, Objects};
+use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// A request that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// A Secret of a MiB, in base64, with its metadata.
+const MOST_ANSWER: u64 = 8 << 20;
+/// What may be repeated is: API servers restart, and say when they are busy.
+const ATTEMPTS: u32 = 5;
+/// The key of a Secret's only value.
+const VALUE: &str = "sealed";
+/// Where a pod finds who it is.
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Where the API is, and who asks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KubernetesOptions {
+    /// `https://HOST:PORT`. None: that of the cluster that this pod runs in.
+    pub server: Option<String>,
+    /// None: that of this pod.
+    pub namespace: Option<String>,
+    /// A file with a bearer token, read for each request: tokens are exchanged while they are in
+    /// use. None: that of this pod, if it has one.
+    pub token: Option<PathBuf>,
+    pub tls: ClientTls,
+}
+
+pub struct Kubernetes {
+    agent: ureq::Agent,
+    /// Up to and with `/secrets`.
+    base: String,
+    token: Option<PathBuf>,
+}
+
+impl Kubernetes {
+    pub fn new(options: &KubernetesOptions) -> Result<Kubernetes, StoreError> {
+        let account = Path::new(ACCOUNT);
+        let server = match &options.server {
+            Some(server) => server.trim_end_matches('/').to_owned(),
+            None => in_cluster().ok_or_else(|| {
+                StoreError::Remote(
+                    "this is no pod of a cluster: name the API with --kubernetes-api".to_owned(),
+                )
+            })?,
+        };
+        let namespace = match &options.namespace {
+            Some(namespace) => namespace.clone(),
+            None => std::fs::read_to_string(account.join("namespace"))
+                .map(|text| text.trim().to_owned())
+                .map_err(|_| {
+                    StoreError::Remote(
+                        "this pod's namespace is not known: name it with --kubernetes-namespace"
+                            .to_owned(),
+                    )
+                })?,
+        };
+        let present = |name: &str| Some(account.join(name)).filter(|path| path.exists());
+        let mut tls = options.tls.clone();
+        if tls.authority.is_none() && options.server.is_none() {
+            tls.authority = present("ca.crt");
+        }
+        Ok(Kubernetes {
+            agent: agent(&tls, PATIENCE)?,
+            base: format!("{server}/api/v1/namespaces/{namespace}/secrets"),
+            token: options
+                .token
+                .clone()
+                .or_else(|| present("token").filter(|_| options.server.is_none())),
+        })
+    }
+
+    /// Sends a request once.
+    fn send(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Answer, Failure> {
+        let url = format!("{}{path}", self.base);
+        let broken = |error: ureq::Error| Failure::Connection(format!("{url}: {error}"));
+        let mut request = ureq::http::Request::builder()
+            .method(method)
+            .uri(&url)
+            .header("accept", "application/json")
+            .header("content-type", "application/json");
+        if let Some(path) = &self.token {
+            let token = std::fs::read_to_string(path)
+                .map_err(|error| Failure::Refused(format!("{}: {error}", path.display())))?;
+            request = request.header("authorization", format!("Bearer {}", token.trim()));
+        }
+        let malformed = |error: ureq::http::Error| Failure::Refused(format!("{url}: {error}"));
+        let sent = match body {
+            Some(body) => self
+                .agent
+                .run(request.body(body.to_string()).map_err(malformed)?),
+            None => self.agent.run(request.body(()).map_err(malformed)?),
+        };
+        let mut response = sent.map_err(broken)?;
+        let status = response.status().as_u16();
+        let bytes = response
+            .body_mut()
+            .with_config()
+            .limit(MOST_ANSWER)
+            .read_to_vec()
+            .map_err(broken)?;
+        let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let said = body["message"].as_str().unwrap_or("it does not say why");
+        match status {
+            200..=202 => Ok(Answer::Object(body)),
+            404 => Ok(Answer::NotFound),
+            409 => Ok(Answer::Conflict),
+            // It was not even looked at.
+            429 => Err(Failure::Busy(format!("{url}: {said}"))),
+            500.. => Err(Failure::Connection(format!("{url}: {status}: {said}"))),
+            _ => Err(Failure::Refused(format!("{url}: {status}: {said}"))),
+        }
+    }
+
+    /// Sends what may be repeated, until there is an answer.
+    fn repeat(&self, method: &str, path: &str) -> Result<Answer, StoreError> {
+        let mut attempt = 1;
+        loop {
+            match self.send(method, path, None) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Refused(reason)) => return Err(StoreError::Remote(reason)),
+                Err(Failure::Busy(reason) | Failure::Connection(reason)) => {
+                    if attempt == ATTEMPTS {
+                        return Err(StoreError::Remote(reason));
+                    }
+                }
+            }
+            std::thread::sleep(Duration::from_millis(100) * 2u32.pow(attempt));
+            attempt += 1;
+        }
+    }
+
+    fn malformed(&self, what: &str) -> StoreError {
+        StoreError::Remote(format!("{}: a Secret has no {what}", self.base))
+    }
+
+    fn version(&self, secret: &Value) -> Result<String, StoreError> {
+        let version = secret["metadata"]["resourceVersion"].as_str();
+        Ok(version
+            .ok_or_else(|| self.malformed("resourceVersion"))?
+            .to_owned())
+    }
+}
+
+/// The address that every pod is told.
+fn in_cluster() -> Option<String> {
+    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok()?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok()?;
+    Some(match host.contains(':') {
+        true => format!("https://[{host}]:{port}"),
+        false => format!("https://{host}:{port}"),
+    })
+}
+
+enum Answer {
+    Object(Value),
+    NotFound,
+    Conflict,
+}
+
+enum Failure {
+    /// Nobody knows what became of the request.
+    Connection(String),
+    /// It was not done, and may be later.
+    Busy(String),
+    /// It was not done, and never will be.
+    Refused(String),
+}
+
+impl Objects for Kubernetes {
+    fn place(&self) -> String {
+        self.base.clone()
+    }
+
+    fn get(&self, name: &str) -> Result<Option<Object>, StoreError> {
+        match self.repeat("GET", &format!("/{name}"))? {
+            Answer::NotFound => Ok(None),
+            Answer::Conflict => Err(StoreError::Conflict),
+            Answer::Object(secret) => {
+                let value = secret["data"][VALUE].as_str();
+                let value = value.ok_or_else(|| self.malformed("value of ours"))?;
+                Ok(Some(Object {
+                    bytes: BASE64
+                        .decode(value)
+                        .map_err(|_| self.malformed("value in base64"))?,
+                    version: self.version(&secret)?,
+                }))
+            }
+        }
+    }
+
+    fn put(
+        &self,
+        name: &str,
+        bytes: &[u8],
+        version: Option<&str>,
+    ) -> Result<Option<String>, StoreError> {
+        let mut secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "Opaque",
+            "metadata": {"name": name, "labels": {"app.kubernetes.io/managed-by": "bulla"}},
+            "data": {VALUE: BASE64.encode(bytes)},
+        });
+        let (method, path) = match version {
+            None => ("POST", String::new()),
+            Some(version) => {
+                secret["metadata"]["resourceVersion"] = version.into();
+                ("PUT", format!("/{name}"))
+            }
+        };
+        let mut attempt = 1;
+        loop {
+            match self.send(method, &path, Some(&secret)) {
+                Ok(Answer::Object(secret)) => return self.version(&secret).map(Some),
+                // What is gone cannot be replaced; a namespace that is not there says so here.
+                Ok(Answer::NotFound) if version.is_none() => {
+                    return Err(StoreError::Remote(format!(
+                        "{}: there is no such namespace",
+                        self.base
+                    )));
+                }
+                Ok(Answer::NotFound | Answer::Conflict) => return Ok(None),
+                Err(Failure::Refused(reason)) => return Err(StoreError::Remote(reason)),
+                Err(Failure::Connection(_)) => return Err(StoreError::Conflict),
+                Err(Failure::Busy(reason)) if attempt == ATTEMPTS => {
+                    return Err(StoreError::Remote(reason));
+                }
+                Err(Failure::Busy(_)) => {}
+            }
+            std::thread::sleep(Duration::from_millis(100) * 2u32.pow(attempt));
+            attempt += 1;
+        }
+    }
+
+    fn delete(&self, name: &str) -> Result<(), StoreError> {
+        self.repeat("DELETE", &format!("/{name}")).map(|_| ())
+    }
+}
