@@ -51,7 +51,7 @@ test-full: build ## Also run what takes longer: everything ignored by `make test
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted input, FUZZ_SECONDS (60) each
-	@scripts/packages.sh build
+	@scripts/packages.sh build fuzz
 	scripts/fuzz.sh
 
 .PHONY: bench

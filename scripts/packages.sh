@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages for a purpose, quietly and only what is missing.
-#   packages.sh PURPOSE..      purposes: bench build conformance demo images test
+#   packages.sh PURPOSE..      purposes: bench build conformance demo fuzz images test
 set -euo pipefail
 
 declare -A packages=(
@@ -12,6 +12,8 @@ declare -A packages=(
     [images]="mmdebstrap debian-archive-keyring umoci skopeo busybox-static musl-tools golang-go
         gcc libc6-dev xz-utils"
     [demo]="redis-tools curl"
+    # libFuzzer.
+    [fuzz]="g++"
     # Building the Linux Test Project: tests/conformance/build-ltp.sh.
     [conformance]="git make autoconf automake m4 libtool pkg-config libacl1-dev libcap-dev libaio-dev
         libnuma-dev libkeyutils-dev util-linux"
