@@ -49,39 +49,80 @@ pub enum AesmError {
     NoKey,
 }
 
-/// An error code in words, and what to do.
+/// An error code (aesm_error.h of Intel's platform software) in words, and what to do.
 fn meaning(code: u32) -> (&'static str, &'static str) {
     match code {
         1 => ("unexpected error", "look at its log"),
-        2 => (
+        2 | 24 | 25 => (
             "no SGX device",
             "check /dev/sgx_enclave and /dev/sgx_provision in its container",
         ),
-        3 => (
-            "wrong parameter",
-            "the report was made for another quoting enclave; try again",
-        ),
-        5 => ("out of memory", "free enclave memory on this machine"),
-        8 => (
-            "no quoting key",
-            "the PCK certificate cannot be had: check the quote provider library and its PCCS URL (/etc/sgx_default_qcnl.conf)",
-        ),
-        10 => ("service unavailable", "install libsgx-aesm-quote-ex-plugin"),
-        11 => (
+        3 => ("wrong parameter", "update the SGX software of this machine"),
+        12 => (
             "network failure",
-            "check the PCCS URL in /etc/sgx_default_qcnl.conf",
+            "check the PCCS URL in /etc/sgx_default_qcnl.conf, and that it can be reached",
         ),
-        12 => ("network busy", "try again"),
-        13 => ("proxy setting", "check its proxy settings"),
+        13 => ("network busy", "try again"),
+        14 => (
+            "proxy setting",
+            "check its proxy settings (/etc/aesmd.conf)",
+        ),
+        15 | 33 => (
+            "its files cannot be used",
+            "check the permissions of /var/opt/aesmd",
+        ),
+        17 => ("service stopped", "start aesmd"),
+        18 | 19 => ("busy", "try again"),
         20 => (
+            "its software is too old for this platform",
+            "update the SGX software of this machine",
+        ),
+        21 => ("out of memory", "free memory on this machine"),
+        29 => (
             "out of enclave memory",
             "free enclave memory on this machine",
         ),
-        29 => (
+        30 => (
+            "service unavailable",
+            "install libsgx-aesm-quote-ex-plugin and libsgx-aesm-ecdsa-plugin",
+        ),
+        31 => (
+            "platform unknown to Intel",
+            "register this platform (PCKIDRetrievalTool, or the multi-package registration agent)",
+        ),
+        32 | 34 | 35 | 37 => (
+            "its stored key does not fit",
+            "delete the key in /var/opt/aesmd/data, and restart aesmd",
+        ),
+        38 => (
             "unsupported attestation key",
             "update the SGX software of this machine",
         ),
-        43 => ("service stopped", "start aesmd"),
+        40 | 48 => (
+            "the quoting enclave cannot be loaded",
+            "install libsgx-ae-qe3 and libsgx-ae-pce, and check /dev/sgx_provision in its container",
+        ),
+        41 => (
+            "no quote provider library",
+            "install libsgx-dcap-default-qpl (on Azure: az-dcap-client)",
+        ),
+        42 => ("the key has no certificate yet", "try again"),
+        43 | 44 => (
+            "no PCK certificate for this platform",
+            "check the quote provider library and its PCCS URL (/etc/sgx_default_qcnl.conf)",
+        ),
+        45 | 47 => (
+            "the report cannot be verified",
+            "it was made for another quoting enclave, or before a restart; try again",
+        ),
+        46 => (
+            "the quoting enclave was lost in a power transition",
+            "try again",
+        ),
+        49 | 50 => (
+            "the quoting enclave does not fit the platform",
+            "update the SGX software and the microcode of this machine together",
+        ),
         _ => (
             "an error",
             "look its code up in aesm_error.h, and at its log",

@@ -133,6 +133,10 @@ static ADVISORIES: &[(&str, &str)] = &[
         "AEPIC leak: reads enclave data out of the interrupt controller; needs microcode",
     ),
     (
+        "INTEL-SA-00730",
+        "some Xeons of the third generation: the microcode computes keys wrongly, and data can be read",
+    ),
+    (
         "INTEL-SA-00738",
         "memory controller settings of some Xeons are too permissive when SGX is used",
     ),
@@ -150,7 +154,7 @@ static ADVISORIES: &[(&str, &str)] = &[
     ),
     (
         "INTEL-SA-00960",
-        "Trusted Execution Register Access: a protection of some Xeons fails when SGX or TDX is used",
+        "Trusted Execution Configuration Register Access: BIOS or SMM firmware of some Xeons can weaken the protection of SGX and TDX",
     ),
     (
         "INTEL-SA-01036",

@@ -135,7 +135,7 @@ fn a_misbehaving_service_is_an_error_that_says_why() {
         (
             "refusal",
             |tag, stream| {
-                answer(stream, &field(tag as u32, &number(1, 8)));
+                answer(stream, &field(tag as u32, &number(1, 44)));
                 true
             },
             "PCCS URL",

@@ -86,13 +86,18 @@ struct Served(QuoteLibrary);
 /// AESM's code for the library's, which is written down.
 fn code(error: LibraryError) -> u32 {
     eprintln!("bulla-quote-helper: {error}");
+    // quote3_error_t (sgx_ql_lib_common.h) to aesm_error_t (aesm_error.h), as aesmd translates.
     match error {
-        LibraryError::Refused(0xe002 | 0xe015) => 3,
-        LibraryError::Refused(0xe003) => 5,
-        LibraryError::Refused(0xe011) => 8,
-        LibraryError::Refused(0xe00d | 0xe00e) => 10,
-        LibraryError::Refused(0xe019) => 11,
-        LibraryError::Refused(0xe012) => 20,
+        LibraryError::Refused(0xe002) => 3,
+        LibraryError::Refused(0xe003) => 21,
+        LibraryError::Refused(0xe004) => 32,
+        LibraryError::Refused(0xe005) => 33,
+        LibraryError::Refused(0xe006) => 15,
+        LibraryError::Refused(library @ 0xe007..=0xe011) => library - 0xe007 + 34,
+        LibraryError::Refused(0xe012) => 29,
+        LibraryError::Refused(library @ 0xe013..=0xe018) => library - 0xe013 + 45,
+        LibraryError::Refused(0xe019) => 12,
+        LibraryError::Refused(0xe01a) => 22,
         _ => 1,
     }
 }

@@ -109,7 +109,7 @@ fn the_librarys_quotes_come_through() {
 
 #[test]
 fn the_librarys_errors_come_through_in_words() {
-    for (fails, code) in [("target", 8), ("size", 11), ("large", 1), ("quote", 20)] {
+    for (fails, code) in [("target", 44), ("size", 12), ("large", 1), ("quote", 29)] {
         let place = Place::new();
         let _helper = place.start(fails);
         match place.aesm().quote(&[0; 432]) {
