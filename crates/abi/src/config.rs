@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 /// Version of this structure; the runtime refuses any other.
 pub const VERSION: u32 = 5;
 
+/// Where the agent stands in the containers that have one: the kernel knows it by this path.
+pub const AGENT: &str = "/run/bulla/agent";
+
 /// The configuration of one container.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {

@@ -2,7 +2,9 @@
 //!
 //! It is an ordinary program of the container: it prepares what its settings ask for, leaves a
 //! helper behind where something must be renewed, and then *becomes* the application (execve), which
-//! so stays process 1 with its own arguments. What it fails at ends the container: an application
+//! so stays process 1 with its own arguments. The kernel knows it by its path, and takes the helper away
+//! from the application's children at that moment, so that wait(2) says nothing of it; in a session of
+//! its own it gets no signals that are meant for the application's group or terminal. What it fails at ends the container: an application
 //! that expects an attested key must not start without one.
 //!
 //! Settings are a file of the measured configuration. `tls`: [`tls`].
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         Err(error) => return failed(error),
     };
     if std::env::var_os(RENEWER).is_some() {
+        // Fails only for the leader of a group, which a child is not.
+        let _ = rustix::process::setsid();
         if let Some(tls) = &settings.tls {
             tls::renew(tls);
         }
@@ -64,7 +68,7 @@ fn failed(reason: impl std::fmt::Display) -> ExitCode {
     ExitCode::from(OURS)
 }
 
-/// This program once more, as a child of what will be the application.
+/// This program once more, as a helper beside what will be the application.
 fn start_renewer(settings: &OsString, program: &OsString) -> Result<(), tls::TlsError> {
     let own = std::env::current_exe().map_err(tls::TlsError::Renewer)?;
     Command::new(own)

@@ -79,10 +79,9 @@ pub fn renew(tls: &Tls) {
 
 /// Tells the application.
 fn notify(signal: i32) {
-    if let (Some(signal), Some(application)) = (
-        rustix::process::Signal::from_named_raw(signal),
-        rustix::process::getppid(),
-    ) && let Err(error) = rustix::process::kill_process(application, signal)
+    let application = rustix::process::Pid::INIT;
+    if let Some(signal) = rustix::process::Signal::from_named_raw(signal)
+        && let Err(error) = rustix::process::kill_process(application, signal)
     {
         eprintln!("bulla-agent: the application cannot be told of the new certificate: {error}");
     }

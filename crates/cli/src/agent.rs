@@ -4,13 +4,12 @@
 //! of the measured configuration, under /run/bulla, and the container starts with the agent, which
 //! becomes the application once it is done. Without `[attestation.tls]` nothing of it is there.
 
-use bulla_abi::config::{Config, FixedFile};
+use bulla_abi::config::{AGENT, Config, FixedFile};
 use bulla_agent::settings::Settings;
 use bulla_image::embedded;
 
 use crate::failure::Failure;
 
-const AGENT: &str = "/run/bulla/agent";
 const SETTINGS: &str = "/run/bulla/settings.toml";
 
 /// Changes the configuration so that it starts with the agent.

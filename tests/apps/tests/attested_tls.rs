@@ -265,6 +265,56 @@ fn the_certificate_is_renewed_and_the_program_told() {
     server.stop();
 }
 
+/// What renews the certificate is no child of the application, and gets none of the signals that the
+/// application sends to its group.
+const SHELL: &str = r#"
+import os, signal, subprocess, time
+crt = "/dev/shm/bulla-tls/tls.crt"
+first = open(crt, "rb").read()
+def nobody():
+    try: return os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError: return "no children"
+def parents():
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        words = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+        found[int(pid)] = int(words[1])
+    return found
+print("1:", os.getpid(), nobody())
+child = subprocess.Popen(["sleep", "60"])
+signal.signal(signal.SIGTERM, lambda *_: None)
+os.kill(0, signal.SIGTERM)
+print("2:", child.wait(), nobody(), sorted(parents().values()))
+told = []
+signal.signal(signal.SIGHUP, lambda *_: told.append(1))
+end = time.monotonic() + 60
+while (not told or open(crt, "rb").read() == first) and time.monotonic() < end: time.sleep(0.1)
+print("3:", bool(told), open(crt, "rb").read() != first, nobody())
+"#;
+
+#[test]
+fn the_application_has_no_child_that_it_never_made() {
+    if !sides().contains(&Side::Enclave) {
+        return;
+    }
+    let manifest = format!(
+        "entrypoint = [\"python3\", \"-c\", '''{SHELL}''']\nmemory = \"512M\"\n\
+         [attestation.tls]\nvalid_seconds = 9\nreload_signal = 1\n"
+    );
+    let place = Place::new("python", "dynamic", &manifest);
+    let mut command = place.bulla("run");
+    command.arg("--quiet").args(platform_options());
+    let output = command.arg(&place.archive).output().unwrap();
+    let text = all(&output);
+    for line in [
+        "1: 1 no children",
+        "2: -15 no children [0, 0]",
+        "3: True True no children",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
+}
+
 #[test]
 fn without_the_table_nothing_of_the_agent_is_there() {
     if !sides().contains(&Side::Enclave) {

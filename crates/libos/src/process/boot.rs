@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use bulla_abi::config::Config;
+use bulla_abi::config::{AGENT, Config};
 
 use super::credentials::Credentials;
 use super::thread::{StartState, Work};
@@ -59,6 +59,9 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
         .started
         .store(platform().monotonic(), Ordering::Relaxed);
     process.has_executed.store(true, Ordering::Relaxed);
+    process
+        .agent
+        .store(found_at == AGENT.as_bytes(), Ordering::Relaxed);
     let start = StartState {
         registers: initial_registers(loaded.entry, loaded.stack_pointer),
         fs_base: 0,

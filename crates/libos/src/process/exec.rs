@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::{exit, table};
+use super::{Process, exit, table};
 use crate::mm::AddressSpace;
 use crate::signal::AlternateStack;
 use crate::{Result, Thread};
@@ -74,6 +74,24 @@ pub fn commit(
     drop(credentials);
     process.has_executed.store(true, Ordering::Relaxed);
     process.release_vfork_parent();
+    if process.agent.swap(false, Ordering::Relaxed) {
+        let_children_go(process);
+    }
+}
+
+/// The agent has become the application, which must not be surprised by children that it never made:
+/// wait(2) as process 1 says ECHILD until it has its own. What the agent left behind has no parent
+/// from now on, as what `docker exec` starts in a container.
+fn let_children_go(process: &Process) {
+    let mut table = table::lock();
+    let children = table.node(process.pid).map(|node| node.children.clone());
+    for pid in children.unwrap_or_default() {
+        if table.node(pid).is_some_and(|node| node.zombie.is_some()) {
+            drop(table.reap(pid));
+        } else {
+            table.reparent(pid, 0);
+        }
+    }
 }
 
 /// The thread's name, cut as Linux cuts it (TASK_COMM_LEN).

@@ -69,6 +69,8 @@ pub struct Process {
     pub barriers: AtomicU32,
     /// The thread whose vfork waits for this process.
     vfork_parent: SpinLock<Option<Weak<Thread>>>,
+    /// This is the container's agent, which will become its application (see `exec::commit`).
+    pub agent: AtomicBool,
     /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
     pub subreaper: AtomicBool,
     pub dumpable: AtomicU32,
@@ -109,6 +111,7 @@ impl Process {
             io_priority: AtomicU32::new(4),
             barriers: AtomicU32::new(0),
             vfork_parent: SpinLock::new(None),
+            agent: AtomicBool::new(false),
             subreaper: AtomicBool::new(false),
             dumpable: AtomicU32::new(1),
             no_new_privileges: AtomicBool::new(false),

@@ -6,9 +6,10 @@ use core::sync::atomic::Ordering;
 
 use super::clone::{CloneArguments, CloneFlags, clone};
 use super::wait::{WaitOptions, Which, wait};
-use super::{exit, table};
+use super::{exec, exit, table};
 use crate::errno::{ECHILD, EINVAL, EPERM, ESRCH};
 use crate::kernel::{before_user, set_kernel};
+use crate::mm::AddressSpace;
 use crate::signal::action::{SA_NOCLDWAIT, SIG_DFL, SIG_IGN};
 use crate::signal::info::{CLD_CONTINUED, CLD_EXITED, CLD_KILLED, CLD_STOPPED};
 use crate::signal::send::{Origin, to_process};
@@ -181,6 +182,31 @@ fn orphans_go_to_the_subreaper_or_process_1() {
         .unwrap()
         .unwrap();
     assert_eq!((change.status, change.info.code), (SIGKILL, CLD_KILLED));
+}
+
+#[test]
+fn what_the_agent_leaves_behind_is_no_child_of_the_application() {
+    let top = process();
+    signal::set_blocked(&top, bit(SIGCHLD));
+    let (helper, ended) = (fork(&top), fork(&top));
+    end(&ended, 0);
+    top.process.agent.store(true, Ordering::Relaxed);
+    let become_other = || exec::commit(&top, AddressSpace::new(), b"application", None, None);
+    become_other();
+    assert_eq!(wait(&top, &Which::Any, NOHANG).unwrap_err(), ECHILD);
+    assert_eq!(helper.process.parent_pid(), 0);
+    assert!(table::process(ended.process.pid).is_none());
+    // Children of its own stay its own, whatever it becomes next.
+    let own = fork(&top);
+    become_other();
+    assert!(wait(&top, &Which::Any, NOHANG).unwrap().is_none());
+    assert_eq!(own.process.parent_pid(), top.process.pid);
+    end(&own, 0);
+    let change = wait(&top, &Which::Any, NOHANG).unwrap().unwrap();
+    assert_eq!(change.pid, own.process.pid);
+    // Nobody waits for the helper, so nothing of it stays.
+    end(&helper, 0);
+    assert!(table::process(helper.process.pid).is_none());
 }
 
 #[test]
