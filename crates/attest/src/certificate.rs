@@ -115,10 +115,11 @@ impl Certificate {
         };
         let info = tbs.subject_public_key_info();
         let key = info.subject_public_key.raw_bytes();
-        let algorithm = self.parsed.signature_algorithm().oid;
-        if algorithm != tbs.signature().oid {
+        // With its parameters: they are outside of what is signed.
+        if self.parsed.signature_algorithm() != tbs.signature() {
             return SelfSignature::Wrong;
         }
+        let algorithm = self.parsed.signature_algorithm().oid;
         let curve: Option<ObjectIdentifier> = info
             .algorithm
             .parameters

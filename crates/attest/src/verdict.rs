@@ -1,6 +1,6 @@
 //! The verdict: one row per check, for people and for programs.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -106,14 +106,14 @@ impl fmt::Display for Verdict {
             .map(|check| check.check.len())
             .max()
             .unwrap_or(0);
-        let mut out = String::new();
         for check in &self.checks {
             let mark = if check.pass { "ok  " } else { "FAIL" };
-            writeln!(out, "{mark}  {:width$}  {}", check.check, check.value)?;
-            writeln!(out, "      {:width$}  rule: {}", "", check.rule)?;
-            writeln!(out, "      {:width$}  {}", "", check.meaning)?;
+            let value = printable(&check.value);
+            writeln!(f, "{mark}  {:width$}  {value}", check.check)?;
+            writeln!(f, "      {:width$}  rule: {}", "", printable(&check.rule))?;
+            writeln!(f, "      {:width$}  {}", "", printable(&check.meaning))?;
             if !check.pass {
-                writeln!(out, "      {:width$}  fix: {}", "", check.remedy)?;
+                writeln!(f, "      {:width$}  fix: {}", "", printable(&check.remedy))?;
             }
         }
         if self.trusted {
@@ -122,23 +122,40 @@ impl fmt::Display for Verdict {
             } else {
                 format!(" (until {})", date(self.until))
             };
-            writeln!(out, "TRUSTED{until}")?;
+            writeln!(f, "TRUSTED{until}")
         } else {
-            writeln!(out, "NOT TRUSTED")?;
+            writeln!(f, "NOT TRUSTED")
         }
-        f.write_str(&printable(&out))
     }
 }
 
-/// Values come from peers: nothing in them may drive a terminal.
+/// Values come from peers: nothing in them may drive a terminal, or begin a line of its own that looks
+/// like another row.
 fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() && c != '\n' {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_cannot_write_rows_of_its_own() {
+        let mut verdict = Verdict::new(0);
+        let text = "x\nok    enclave  the right one\nTRUSTED\n\u{1b}[2J";
+        verdict.push(Check {
+            check: "quote",
+            value: text.into(),
+            rule: text.into(),
+            pass: false,
+            meaning: text.into(),
+            remedy: text.into(),
+        });
+        let printed = verdict.to_string();
+        assert_eq!(printed.lines().count(), 5, "{printed}");
+        assert_eq!(printed.lines().last(), Some("NOT TRUSTED"));
+        assert!(!printed.contains('\u{1b}'));
+    }
 }

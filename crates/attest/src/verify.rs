@@ -319,10 +319,16 @@ pub fn verify(quote: &[u8], collateral: &Collateral, now: u64) -> Result<Evidenc
         .allow_debug(true)
         .verify_with_policy(exact, collateral.to_library(), now, &Unjudged)
         .map_err(|error| not_genuine(format!("{error:#}")))?;
-    if claims.earliest_expiration_date < now || claims.latest_issue_date > now {
+    // The library looks at most dates itself, and not at those of the root.
+    if claims.latest_issue_date > now {
         return Err(not_genuine(format!(
-            "a part of the collateral is expired or not valid yet: it is good from {} to {}",
-            date(claims.latest_issue_date),
+            "the issue date is in the future: a part of chain or collateral is good from {} on",
+            date(claims.latest_issue_date)
+        )));
+    }
+    if claims.earliest_expiration_date < now {
+        return Err(not_genuine(format!(
+            "a part of chain or collateral expired on {}",
             date(claims.earliest_expiration_date)
         )));
     }

@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use bulla_attest::ratls::{Approver, CertificateEvidence, Request, issue};
+use bulla_attest::ratls::{Approver, Request, issue};
 use bulla_attest::{Collateral, Judge, NoSource, Policy, Quote, verify};
 use common::{IN_DATE, Machine, NOW, policy, real};
 
@@ -118,24 +118,9 @@ fn certificates() {
         disclosed: None,
     };
     judge.approve(&der, NOW).unwrap();
-    let genuine = CertificateEvidence::of_certificate(&der, NOW).unwrap();
+    // The quote vouches for the key and the key for everything else, so that nothing at all may differ.
     mutations(&der, 3000, |bytes| {
-        if judge.approve(bytes, NOW).is_err() {
-            return;
-        }
-        // One whose issuer is not its subject claims no signature of its own key. What counts is that
-        // the quote is the genuine one, over the genuine key.
-        let altered = CertificateEvidence::of_certificate(bytes, NOW).unwrap();
-        assert_eq!(
-            altered.certificate.public_key,
-            genuine.certificate.public_key
-        );
-        assert_eq!(
-            (&altered.quote, &altered.binding),
-            (&genuine.quote, &genuine.binding)
-        );
-        let (issuer, subject) = (altered.certificate.issuer(), altered.certificate.subject());
-        assert!(bytes == der || issuer != subject, "{issuer}");
+        assert!(judge.approve(bytes, NOW).is_err() || bytes == der);
     });
 }
 

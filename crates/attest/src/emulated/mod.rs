@@ -9,7 +9,7 @@
 mod provisioning;
 mod quoting;
 
-pub use provisioning::{Level, Parameters, Provisioning, ProvisioningError};
+pub use provisioning::{Level, Parameters, Part, Provisioning, ProvisioningError};
 pub use quoting::{QuotingEnclave, QuotingError, ReportCheck};
 
 use bulla_sgx::{Attributes, Report, TargetInfo, flags, xfrm};

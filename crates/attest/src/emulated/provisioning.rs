@@ -61,6 +61,33 @@ pub struct Level {
     pub advisories: Vec<String>,
 }
 
+/// What has dates of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Root,
+    PckCa,
+    Pck,
+    TcbSigning,
+    RootRevocations,
+    PckRevocations,
+    TcbInfo,
+    QeIdentity,
+}
+
+impl Part {
+    /// All of them.
+    pub const ALL: [Part; 8] = [
+        Part::Root,
+        Part::PckCa,
+        Part::Pck,
+        Part::TcbSigning,
+        Part::RootRevocations,
+        Part::PckRevocations,
+        Part::TcbInfo,
+        Part::QeIdentity,
+    ];
+}
+
 /// What the chain says. [`Parameters::new`] is the platform that the product makes; tests make
 /// others.
 #[derive(Clone, Debug)]
@@ -72,6 +99,8 @@ pub struct Parameters {
     pub until: u64,
     /// End of TCB info, QE identity and CRLs, where it differs.
     pub collateral_until: Option<u64>,
+    /// A part that begins and ends at other times than the rest.
+    pub other_dates: Option<(Part, u64, u64)>,
     pub levels: Vec<Level>,
     pub qe_status: Status,
     pub qe_advisories: Vec<String>,
@@ -91,6 +120,7 @@ impl Parameters {
             from: now.saturating_sub(DAY),
             until: now + 20 * 365 * DAY,
             collateral_until: None,
+            other_dates: None,
             levels: vec![Level {
                 components: cpu_svn,
                 pce_svn: PCE_SVN,
@@ -103,6 +133,19 @@ impl Parameters {
             revoke_pck_ca: false,
             revoke_tcb_signing: false,
             evaluation_number: 17,
+        }
+    }
+
+    /// With the dates of this part.
+    fn of(&self, part: Part) -> Parameters {
+        match self.other_dates {
+            Some((other, from, until)) if other == part => Parameters {
+                from,
+                until,
+                collateral_until: None,
+                ..self.clone()
+            },
+            _ => self.clone(),
         }
     }
 }
@@ -164,13 +207,22 @@ impl Provisioning {
     /// Makes a chain.
     pub fn make(parameters: &Parameters) -> Result<Self, ProvisioningError> {
         let random = SystemRandom::new();
-        let root = Authority::root(parameters)?;
-        let pck_ca = root.intermediate("Bulla Emulated SGX PCK Processor CA", 2, parameters)?;
+        let root = Authority::root(&parameters.of(Part::Root))?;
+        let pck_ca = root.intermediate(
+            "Bulla Emulated SGX PCK Processor CA",
+            2,
+            &parameters.of(Part::PckCa),
+        )?;
         let tcb_key = KeyPair::generate()?;
-        let tcb_signing = certificate("Bulla Emulated SGX TCB Signing", 3, parameters)
+        let of_signer = parameters.of(Part::TcbSigning);
+        let tcb_signing = certificate("Bulla Emulated SGX TCB Signing", 3, &of_signer)
             .signed_by(&tcb_key, &root.issuer())?;
         let pck_key = KeyPair::generate()?;
-        let mut params = certificate("Bulla Emulated SGX PCK Certificate", 4, parameters);
+        let mut params = certificate(
+            "Bulla Emulated SGX PCK Certificate",
+            4,
+            &parameters.of(Part::Pck),
+        );
         let ppid: [u8; 16] = random_bytes(&random)?;
         let qe_id: [u8; 16] = random_bytes(&random)?;
         params.custom_extensions = vec![CustomExtension::from_oid_content(
@@ -180,8 +232,8 @@ impl Provisioning {
         let pck = params.signed_by(&pck_key, &pck_ca.issuer())?;
 
         let sign = |text: &str| sign(&tcb_key.serialize_der(), text.as_bytes());
-        let tcb_info = tcb_info(parameters);
-        let qe_identity = qe_identity(parameters);
+        let tcb_info = tcb_info(&parameters.of(Part::TcbInfo));
+        let qe_identity = qe_identity(&parameters.of(Part::QeIdentity));
         let revoked = [
             (parameters.revoke_pck_ca, 2),
             (parameters.revoke_tcb_signing, 3),
@@ -189,8 +241,11 @@ impl Provisioning {
         let issuer_chain = format!("{}{}", tcb_signing.pem(), root.pem);
         let collateral = Collateral {
             pck_crl_issuer_chain: format!("{}{}", pck_ca.pem, root.pem),
-            root_ca_crl: root.revocations(&revoked, parameters)?,
-            pck_crl: pck_ca.revocations(&[(parameters.revoke_pck, 4)], parameters)?,
+            root_ca_crl: root.revocations(&revoked, &parameters.of(Part::RootRevocations))?,
+            pck_crl: pck_ca.revocations(
+                &[(parameters.revoke_pck, 4)],
+                &parameters.of(Part::PckRevocations),
+            )?,
             tcb_info_issuer_chain: issuer_chain.clone(),
             tcb_info_signature: sign(&tcb_info)?,
             tcb_info,

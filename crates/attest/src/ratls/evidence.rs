@@ -38,6 +38,10 @@ pub enum EvidenceError {
     WrongKey(&'static str),
     #[error("the certificate claims to be signed with its own key, and is not")]
     WrongSignature,
+    #[error(
+        "the certificate is issued by {0}, whose signature cannot be checked here: its names and dates could be anybody's; certificates with a quote are signed with their own key"
+    )]
+    OtherIssuer(String),
     #[error("the certificate expired on {}; the peer must renew it, or this machine's clock is wrong", date(*.0))]
     Expired(u64),
     #[error("the certificate is valid from {} on; check this machine's clock", date(*.0))]
@@ -70,12 +74,14 @@ pub struct CertificateEvidence {
 }
 
 impl CertificateEvidence {
-    /// Takes a DER certificate apart. Dates and, where it is self-signed, the signature are
-    /// checked.
+    /// Takes a DER certificate apart. Dates are checked, and that it is signed with its own key.
     pub fn of_certificate(der: &[u8], now: u64) -> Result<Self, EvidenceError> {
         let certificate = Certificate::decode(der)?;
-        if certificate.self_signature() == SelfSignature::Wrong {
-            return Err(EvidenceError::WrongSignature);
+        // The quote vouches for the key, and only the key for the rest: names, dates, the nonce's place.
+        match certificate.self_signature() {
+            SelfSignature::Valid => {}
+            SelfSignature::Wrong => return Err(EvidenceError::WrongSignature),
+            SelfSignature::Other => return Err(EvidenceError::OtherIssuer(certificate.issuer())),
         }
         if now > certificate.not_after {
             return Err(EvidenceError::Expired(certificate.not_after));
