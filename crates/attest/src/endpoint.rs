@@ -24,6 +24,34 @@ pub struct Seen {
 
 /// Connects, shakes hands, sends `request` (if not empty) and reads the answer, all within a time.
 pub fn look(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen> {
+    attempt(address, request, timeout).map_err(|error| explain(error, timeout))
+}
+
+/// What an error of the system or of TLS means here.
+fn explain(error: io::Error, timeout: Duration) -> io::Error {
+    let words = match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
+            "no answer within {} s; check the address, or give it more time (--timeout)",
+            timeout.as_secs_f32()
+        ),
+        io::ErrorKind::ConnectionRefused => {
+            "nothing listens there; check the address, and that the program runs".into()
+        }
+        io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe
+        | io::ErrorKind::UnexpectedEof => {
+            format!("the peer hung up ({error}); does it speak TLS at this port?")
+        }
+        io::ErrorKind::InvalidData if error.get_ref().is_some_and(|inner| inner.is::<Error>()) => {
+            format!("the peer does not speak TLS as it should ({error}); check the port")
+        }
+        _ => return error,
+    };
+    io::Error::new(error.kind(), words)
+}
+
+fn attempt(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen> {
     let deadline = Instant::now() + timeout;
     let name = address.rsplit_once(':').map_or(address, |(host, _)| host);
     let name = name

@@ -226,7 +226,12 @@ fn slow_and_silent_endpoints_are_given_up() {
             kept.push(stream);
         }
     });
-    assert!(endpoint::look(&address, b"", Duration::from_millis(300)).is_err());
+    let reason = |address: &str, milliseconds| {
+        let seen = endpoint::look(address, b"", Duration::from_millis(milliseconds));
+        seen.err().unwrap().to_string()
+    };
+    let text = reason(&address, 300);
+    assert!(text.contains("no answer within 0.3 s"), "{text}");
     // Not TLS at all.
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -235,5 +240,15 @@ fn slow_and_silent_endpoints_are_given_up() {
             let _ = stream.unwrap().write_all(b"SSH-2.0-OpenSSH_9.2\r\n");
         }
     });
-    assert!(endpoint::look(&address, b"", Duration::from_secs(5)).is_err());
+    let text = reason(&address, 5000);
+    assert!(text.contains("does not speak TLS"), "{text}");
+    // Hangs up at once; is not there at all.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let closing = thread::spawn(move || drop(listener.accept()));
+    let text = reason(&address, 5000);
+    assert!(text.contains("hung up"), "{text}");
+    closing.join().unwrap();
+    let text = reason(&address, 5000);
+    assert!(text.contains("nothing listens there"), "{text}");
 }

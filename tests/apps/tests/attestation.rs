@@ -450,3 +450,81 @@ fn rules_about_images_need_the_image() {
     policy(&digest);
     assert_eq!(judge(&["--image".as_ref(), archive.as_os_str()]).0, Some(1));
 }
+
+/// Whatever a server does, `bulla verify` ends, with the exit code of what cannot be reached. (One that
+/// did not end would be ended by `timeout`, with another code.)
+#[test]
+fn hostile_servers_cost_a_time_out_and_no_more() {
+    use std::net::{TcpListener, TcpStream};
+    type Act = fn(TcpStream);
+    let silent: Act = |stream| {
+        std::thread::sleep(std::time::Duration::from_secs(120));
+        drop(stream);
+    };
+    let slow: Act = |mut stream| {
+        // A TLS record of 16 KiB that comes a byte at a time.
+        let _ = stream.write_all(&[22, 3, 3, 0x40, 0]);
+        while stream.write_all(&[2]).is_ok() {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    };
+    let endless: Act = |mut stream| while stream.write_all(&[b'H'; 65536]).is_ok() {};
+    let headers: Act = |mut stream| {
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n");
+        while stream
+            .write_all(b"X: yyyyyyyyyyyyyyyyyyyyyyyyy\r\n")
+            .is_ok()
+        {}
+    };
+    let other: Act = |mut stream| {
+        let _ = stream.write_all(b"220 mail.example ESMTP\r\n");
+    };
+    let closing: Act = drop;
+    let quote = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../crates/attest/tests/data/sgx_quote"
+    );
+    let state = tempfile::tempdir().unwrap();
+    for (name, act) in [
+        ("silent", silent),
+        ("slow", slow),
+        ("endless", endless),
+        ("headers", headers),
+        ("other", other),
+        ("closing", closing),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let stream = stream.unwrap();
+                std::thread::spawn(move || act(stream));
+            }
+        });
+        let (endpoint, coordinator) = (
+            format!("https://{address}"),
+            format!("coordinator://{address}"),
+        );
+        let (pccs, plain) = (endpoint.clone(), format!("http://{address}"));
+        for subject in [
+            vec![endpoint.as_str()],
+            vec![&coordinator],
+            vec![quote, "--pccs", &pccs],
+            vec![quote, "--pccs", &plain],
+        ] {
+            let output = Command::new("timeout")
+                .arg("60")
+                .arg(bulla())
+                .args(["verify", "--timeout", "1"])
+                .args(&subject)
+                .env("BULLA_STATE", state.path())
+                .output()
+                .unwrap();
+            assert_eq!(
+                output.status.code(),
+                Some(2),
+                "{name}, {subject:?}: {output:?}"
+            );
+        }
+    }
+}
