@@ -81,6 +81,7 @@ fn jobs() -> Vec<Job> {
     let mut jobs = programs::starts();
     jobs.extend(images::jobs());
     jobs.push(memory::job());
+    jobs.push(programs::quotes());
     jobs.extend(servers::jobs());
     jobs.extend(programs::micros());
     jobs

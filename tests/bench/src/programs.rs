@@ -157,6 +157,53 @@ pub fn micros() -> Vec<Job> {
     jobs
 }
 
+/// Report data in, quote out, as any program of a container does it. Outside of an enclave there are no
+/// quotes: the same bytes go through plain files, for what Python itself takes.
+const QUOTES: &str = r#"
+import os, sys, tempfile, time
+place, count = "/dev/attestation/", int(sys.argv[1])
+if not os.path.exists(place + "quote"):
+    place = tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) + "/"
+    with open(place + "quote", "wb") as file: file.write(bytes(4600))
+def quote(number):
+    with open(place + "user_report_data", "wb") as file: file.write(number.to_bytes(64, "big"))
+    with open(place + "quote", "rb") as file: return file.read()
+quotes = {quote(number) for number in range(3)}
+start = time.perf_counter_ns()
+for number in range(count): quotes.add(quote(number))
+taken = time.perf_counter_ns() - start
+assert len(quotes) in (1, count + 3), len(quotes)
+print("quote", taken / max(count, 1), max(count, 1))
+"#;
+
+/// Quotes of the emulated platform, from the first byte that is written to the last that is read.
+pub fn quotes() -> Job {
+    let name = "DCAP quote by /dev/attestation (native: plain files)";
+    Job::new(name, 90, move |settings| {
+        let program = |count| {
+            let argv = ["/usr/bin/python3", "-c", QUOTES, count];
+            Program::new("tools", &argv).limit(60)
+        };
+        let mut measured = Figures::default();
+        let mut operations = 1.0;
+        for _ in 0..settings.runs {
+            for (party, side) in [
+                (Party::Native, Side::Native),
+                (Party::Enclave, Side::Enclave),
+            ] {
+                let finished = program("300").run(side);
+                let figures = figures(&finished.stdout);
+                let (time, count) = figures.ok_or_else(|| format!("{party:?}: {finished}"))?;
+                operations = count;
+                measured.add(party, time);
+            }
+        }
+        let idle = counted(program("0"))?;
+        let counters = counted(program("300"))?.minus(idle).per(operations);
+        measured.row(name, counters, Target::Milliseconds(2.0), Unit::Time)
+    })
+}
+
 /// "NAME NANOSECONDS OPERATIONS" of a program's output.
 fn figures(stdout: &str) -> Option<(f64, f64)> {
     let mut words = stdout.split_whitespace().skip(1);
