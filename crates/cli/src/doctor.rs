@@ -441,10 +441,18 @@ fn common(machine: &Machine) -> Vec<Finding> {
     let mut findings = vec![
         Finding::ok("cpu", format!("{}, {} usable", machine.cpu, machine.cpus)),
         Finding::ok("kernel", format!("Linux {major}.{minor}")),
-        Finding::ok(
-            "memory",
-            format!("{:.1} GiB available", machine.memory_kib as f64 / 1048576.0),
-        ),
+        match machine.memory_kib {
+            0 => Finding::with(
+                "memory",
+                Level::Note,
+                "unknown: there is no /proc/meminfo",
+                "mount -t proc proc /proc",
+            ),
+            available => Finding::ok(
+                "memory",
+                format!("{:.1} GiB available", available as f64 / 1048576.0),
+            ),
+        },
     ];
     findings.push(match machine.sha {
         true => Finding::ok("sha", "SHA instructions: files are verified at full speed"),

@@ -307,7 +307,14 @@ fn cache(here: &Surroundings) -> Finding {
         }
     }
     if expired.is_empty() {
-        return Finding::ok(name, format!("{good} in date in {}", directory.display()));
+        let directory = directory.display();
+        return Finding::ok(
+            name,
+            match good {
+                0 => format!("no saved collateral in {directory} yet"),
+                _ => format!("saved collateral of {good} platforms is in date in {directory}"),
+            },
+        );
     }
     Finding::with(
         name,

@@ -612,6 +612,38 @@ fn doctor_explains() {
     );
 }
 
+/// A root directory that holds the program and nothing else: no /proc, no /sys, no /dev, no /etc.
+#[test]
+fn doctor_explains_where_there_is_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::copy(bulla(), root.path().join("bulla")).unwrap();
+    let output = Command::new("timeout")
+        .args(["60", "chroot"])
+        .arg(root.path())
+        .args(["/bulla", "doctor"])
+        .output()
+        .unwrap();
+    let printed = text(&output.stdout);
+    let usable = !printed.contains("Platform: none");
+    assert_eq!(output.status.success(), usable, "{printed}");
+    for part in [
+        "there is no /dev/sgx_enclave",
+        "there is no /proc/meminfo",
+        "mount -t proc proc /proc",
+        "there is no AESM at",
+        "there is no /etc/sgx_default_qcnl.conf",
+    ] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+    // What is missing comes with what to do about it.
+    let lines: Vec<&str> = printed.lines().map(str::trim).collect();
+    for pair in lines.windows(2) {
+        if pair[0].starts_with("missing ") || pair[0].starts_with("note ") {
+            assert!(pair[1].starts_with("-> "), "{pair:?}");
+        }
+    }
+}
+
 #[test]
 fn completions_are_generated() {
     for name in ["bash", "zsh", "fish"] {
