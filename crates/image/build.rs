@@ -102,6 +102,11 @@ const AGENT_PROFILE: [&str; 10] = [
 /// halves of the application's vector registers stay as they are.
 const CPU_FEATURES: &str = "-Ctarget-feature=+aes,+pclmulqdq,+sse3,+ssse3,+sse4.1";
 
+/// The compiler with which published measurements are made. Another one gives other programs, and so
+/// another MRENCLAVE. A `rust-toolchain.toml` would say the same, but makes rustup download it before
+/// anybody can build anything; here other compilers build, and say what they cannot do.
+const COMPILER: &str = "rustc 1.95.0 (59807616e 2026-04-14)";
+
 /// What a developer changes with `BULLA_QUICK_ENCLAVE=1`: seconds instead of a minute for a build.
 /// The programs are other ones, with another MRENCLAVE, so this is never set for a release.
 const QUICK: [&str; 3] = ["lto='off'", "codegen-units=16", "incremental=true"];
@@ -139,6 +144,10 @@ fn main() {
     let quick = env::var_os(QUICK_VARIABLE).is_some_and(|value| !value.is_empty());
     if quick {
         println!("cargo:warning={QUICK_VARIABLE} is set: this enclave is for development only");
+    }
+    let compiler = ask(&variable("RUSTC"), &["-V"]);
+    if let Some(warning) = other_compiler(compiler.trim()) {
+        println!("cargo:warning={warning}");
     }
     let mut packages = BTreeSet::new();
     for recipe in [ENCLAVE, AGENT] {
@@ -178,6 +187,23 @@ fn pieces(out: &Path) {
     let list = out.join("bulla-runtime.pieces");
     fs::write(&list, hashes.collect::<Vec<u8>>())
         .unwrap_or_else(|e| panic!("{}: {e}", list.display()));
+}
+
+/// What to say of a compiler that is not [`COMPILER`].
+fn other_compiler(compiler: &str) -> Option<String> {
+    let release = COMPILER.split(' ').nth(1).unwrap_or_default();
+    (compiler != COMPILER).then(|| {
+        format!(
+            "this is {compiler}: the enclave works, but published measurements are those of {COMPILER}; to reproduce them, `rustup toolchain install {release}` and build with RUSTUP_TOOLCHAIN={release}"
+        )
+    })
+}
+
+/// What the compiler prints.
+fn ask(rustc: &OsString, arguments: &[&str]) -> String {
+    let output = Command::new(rustc).args(arguments).output();
+    let output = output.unwrap_or_else(|error| panic!("cannot run rustc: {error}"));
+    String::from_utf8(output.stdout).expect("rustc prints UTF-8")
 }
 
 fn variable(name: &str) -> OsString {
@@ -248,13 +274,8 @@ fn build(recipe: &Recipe, workspace: &Path, target: &Path, quick: bool) {
 
 /// Compiler flags that keep this machine's paths out of the programs.
 fn flags(workspace: &Path, rustc: &OsString) -> Vec<String> {
-    let ask = |arguments: &[&str]| {
-        let output = Command::new(rustc).args(arguments).output();
-        let output = output.unwrap_or_else(|error| panic!("cannot run rustc: {error}"));
-        String::from_utf8(output.stdout).expect("rustc prints UTF-8")
-    };
-    let sysroot = ask(&["--print", "sysroot"]).trim().to_owned();
-    let version = ask(&["-vV"]);
+    let sysroot = ask(rustc, &["--print", "sysroot"]).trim().to_owned();
+    let version = ask(rustc, &["-vV"]);
     let commit = version
         .lines()
         .find_map(|line| line.strip_prefix("commit-hash: "));
