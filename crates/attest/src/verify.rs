@@ -230,6 +230,39 @@ impl Status {
         Status::ALL.into_iter().find(|status| status.name() == name)
     }
 
+    /// The status of a platform whose quoting enclave has another one: what is wrong with either is
+    /// wrong with both. (Intel's own rules, which the library follows, let a quoting enclave that
+    /// needs a configuration pass for one that is up to date.)
+    fn with_quoting_enclave(self, other: Status) -> Status {
+        use Status::*;
+        if self == other || other == UpToDate {
+            return self;
+        }
+        if self == Revoked || other == Revoked {
+            return Revoked;
+        }
+        let either = |statuses: &[Status]| statuses.contains(&self) || statuses.contains(&other);
+        let is_old = either(&[OutOfDate, OutOfDateConfigurationNeeded]);
+        let needs_configuration = either(&[
+            ConfigurationNeeded,
+            ConfigurationAndSwHardeningNeeded,
+            OutOfDateConfigurationNeeded,
+            TdRelaunchAdvisedConfigurationNeeded,
+        ]);
+        let needs_relaunch = either(&[TdRelaunchAdvised, TdRelaunchAdvisedConfigurationNeeded]);
+        let needs_hardening = either(&[SwHardeningNeeded, ConfigurationAndSwHardeningNeeded]);
+        match (is_old, needs_configuration) {
+            (true, true) => OutOfDateConfigurationNeeded,
+            (true, false) => OutOfDate,
+            (false, true) if needs_relaunch => TdRelaunchAdvisedConfigurationNeeded,
+            (false, true) if needs_hardening => ConfigurationAndSwHardeningNeeded,
+            (false, true) => ConfigurationNeeded,
+            (false, false) if needs_relaunch => TdRelaunchAdvised,
+            (false, false) if needs_hardening => SwHardeningNeeded,
+            (false, false) => UpToDate,
+        }
+    }
+
     fn of_library(status: TcbStatus) -> Status {
         match status {
             TcbStatus::UpToDate => Status::UpToDate,
@@ -333,7 +366,8 @@ pub fn verify(quote: &[u8], collateral: &Collateral, now: u64) -> Result<Evidenc
         )));
     }
     check_pce(collateral, &claims).map_err(not_genuine)?;
-    let status = Status::of_library(claims.tcb.status);
+    let quoting_enclave_status = Status::of_library(claims.qe.tcb_level.tcb_status);
+    let status = Status::of_library(claims.tcb.status).with_quoting_enclave(quoting_enclave_status);
     if status == Status::Revoked {
         return Err(not_genuine("TCB status is invalid: Revoked".into()));
     }
@@ -344,7 +378,7 @@ pub fn verify(quote: &[u8], collateral: &Collateral, now: u64) -> Result<Evidenc
         tcb: Tcb {
             status,
             platform_status: Status::of_library(claims.platform.tcb_level.tcb_status),
-            quoting_enclave_status: Status::of_library(claims.qe.tcb_level.tcb_status),
+            quoting_enclave_status,
             advisories: claims.tcb.advisory_ids.clone(),
             level_date: claims.platform.tcb_date_tag,
             evaluation_number: claims.tcb.eval_data_number,
@@ -394,5 +428,42 @@ fn check_pce(collateral: &Collateral, claims: &QuoteClaims) -> Result<(), String
         Ok(())
     } else {
         Err(format!("PCE ID mismatch: {} and {certified}", info.pce_id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quoting_enclave_never_improves_a_platform() {
+        use Status::*;
+        for platform in Status::ALL {
+            for quoting_enclave in Status::ALL {
+                let both = platform.with_quoting_enclave(quoting_enclave);
+                let pair = (platform, quoting_enclave);
+                assert_eq!(both == UpToDate, pair == (UpToDate, UpToDate), "{pair:?}");
+                assert_eq!(
+                    both == Revoked,
+                    platform == Revoked || quoting_enclave == Revoked,
+                    "{pair:?}"
+                );
+            }
+            assert_eq!(platform.with_quoting_enclave(UpToDate), platform);
+            assert_eq!(UpToDate.with_quoting_enclave(platform), platform);
+        }
+        for (platform, quoting_enclave, both) in [
+            (SwHardeningNeeded, OutOfDate, OutOfDate),
+            (ConfigurationNeeded, OutOfDate, OutOfDateConfigurationNeeded),
+            (OutOfDate, ConfigurationNeeded, OutOfDateConfigurationNeeded),
+            (
+                SwHardeningNeeded,
+                ConfigurationNeeded,
+                ConfigurationAndSwHardeningNeeded,
+            ),
+            (TdRelaunchAdvised, OutOfDate, OutOfDate),
+        ] {
+            assert_eq!(platform.with_quoting_enclave(quoting_enclave), both);
+        }
     }
 }

@@ -216,16 +216,16 @@ fn each_status_is_accepted_by_its_own_name() {
             for (accepted, policy) in &policies {
                 let approved = judge(policy.clone()).approve(&der, NOW).is_ok();
                 // The last two are of TDX machines, and no SGX platform can have them; quoting enclaves
-                // have only three of all.
-                let no_quoting_enclaves =
-                    of_quoting_enclave && !matches!(status, Status::UpToDate | Status::OutOfDate);
-                let never = no_quoting_enclaves
-                    || matches!(
-                        status,
-                        Status::Revoked
-                            | Status::TdRelaunchAdvised
-                            | Status::TdRelaunchAdvisedConfigurationNeeded
-                    );
+                // need no hardening.
+                let never = match status {
+                    Status::SwHardeningNeeded | Status::ConfigurationAndSwHardeningNeeded => {
+                        of_quoting_enclave
+                    }
+                    Status::Revoked
+                    | Status::TdRelaunchAdvised
+                    | Status::TdRelaunchAdvisedConfigurationNeeded => true,
+                    _ => false,
+                };
                 let expected = !never && (status == Status::UpToDate || status == *accepted);
                 assert_eq!(approved, expected, "{status}, {accepted} is accepted");
                 let mut ended = policy.clone();
