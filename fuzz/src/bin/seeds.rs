@@ -182,7 +182,7 @@ libfuzzer_sys::fuzz_target!(
         write();
         std::process::exit(0);
     },
-    |_: &[u8]| {}
+    |_bytes| {}
 );
 
 fn write() {
