@@ -143,7 +143,7 @@ fn a_misbehaving_service_is_an_error_that_says_why() {
         (
             "unsupported",
             |_, stream| {
-                answer(stream, &field(20, &number(1, 10)));
+                answer(stream, &field(20, &number(1, 30)));
                 true
             },
             "quote-ex-plugin",
