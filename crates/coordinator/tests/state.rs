@@ -600,7 +600,7 @@ fn the_store_survives_kills_at_random_points() {
 }
 
 #[test]
-#[ignore = "600 processes: a minute on a quiet machine"]
+#[ignore = "600 processes: 20 s"]
 fn the_store_survives_600_kills_at_random_points() {
     kill_at_random(600);
 }

@@ -1156,6 +1156,12 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
     let versioned = c.server.activate_as("versioned", uuid, &[], changed).await;
     let versioned = marble_identity(&versioned.unwrap().parameters.unwrap());
     assert!(!is_revoked(peer(&versioned.certificate).await));
+    let counts = async |marble: &Identity| {
+        let body = json!({"name": "c", "value": 1});
+        let path = "/api/v2/monotonic-counter";
+        c.server.post(path, body, Some(marble)).await.0 == 200
+    };
+    assert!(counts(&versioned).await && counts(&others).await);
     assert_eq!(
         revoke(json!({"enclaves": ["33"]}), Some(&c.admin)).await.0,
         400
@@ -1171,9 +1177,11 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
         "{message}"
     );
     assert!(is_revoked(peer(&versioned.certificate).await));
+    assert!(!counts(&versioned).await && counts(&others).await);
     assert!(!is_revoked(peer(&others.certificate).await));
     revoke(json!({"platforms": ["AA"]}), Some(&c.admin)).await;
     assert!(is_revoked(peer(&others.certificate).await));
+    assert!(!counts(&others).await, "its platform is revoked");
     let (_, message) = refusal(c.server.activate("frontend", other_uuid).await);
     assert!(message.contains("this platform is revoked"), "{message}");
     let elsewhere = c

@@ -22,13 +22,11 @@ impl Coordinator {
                 "MonotonicCounter is not enabled by the manifest's FeatureGates".to_owned(),
             ));
         }
-        let (marble_type, uuid) = credentials
-            .certificate
-            .and_then(|certificate| live.pki.marble_of(certificate))
-            .ok_or_else(|| {
-                Error::Unauthorized("a marble's current certificate is required".to_owned())
-            })?;
-        if live.core.revoked.marbles.contains(&uuid.to_string()) {
+        let certificate = credentials.certificate.unwrap_or_default();
+        let (marble_type, uuid) = live.pki.marble_of(certificate).ok_or_else(|| {
+            Error::Unauthorized("a marble's current certificate is required".to_owned())
+        })?;
+        if self.is_taken_back(&live, certificate, &uuid) {
             return Err(Error::Unauthorized("this marble is revoked".to_owned()));
         }
         if name.is_empty() || name.len() > MOST_NAME {

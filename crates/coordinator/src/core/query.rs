@@ -110,6 +110,16 @@ impl Coordinator {
         let evidence = strip_oe_header(quote)
             .and_then(|quote| self.verifier.verify(quote))
             .map_err(|reason| Error::BadRequest(format!("quote verification failed: {reason}")))?;
+        let revoked = &live.core.revoked;
+        if revoked
+            .platforms
+            .contains(&evidence.platform.to_ascii_lowercase())
+            || revoked.enclaves.contains(&hex::encode(evidence.mr_enclave))
+        {
+            return Err(Error::BadRequest(
+                "quote verification failed: its platform or enclave is revoked".to_owned(),
+            ));
+        }
         // An emulated platform's verdict must not look like hardware's.
         let status = match evidence.emulated {
             true => format!("Emulated{}", evidence.tcb_status),

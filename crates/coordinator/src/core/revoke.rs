@@ -4,10 +4,10 @@
 //! list that peers load ([`Coordinator::revocation_list`]), an X.509 CRL.
 
 use super::live::{Live, Revoked};
+use super::tables::Instance;
 use super::{Coordinator, Credentials, Error};
 use crate::crl::RevocationList;
 use crate::manifest::Resource;
-use std::collections::HashSet;
 use std::time::Instant;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -22,6 +22,17 @@ const LIST_AGE: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// The list is sent to whoever asks, and is in memory: bounded.
 const MOST: usize = 100_000;
+
+impl Revoked {
+    /// Whether all of a marble's certificates are revoked.
+    fn covers(&self, uuid: &Uuid, instance: &Instance) -> bool {
+        self.marbles.contains(&uuid.to_string())
+            || self.packages.contains(&instance.package)
+            || self
+                .platforms
+                .contains(&instance.platform.to_ascii_lowercase())
+    }
+}
 
 /// The last list that was made, and from what.
 pub(super) struct KeptList {
@@ -124,20 +135,11 @@ impl Coordinator {
         let now = OffsetDateTime::now_utc();
         let revoked = &live.core.revoked;
         let mut serials = Vec::new();
-        let marbles: HashSet<Uuid> = revoked
-            .marbles
-            .iter()
-            .filter_map(|uuid| Uuid::parse_str(uuid).ok())
-            .collect();
         for (uuid, instance) in self.tables.instances().iter() {
             if revoked == &Revoked::default() {
                 break;
             }
-            let is_revoked = marbles.contains(uuid)
-                || revoked.packages.contains(&instance.package)
-                || revoked
-                    .platforms
-                    .contains(&instance.platform.to_ascii_lowercase());
+            let is_revoked = revoked.covers(uuid, instance);
             serials.extend(
                 instance
                     .leaves
@@ -158,6 +160,23 @@ impl Coordinator {
             serials: &serials,
         }
         .sign(issuer.signer())?)
+    }
+
+    /// Whether a marble's certificate, issued here, was taken back since.
+    pub(super) fn is_taken_back(&self, live: &Live, certificate: &[u8], uuid: &Uuid) -> bool {
+        let revoked = &live.core.revoked;
+        let serial = x509_parser::parse_x509_certificate(certificate)
+            .map(|(_, certificate)| hex::encode(certificate.raw_serial()))
+            .unwrap_or_default();
+        match self.tables.instances().get(uuid) {
+            None => revoked.marbles.contains(&uuid.to_string()),
+            Some(instance) => {
+                revoked.covers(uuid, instance)
+                    || instance.leaves.iter().any(|leaf| {
+                        leaf.serial == serial && revoked.enclaves.contains(&leaf.enclave)
+                    })
+            }
+        }
     }
 
     pub fn revoked(&self) -> Result<Revoked, Error> {
