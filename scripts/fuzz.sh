@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../fuzz"
 seconds=${FUZZ_SECONDS:-60}
-export CARGO_TARGET_DIR=$PWD/../target/fuzz
+export CARGO_TARGET_DIR=$(realpath ..)/target/fuzz
 # For the target only, not for build scripts: counters at each edge, and what is compared.
 # The parsers are safe Rust, so no sanitizer slows them down.
 triple=x86_64-unknown-linux-gnu
