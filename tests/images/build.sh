@@ -14,7 +14,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
 # The others (languages, mariadb, media, services) are built when a test asks for them.
-names=(busybox java micro postgresql programs python redis servers shell tools)
+names=(api busybox java micro postgresql programs python redis servers shell tools)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \
@@ -61,6 +61,14 @@ recipe_programs() {
         -o "$out/hello-rust" "$src/hello.rs"
     pack "$work/root" "$work/rootfs.tar"
     config=(--config.entrypoint /bin/http-go --config.exposedports 8080/tcp)
+}
+
+recipe_api() {
+    mkdir -p "$work/root"/{bin,tmp}
+    CGO_ENABLED=0 GO111MODULE=off GOFLAGS= GOCACHE="$work/go" \
+        go build -o "$work/root/bin/api" "$here/cluster/api.go"
+    pack "$work/root" "$work/rootfs.tar"
+    config=(--config.entrypoint /bin/api)
 }
 
 recipe_micro() {
@@ -168,6 +176,7 @@ build() { # NAME
     case $name in
         java | languages | mariadb | media | postgresql | python | redis | services | servers | shell)
             key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
+        api) key=$({ declare -f recipe_api; cat "$here"/cluster/*; } | sha256sum | cut -c1-16) ;;
         micro) key=$({ declare -f recipe_micro; cat "$here"/micro/*; } | sha256sum | cut -c1-16) ;;
         tools) key=$({ declare -f debian recipe_tools; cat "$here"/programs/*.c; } |
             sha256sum | cut -c1-16) ;;

@@ -2,17 +2,17 @@
 //!
 //! It is an ordinary program of the container: it prepares what its settings ask for, leaves a
 //! helper behind where something must be renewed, and then *becomes* the application (execve), which
-//! so stays process 1 with its own arguments. The kernel knows it by its path, and takes the helper away
-//! from the application's children at that moment, so that wait(2) says nothing of it; in a session of
-//! its own it gets no signals that are meant for the application's group or terminal. What it fails at ends the container: an application
+//! so stays process 1 with its own arguments. What it fails at ends the container: an application
 //! that expects an attested key must not start without one.
 //!
-//! Settings are a file of the measured configuration. `tls`: [`tls`].
+//! Settings are a file of the measured configuration. `tls`: [`tls`]; `coordinator`: [`marble`].
 #![forbid(unsafe_code)]
 
+mod files;
+mod marble;
 mod tls;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
@@ -25,7 +25,7 @@ const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
 /// In the environment of the helper that renews.
-const RENEWER: &str = "BULLA_AGENT_RENEWS";
+pub const RENEWER: &str = "BULLA_AGENT_RENEWS";
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
@@ -40,18 +40,46 @@ fn main() -> ExitCode {
     if std::env::var_os(RENEWER).is_some() {
         // Fails only for the leader of a group, which a child is not.
         let _ = rustix::process::setsid();
-        if let Some(tls) = &settings.tls {
-            tls::renew(tls);
-        }
+        renew(&settings);
         return ExitCode::SUCCESS;
     }
-    if let Some(tls) = &settings.tls {
-        let prepared = tls::prepare(tls).and_then(|()| start_renewer(&path, &program));
-        if let Err(error) = prepared {
-            return failed(format!("no attested TLS key: {error}"));
+    if let Some(tls) = &settings.tls
+        && let Err(error) = tls::prepare(tls)
+    {
+        return failed(format!("no attested TLS key: {error}"));
+    }
+    let activated = match settings
+        .coordinator
+        .as_ref()
+        .map(marble::activate)
+        .transpose()
+    {
+        Ok(activated) => activated,
+        Err(error) => {
+            eprintln!("bulla-agent: not activated: {error}");
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    if settings.tls.is_some() || activated.is_some() {
+        let uuid = activated
+            .as_ref()
+            .map(|activated| activated.uuid.to_string());
+        if let Err(error) = start_renewer(&path, &program, uuid) {
+            return failed(format!("the helper that renews cannot be started: {error}"));
         }
     }
-    let error = Command::new(&program).args(words).exec();
+    let mut arguments: Vec<OsString> = words.collect();
+    let mut program = program;
+    let mut environment = Default::default();
+    if let Some(activated) = activated {
+        environment = activated.env;
+        let mut argv = activated.argv.into_iter().map(OsString::from);
+        if let Some(first) = argv.next() {
+            program = first;
+            arguments = argv.collect();
+        }
+    }
+    let error = become_application(&program, &arguments, environment);
     eprintln!(
         "bulla-agent: cannot start {}: {error}",
         program.to_string_lossy()
@@ -68,15 +96,39 @@ fn failed(reason: impl std::fmt::Display) -> ExitCode {
     ExitCode::from(OURS)
 }
 
+fn become_application(
+    program: &OsStr,
+    arguments: &[OsString],
+    environment: std::collections::BTreeMap<String, OsString>,
+) -> io::Error {
+    Command::new(program)
+        .args(arguments)
+        .envs(environment)
+        .exec()
+}
+
 /// This program once more, as a helper beside what will be the application.
-fn start_renewer(settings: &OsString, program: &OsString) -> Result<(), tls::TlsError> {
-    let own = std::env::current_exe().map_err(tls::TlsError::Renewer)?;
-    Command::new(own)
-        .arg(settings)
-        .arg(program)
-        .env(RENEWER, "1")
-        .stdin(std::process::Stdio::null())
-        .spawn()
-        .map(drop)
-        .map_err(tls::TlsError::Renewer)
+fn start_renewer(settings: &OsStr, program: &OsStr, uuid: Option<String>) -> io::Result<()> {
+    let mut renewer = Command::new(std::env::current_exe()?);
+    renewer.arg(settings).arg(program).env(RENEWER, "1");
+    if let Some(uuid) = uuid {
+        renewer.env(marble::UUID, uuid);
+    }
+    renewer.stdin(std::process::Stdio::null()).spawn().map(drop)
+}
+
+/// Renews what the settings ask for, for ever.
+fn renew(settings: &Settings) {
+    std::thread::scope(|scope| {
+        if let Some(tls) = &settings.tls {
+            scope.spawn(|| tls::renew(tls));
+        }
+        let uuid = std::env::var(marble::UUID).ok();
+        if let (Some(coordinator), Some(uuid)) = (
+            &settings.coordinator,
+            uuid.and_then(|uuid| uuid.parse().ok()),
+        ) {
+            scope.spawn(move || marble::renew(coordinator, uuid));
+        }
+    });
 }

@@ -3,9 +3,7 @@
 //! The key is made here, in the enclave, and is in no file but those. Both files appear whole: a
 //! new pair is written beside the old one and renamed, key first.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -15,6 +13,8 @@ use thiserror::Error;
 
 use bulla_agent::settings::Tls;
 
+use crate::files;
+
 /// Why there is no key.
 #[derive(Debug, Error)]
 pub enum TlsError {
@@ -22,8 +22,6 @@ pub enum TlsError {
     Issue(#[from] IssueError),
     #[error("{}: {source}", path.display())]
     File { path: PathBuf, source: io::Error },
-    #[error("the helper that renews it cannot be started: {0}")]
-    Renewer(io::Error),
 }
 
 /// Longest pause after a renewal that failed: the old certificate still has a third of its time.
@@ -46,15 +44,11 @@ pub fn prepare(tls: &Tls) -> Result<(), TlsError> {
         .forget()
         .map_err(file_error("/dev/attestation/user_report_data".as_ref()))?;
     let directory = &tls.directory;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(directory)
-        .map_err(file_error(directory))?;
+    files::directory(directory, 0o755).map_err(file_error(directory))?;
     let key = directory.join("tls.key");
-    put(&key, identity.key_pem().as_bytes(), 0o600).map_err(file_error(&key))?;
+    files::put(&key, identity.key_pem().as_bytes(), 0o600).map_err(file_error(&key))?;
     let certificate = directory.join("tls.crt");
-    put(&certificate, identity.certificate_pem().as_bytes(), 0o644)
+    files::put(&certificate, identity.certificate_pem().as_bytes(), 0o644)
         .map_err(file_error(&certificate))
 }
 
@@ -78,26 +72,13 @@ pub fn renew(tls: &Tls) {
 }
 
 /// Tells the application.
-fn notify(signal: i32) {
+pub fn notify(signal: i32) {
     let application = rustix::process::Pid::INIT;
     if let Some(signal) = rustix::process::Signal::from_named_raw(signal)
         && let Err(error) = rustix::process::kill_process(application, signal)
     {
         eprintln!("bulla-agent: the application cannot be told of the new certificate: {error}");
     }
-}
-
-fn put(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let temporary = path.with_extension("new");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
-    file.write_all(bytes)?;
-    file.flush()?;
-    fs::rename(temporary, path)
 }
 
 fn file_error(path: &Path) -> impl Fn(io::Error) -> TlsError {

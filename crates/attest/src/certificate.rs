@@ -109,15 +109,24 @@ impl Certificate {
         if tbs.issuer() != tbs.subject() {
             return SelfSignature::Other;
         }
+        match self.is_signed_by(self) {
+            true => SelfSignature::Valid,
+            false => SelfSignature::Wrong,
+        }
+    }
+
+    /// Whether the signature was made with the key of `issuer`. Names and times are not looked at.
+    pub fn is_signed_by(&self, issuer: &Certificate) -> bool {
+        let tbs = self.parsed.tbs_certificate();
         let (Ok(signed), Some(signature)) = (tbs.to_der(), self.parsed.signature().as_bytes())
         else {
-            return SelfSignature::Wrong;
+            return false;
         };
-        let info = tbs.subject_public_key_info();
+        let info = issuer.parsed.tbs_certificate().subject_public_key_info();
         let key = info.subject_public_key.raw_bytes();
         // With its parameters: they are outside of what is signed.
         if self.parsed.signature_algorithm() != tbs.signature() {
-            return SelfSignature::Wrong;
+            return false;
         }
         let algorithm = self.parsed.signature_algorithm().oid;
         let curve: Option<ObjectIdentifier> = info
@@ -125,12 +134,9 @@ impl Certificate {
             .parameters
             .as_ref()
             .and_then(|parameters| parameters.decode_as().ok());
-        let key =
-            algorithm_of(algorithm, curve).map(|algorithm| UnparsedPublicKey::new(algorithm, key));
-        match key.map(|key| key.verify(&signed, signature)) {
-            Some(Ok(())) => SelfSignature::Valid,
-            _ => SelfSignature::Wrong,
-        }
+        algorithm_of(algorithm, curve)
+            .map(|algorithm| UnparsedPublicKey::new(algorithm, key))
+            .is_some_and(|key| key.verify(&signed, signature).is_ok())
     }
 }
 

@@ -25,13 +25,20 @@ pub enum CoordinatorError {
     NotOne(String),
 }
 
+/// A judged coordinator.
+pub struct Judged {
+    pub verdict: Verdict,
+    /// DER of its root certificate: only with a trusted verdict is it the one that was quoted.
+    pub root: Vec<u8>,
+}
+
 /// Asks a coordinator at `host:port` for its quote, and judges it.
 pub fn judge(
     judge: &Judge,
     address: &str,
     now: u64,
     timeout: Duration,
-) -> Result<Verdict, CoordinatorError> {
+) -> Result<Judged, CoordinatorError> {
     let nonce = nonce().map_err(|error| CoordinatorError::Unreachable(error.to_string()))?;
     let path = format!("/api/v2/quote?nonce={}", base64url(&nonce));
     let seen = match ask(address, &path, timeout)? {
@@ -94,7 +101,10 @@ pub fn judge(
         meaning: "the answer came from the coordinator itself".into(),
         remedy: "connect to the coordinator without a proxy in between".into(),
     });
-    Ok(verdict)
+    Ok(Judged {
+        verdict,
+        root: root.clone(),
+    })
 }
 
 #[derive(Deserialize)]

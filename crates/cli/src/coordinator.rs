@@ -2,6 +2,7 @@
 
 use crate::coordinator_args::CoordinatorArguments;
 use crate::failure::Failure;
+use crate::state::State;
 use bulla_coordinator::api::{client, client_tls, marble, marble_tls, metrics, serve};
 use bulla_coordinator::attested::{ThisEnclave, Verifier};
 use bulla_coordinator::core::{Cluster, Coordinator, Credentials, Options, Owner};
@@ -17,6 +18,9 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 
 pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
+    if arguments.in_enclave {
+        return crate::in_enclave::run(arguments);
+    }
     bulla_coordinator::log::as_json(arguments.log_json);
     bulla_coordinator::api::serve::raise_limits();
     let coordinator = Arc::new(open(arguments)?);
@@ -33,7 +37,7 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
     if !is_enclave && !arguments.insecure_outside_enclave {
         return Err(Failure::new(
             "the coordinator does not run in an enclave: its secrets would be open to this \
-             machine. Start it in one, or say --insecure-outside-enclave",
+             machine. Start it with --in-enclave, or say --insecure-outside-enclave",
         ));
     }
     let anchor = arguments
@@ -60,12 +64,8 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
              machine reads every secret"
         );
     }
-    if is_enclave && !arguments.is_shared() {
-        eprintln!(
-            "bulla: the state is in the enclave's memory and ends with it: keep it with --etcd"
-        );
-    }
-    if arguments.freshness_anchor.is_none() && !arguments.is_shared() {
+    // In an enclave the state is on a volume, which has an anchor of its own.
+    if arguments.freshness_anchor.is_none() && !arguments.is_shared() && !is_enclave {
         eprintln!(
             "bulla: no --freshness-anchor: an old copy of the state that is put back is not noticed"
         );
@@ -124,7 +124,8 @@ fn shared_place(arguments: &CoordinatorArguments) -> Result<Option<Box<dyn Place
 
 /// What verifies quotes; `collateral` is a file or a directory of them.
 pub fn verifier(collateral: Option<&Path>) -> Box<dyn QuoteVerifier> {
-    Box::new(Verifier::new(collateral))
+    let emulated = State::of_user().emulated_fuses();
+    Box::new(Verifier::new(collateral).or_emulated(emulated))
 }
 
 fn owner(arguments: &CoordinatorArguments) -> Result<Option<Owner>, Failure> {

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 
 pub const COORDINATOR_EXAMPLES: &str = "\
 Examples:
-  bulla coordinator --insecure-outside-enclave --state ./state --name localhost
-  bulla coordinator --name coordinator.bulla.svc --etcd etcd:2379 --peer other-replica:4433
-  bulla coordinator --state /state --name coordinator.bulla.svc \\
-      --freshness-anchor /other-disk/anchor --owner-certificate owner.pem";
+  bulla coordinator --in-enclave --state ./state --name coordinator.bulla.svc --owner-certificate owner.pem
+  bulla coordinator --in-enclave --identity --name coordinator.bulla.svc --owner-certificate owner.pem
+  bulla coordinator --in-enclave --etcd 10.0.0.5:2379 --peer other-replica:4433
+  bulla coordinator --insecure-outside-enclave --state ./state --freshness-anchor /other-disk/anchor";
 
 /// How a coordinator is started.
 #[derive(Debug, Args)]
@@ -81,6 +81,16 @@ pub struct CoordinatorArguments {
     /// Write the log as lines of JSON
     #[arg(long)]
     pub log_json: bool,
+    /// Run in an enclave of this machine; the state is then in a protected volume in the directory
+    #[arg(long, conflicts_with = "insecure_outside_enclave")]
+    pub in_enclave: bool,
+    /// With --in-enclave: print what clients and marbles may expect (for --coordinator-identity)
+    #[arg(long, requires = "in_enclave")]
+    pub identity: bool,
+    /// With --in-enclave: a key for the volume, 32 bytes in a file, so that other machines can open it
+    /// (this one can too, but the state in it is sealed once more)
+    #[arg(long, value_name = "FILE", requires = "in_enclave")]
+    pub insecure_volume_key: Option<PathBuf>,
     /// Run here, in the open: secrets are readable by this machine
     #[arg(long)]
     pub insecure_outside_enclave: bool,

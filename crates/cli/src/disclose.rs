@@ -143,9 +143,7 @@ fn facts(config: &Config) -> Disclosed {
     if let Some(settings) = agent::installed(config) {
         command.drain(..2);
         files.retain(|file| !agent::is_own(&file.path));
-        if let Some(directory) = settings.unusual_directory() {
-            open.push(format!("attestation.tls.directory {directory}"));
-        }
+        open.extend(settings.open());
     }
     command.extend(config.default_arguments.iter().map(text));
     for file in files {
@@ -330,9 +328,9 @@ mod tests {
 
     #[test]
     fn only_the_real_agent_is_looked_through() {
-        let table: toml::Table = toml::from_str("[tls]").unwrap();
+        let manifest = Manifest::parse("[attestation.tls]").unwrap();
         let mut with = config();
-        agent::install(&mut with, &table).unwrap();
+        agent::install(&mut with, &manifest).unwrap();
         let facts_with = facts(&with);
         assert_eq!(facts_with.command, ["server", "-v"]);
         assert!(facts_with.open.is_empty(), "{:?}", facts_with.open);

@@ -27,6 +27,7 @@ mod exec;
 mod failure;
 mod image_key;
 mod import;
+mod in_enclave;
 mod inspect;
 mod keys;
 mod manifest;

@@ -55,9 +55,7 @@ pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Resul
         cpu_features: manifest.cpu.features.clone(),
         ..Config::default()
     };
-    if let Some(attestation) = &manifest.attestation {
-        agent::install(&mut config, attestation)?;
-    }
+    agent::install(&mut config, manifest)?;
     Ok(Draft {
         config,
         memory,

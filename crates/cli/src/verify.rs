@@ -286,14 +286,14 @@ fn coordinator(
     at: u64,
     timeout: Duration,
 ) -> Result<Outcome, Failure> {
-    let verdict = bulla_attest::coordinator::judge(judge, address, at, timeout).map_err(
+    let judged = bulla_attest::coordinator::judge(judge, address, at, timeout).map_err(
         |error| match error {
             CoordinatorError::Unreachable(_) => unreachable(error),
             CoordinatorError::NotOne(_) => bad_input(error),
         },
     )?;
     Ok(Outcome {
-        verdict,
+        verdict: judged.verdict,
         // The nonce is gone with this process: a bundle could not be judged again.
         judged: None,
         certificate: None,

@@ -1,6 +1,7 @@
 //! Quotes of this project's platforms and Intel's: [`crate::quote`]'s traits over `bulla-attest`.
 
 use crate::quote::{Evidence, QuoteIssuer, QuoteVerifier};
+use bulla_attest::emulated::Provisioning;
 use bulla_attest::{Collateral, Device, Identity, Platform};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -16,6 +17,8 @@ const QE_SVN_AT: usize = 48 + 384 + 4 + 128 + 258;
 /// of machines.
 pub struct Verifier {
     place: Option<PathBuf>,
+    /// State of this machine's emulated platform.
+    emulated: Option<PathBuf>,
     cache: Mutex<Option<(Instant, Arc<Vec<Collateral>>)>>,
 }
 
@@ -24,8 +27,16 @@ impl Verifier {
     pub fn new(place: Option<&Path>) -> Verifier {
         Verifier {
             place: place.map(Path::to_owned),
+            emulated: None,
             cache: Mutex::new(None),
         }
+    }
+
+    /// Where no collateral is named: that of this machine's emulated platform too, whose state is
+    /// there. Quotes of emulated platforms count only where a manifest accepts them.
+    pub fn or_emulated(mut self, state: PathBuf) -> Verifier {
+        self.emulated = Some(state);
+        self
     }
 
     fn collateral(&self) -> Result<Arc<Vec<Collateral>>, String> {
@@ -36,7 +47,16 @@ impl Verifier {
             return Ok(list.clone());
         }
         let list = match &self.place {
-            None => Device::new().collateral().into_iter().collect(),
+            None => {
+                let emulated = self.emulated.as_deref();
+                let emulated = emulated.and_then(Provisioning::existing);
+                let emulated = emulated.map(|platform| platform.collateral().clone());
+                Device::new()
+                    .collateral()
+                    .into_iter()
+                    .chain(emulated)
+                    .collect()
+            }
             Some(place) => read_all(place)?,
         };
         if list.is_empty() {

@@ -3,8 +3,11 @@
 mod common;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use bulla_coordinator::client::Identity;
-use bulla_coordinator::client::marble::{ActivateError, self_signed};
+use bulla_coordinator::api::marble::{ActivationReq, ActivationResp};
+use bulla_coordinator::client::marble::{ActivateError, activate, self_signed, signing_request};
+use bulla_coordinator::client::{Identity, Trust};
+use bulla_coordinator::manifest::Subject;
+use bulla_coordinator::quote::with_oe_header;
 use common::{Server, UUID, b64, manifest, manifest_body, test_quote, user_pem};
 use ring::signature as alg;
 use serde_json::{Value, json};
@@ -493,6 +496,43 @@ async fn activation_gives_what_the_manifest_says() {
             "marble verification failed: reached max activations count for marble type"
         )
     );
+}
+
+#[tokio::test]
+async fn a_renewal_takes_nothing_of_the_budget() {
+    let c = cluster().await;
+    let other = "00000000-0000-4000-8000-000000000001";
+    let send = async |identity: &Identity, uuid: &str| {
+        let (_, signer) = self_signed("marble").unwrap();
+        let request = ActivationReq {
+            quote: with_oe_header(&test_quote(&Sha256::digest(&identity.certificate), |_| {})),
+            csr: signing_request(&signer, &Subject::default(), &[], &[]).unwrap(),
+            marble_type: "backend".to_owned(),
+            uuid: uuid.to_owned(),
+        };
+        activate(&c.server.mesh, Trust::Any, identity, &request).await
+    };
+    let leaf = |answer: ActivationResp| {
+        let parameters = answer.parameters.unwrap();
+        let text = |name: &str| String::from_utf8(parameters.env[name].clone()).unwrap();
+        let chain = text("MARBLE_PREDEFINED_MARBLE_CERTIFICATE_CHAIN");
+        Identity {
+            certificate: certificates(&chain).remove(0),
+            key: certificates(&text("MARBLE_PREDEFINED_PRIVATE_KEY")).remove(0),
+        }
+    };
+    let stranger = self_signed("marble").unwrap().0;
+    let mut marble = leaf(send(&stranger, UUID).await.unwrap());
+    for _ in 0..3 {
+        marble = leaf(send(&marble, UUID).await.unwrap());
+    }
+    // As somebody else it is one more instance, of which there is one left.
+    send(&marble, other).await.unwrap();
+    for (identity, uuid) in [(&marble, other), (&stranger, UUID)] {
+        let (_, message) = refusal(send(identity, uuid).await);
+        assert!(message.contains("max activations"), "{message}");
+    }
+    leaf(send(&marble, UUID).await.unwrap());
 }
 
 #[tokio::test]
@@ -1066,6 +1106,8 @@ async fn curl_and_openssl_understand_the_server() {
     .await;
     assert!(out.contains("ALPN protocol: h2"), "{out}");
     assert!(out.contains("No client certificate CA names sent"), "{out}");
+    // The marble root, and by what its key descends from the root.
+    assert!(out.contains("\n 2 s:CN = MarbleRun Coordinator\n"), "{out}");
     // In TLS 1.2 the refusal is part of the handshake.
     let (ok, out) = run(
         "openssl",

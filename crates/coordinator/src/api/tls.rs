@@ -23,7 +23,8 @@ pub fn client_tls(coordinator: &Arc<Coordinator>) -> Result<ServerConfig, Error>
     Ok(config)
 }
 
-/// For activation: the marble root certificate; a client certificate is a must.
+/// For activation: the marble root certificate, and behind it the intermediate with the same key and the
+/// root; a client certificate is a must.
 pub fn marble_tls(coordinator: &Arc<Coordinator>) -> Result<ServerConfig, Error> {
     let mut config = config(coordinator, Door::Marble)?;
     config.alpn_protocols = vec![b"h2".to_vec()];
@@ -67,12 +68,20 @@ impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let mut cached = self.cached.lock().unwrap_or_else(|e| e.into_inner());
         self.coordinator.with_pki(|pki| {
-            let (certificate, issuer) = match self.door {
-                Door::Client => (&pki.root_cert, &pki.root),
-                Door::Marble => (&pki.marble_root_cert, &pki.intermediate),
+            // A marble that pins the root sees by what the marble root's key descends from it.
+            let (chain, issuer) = match self.door {
+                Door::Client => (vec![&pki.root_cert], &pki.root),
+                Door::Marble => (
+                    vec![
+                        &pki.marble_root_cert,
+                        &pki.intermediate_cert,
+                        &pki.root_cert,
+                    ],
+                    &pki.intermediate,
+                ),
             };
             if let Some(key) = cached.as_ref()
-                && key.cert[0].as_ref() == certificate.as_slice()
+                && key.cert[0].as_ref() == chain[0].as_slice()
             {
                 return Some(key.clone());
             }
@@ -81,7 +90,11 @@ impl ResolvesServerCert for Current {
             ));
             let key = provider::sign::any_supported_type(&key).ok()?;
             let key = Arc::new(CertifiedKey::new(
-                vec![CertificateDer::from(certificate.clone())],
+                chain
+                    .into_iter()
+                    .cloned()
+                    .map(CertificateDer::from)
+                    .collect(),
                 key,
             ));
             *cached = Some(key.clone());

@@ -140,16 +140,27 @@ impl Coordinator {
             imports,
         )?;
         leaf.enclave = hex::encode(evidence.mr_enclave);
+        // Who shows the certificate of an earlier activation is no further instance.
+        let known = live.pki.marble_of(certificate);
+        let budget = match known == Some((request.marble_type.to_owned(), uuid)) {
+            true => Budget::Renewal,
+            false => Budget::Takes {
+                most: marble.max_activations,
+            },
+        };
+        let package = &marble.package;
+        let activated = |previous: Option<&Instance>| {
+            Instance::activated(
+                previous,
+                request.marble_type,
+                package,
+                &evidence.platform,
+                leaf.clone(),
+            )
+        };
         for _ in 0..super::replicas::ATTEMPTS {
             let taken = self
-                .take_budget(
-                    live,
-                    marble,
-                    request.marble_type,
-                    uuid,
-                    &evidence.platform,
-                    &leaf,
-                )
+                .take_budget(live, budget, request.marble_type, uuid, activated)
                 .await;
             match taken {
                 Err(ActivationError::Conflict) => self.refresh().await?,
@@ -215,35 +226,33 @@ impl Coordinator {
     async fn take_budget(
         &self,
         live: &Live,
-        marble: &Marble,
+        budget: Budget,
         marble_type: &str,
         uuid: Uuid,
-        platform: &str,
-        leaf: &Leaf,
+        activated: impl Fn(Option<&Instance>) -> Instance,
     ) -> Result<(), ActivationError> {
         let receipt = {
             let mut activations = self.tables.activations();
             let count = activations.entry(marble_type.to_owned()).or_default();
-            if marble.max_activations > 0 && *count >= marble.max_activations {
+            if let Budget::Takes { most } = budget
+                && most > 0
+                && *count >= most
+            {
                 return Err(ActivationError::Denied(
                     "reached max activations count for marble type".to_owned(),
                 ));
             }
             let mut instances = self.tables.instances();
-            let instance = Instance::activated(
-                instances.get(&uuid),
-                marble_type,
-                &marble.package,
-                platform,
-                leaf.clone(),
-            );
+            let instance = activated(instances.get(&uuid));
             // Each must be revocable, and the list of them stays short.
             if instance.leaves.len() > MOST_LEAVES {
                 return Err(ActivationError::Denied(format!(
                     "this marble has {MOST_LEAVES} certificates that have not expired"
                 )));
             }
-            *count += 1;
+            if let Budget::Takes { .. } = budget {
+                *count += 1;
+            }
             let batch = Batch::default()
                 .put(activations_key(marble_type), count.to_string())
                 .put(instance_key(&uuid), instance.encode());
@@ -255,6 +264,15 @@ impl Coordinator {
             other => Ok(other?),
         }
     }
+}
+
+/// What an activation takes of `MaxActivations`.
+#[derive(Clone, Copy)]
+enum Budget {
+    /// One; 0: there is no limit.
+    Takes { most: u64 },
+    /// Nothing: a marble that is known gets another certificate.
+    Renewal,
 }
 
 /// Everything that one marble gets.

@@ -291,7 +291,7 @@ fn unknown_key(table: &toml::Table, prefix: &str, known: &[String]) -> Result<()
             "environment.",
             "network.hosts.",
             "attestation.",
-            "coordinator.",
+            "coordinator.policy.",
         ]
         .contains(&prefix)
         {
@@ -379,6 +379,8 @@ mod tests {
             type = "tmpfs"
             size = "64M"
             [coordinator]
+            marble = "web"
+            [coordinator.policy]
             whatever = 1
             [attestation.tls]
             mode = "x"
@@ -406,6 +408,11 @@ mod tests {
                 "`network.hostname`",
             ),
             ("hostname = \"x\"", "`hostname`", "`network.hostname`"),
+            (
+                "[coordinator]\nadress = \"x:1\"",
+                "coordinator.adress",
+                "`coordinator.address`",
+            ),
             (
                 "[[mounts]]\ntarget=\"/a\"\ntype=\"tmpfs\"\nreadonly=true",
                 "mounts[].readonly",

@@ -17,7 +17,7 @@ pub fn template(name: &str, from_image: FromImage<'_>) -> String {
     let top = |key: &&Key| !key.path.contains(['.', '[']);
     let has_inner = |key: &&Key| keys.iter().any(|other| is_inside(&other.path, &key.path));
     for key in keys.iter().filter(top).filter(|key| !has_inner(key)) {
-        if !["attestation", "coordinator"].contains(&key.path.as_str()) {
+        if key.path != "attestation" {
             entry(&mut out, key, &key.path, from_image);
         }
     }
@@ -25,6 +25,8 @@ pub fn template(name: &str, from_image: FromImage<'_>) -> String {
         out.push('\n');
         comment(&mut out, &section.description);
         match section.path.as_str() {
+            // With this section the container would want a coordinator.
+            "coordinator" => out.push_str("# [coordinator]\n"),
             "environment" => {
                 out.push_str("[environment]\n");
                 for (key, value) in from_image {

@@ -56,9 +56,78 @@ pub struct Manifest {
     /// Attestation; see the manual's page about it.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
     pub attestation: Option<toml::Table>,
-    /// The coordinator that gives the container its secrets; see the manual's page about it.
+    /// The coordinator that the container proves itself to before its program starts, and that
+    /// gives it files, variables, arguments, and a certificate; see the manual's page about it.
+    pub coordinator: Option<Coordinator>,
+}
+
+/// The coordinator that the container proves itself to before its program starts.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Coordinator {
+    /// Where marbles connect, HOST:PORT. EDG_MARBLE_COORDINATOR_ADDR comes before it, where
+    /// `environment` lets the host set that.
+    pub address: String,
+    /// The container's marble in the coordinator's manifest; in a namespace, NAMESPACE/MARBLE.
+    /// EDG_MARBLE_TYPE comes before it, likewise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub marble: Option<String>,
+    /// DNS names and addresses to ask for in the certificate. EDG_MARBLE_DNS_NAMES (with commas)
+    /// comes before it, likewise.
+    pub names: Vec<String>,
+    /// Trust the coordinator whose root certificate (DER) has this SHA-256. One of this, `policy`
+    /// and `insecure_any` must be given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_sha256: Option<String>,
+    /// Where clients of the coordinator connect, to get its quote for `policy`, HOST:PORT. Default:
+    /// port 4433 of the host in `address`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<String>,
+    /// Insecure: trust any coordinator, which then decides about files, variables and arguments.
+    pub insecure_any: bool,
+    /// Where `tls.crt` (with its intermediate), `tls.key`, `tls.pem` (both), `ca.crt` (what to trust
+    /// in peers) and `marble-root.crt` (their present issuer alone) go: memory of the enclave.
+    pub directory: String,
+    /// A file that keeps the marble's UUID, and so its private secrets, on a volume. Default: a new
+    /// one at each start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uuid_file: Option<String>,
+    /// Most seconds until certificate and files are renewed. Default: two thirds of the
+    /// certificate's life.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub renew_seconds: Option<u32>,
+    /// Signal for the program after a renewal, by number; 0 for none.
+    pub reload_signal: i32,
+    /// Command to run after a renewal, with the coordinator's variables in its environment.
+    pub reload_command: Vec<String>,
+    /// How long to go on trying at the start while the coordinator cannot be reached or has no
+    /// manifest. A refusal ends the container at once.
+    pub wait_seconds: u32,
+    /// Trust a coordinator whose quote satisfies this policy, written as for `bulla verify
+    /// --policy`.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
-    pub coordinator: Option<toml::Table>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<toml::Table>,
+}
+
+impl Default for Coordinator {
+    fn default() -> Self {
+        Coordinator {
+            address: "localhost:2001".into(),
+            marble: None,
+            names: vec!["localhost".into()],
+            root_sha256: None,
+            client_address: None,
+            insecure_any: false,
+            directory: "/dev/shm/bulla-marble".into(),
+            uuid_file: None,
+            renew_seconds: None,
+            reload_signal: 0,
+            reload_command: Vec::new(),
+            wait_seconds: 60,
+            policy: None,
+        }
+    }
 }
 
 /// Arguments of the program.
@@ -109,7 +178,8 @@ pub struct VariableSource {
     pub default: Option<String>,
     /// The container does not start unless the host gives it.
     pub required: bool,
-    /// Name of the secret that is its value: the coordinator releases it.
+    /// Name of the variable whose value it takes among those that the coordinator gives the marble
+    /// (or of a secret of the host, with `insecure_host`); without it the container does not start.
     pub secret: Option<String>,
     /// Insecure: the host gives the secret, from a file (`bulla run --secret NAME=FILE`), and so
     /// knows it.
