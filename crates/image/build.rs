@@ -27,6 +27,8 @@ struct Recipe {
     settings: &'static [&'static str],
     /// Beside the paths.
     flags: &'static [&'static str],
+    /// What BULLA_QUICK_ENCLAVE changes.
+    quick: &'static [&'static str],
 }
 
 const ENCLAVE: Recipe = Recipe {
@@ -37,9 +39,11 @@ const ENCLAVE: Recipe = Recipe {
     programs: &["bulla-bootstrap", "bulla-runtime"],
     settings: &PROFILE,
     flags: &[],
+    quick: &QUICK,
 };
 
 /// An ordinary static program: it becomes a file of the container, whose image may have no C library.
+/// Never built quickly: unoptimised it would not fit into the configuration.
 const AGENT: Recipe = Recipe {
     package: "agent",
     folder: "bulla-agent",
@@ -48,6 +52,7 @@ const AGENT: Recipe = Recipe {
     programs: &["bulla-agent"],
     settings: &AGENT_PROFILE,
     flags: &["-Ctarget-feature=+crt-static", "-Crelocation-model=pie"],
+    quick: &[],
 };
 
 /// The only variables that the inner cargo sees: where tools and caches are, how to reach a
@@ -151,6 +156,7 @@ fn main() {
     }
     let mut packages = BTreeSet::new();
     for recipe in [ENCLAVE, AGENT] {
+        let quick = quick && !recipe.quick.is_empty();
         let suffix = if quick { "-quick" } else { "" };
         let folder = format!("{}{suffix}", recipe.folder);
         let target = out.ancestors().nth(4).unwrap_or(&out).join(folder);
@@ -254,12 +260,8 @@ fn build(recipe: &Recipe, workspace: &Path, target: &Path, quick: bool) {
     }
     cargo.arg("--target-dir").arg(target);
     cargo.args(["--config", &format!("target.{TARGET}.linker='cc'")]);
-    for setting in
-        recipe
-            .settings
-            .iter()
-            .chain(QUICK.iter().take(if quick { QUICK.len() } else { 0 }))
-    {
+    let quicker = recipe.quick.iter().filter(|_| quick);
+    for setting in recipe.settings.iter().chain(quicker) {
         cargo.args(["--config", &format!("profile.{}.{setting}", recipe.profile)]);
     }
     let status = cargo

@@ -60,8 +60,8 @@ pub const BOOTSTRAP_MAX: u64 = 128 << 10;
 pub const IMAGE_OFFSET: u64 = 1 << 20;
 /// Offset of the configuration pages from the runtime's start.
 pub const CONFIG_OFFSET: u64 = 64 << 20;
-/// The configuration may not be larger than this.
-pub const CONFIG_MAX: u64 = 4 << 20;
+/// The configuration may not be larger than this. Files are in it: the agent alone has nearly 4 MiB.
+pub const CONFIG_MAX: u64 = 8 << 20;
 /// Offset of a hole that is never part of the enclave. The emulated platform keeps a page of its
 /// own there; on hardware it reads as an abort page.
 pub const HOLE_OFFSET: u64 = 128 << 20;

@@ -46,7 +46,10 @@ fn settings(manifest: &Manifest) -> Result<Settings, Failure> {
             .environment
             .iter()
             .filter_map(|(variable, source)| match source {
-                Variable::From(source) => Some((variable.clone(), source.secret.clone()?.into())),
+                // With `insecure_host` it is the host that gives it.
+                Variable::From(source) if !source.insecure_host => {
+                    Some((variable.clone(), source.secret.clone()?.into()))
+                }
                 _ => None,
             })
             .collect();

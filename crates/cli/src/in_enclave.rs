@@ -36,6 +36,12 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
              an anchor of its own",
         ));
     }
+    if arguments.kubernetes {
+        return Err(Failure::new(
+            "--in-enclave does not keep its state in Kubernetes yet, whose tokens change while it runs: \
+             use --etcd, or the volume in --state",
+        ));
+    }
     let program = std::env::current_exe().map_err(Failure::new)?;
     let (files, words) = contents(arguments, &program)?;
     let root = lay_out(&files)?;
@@ -45,14 +51,17 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
         false => command.args(["run", "--quiet"]),
     };
     command.args(["--memory", MEMORY]);
-    let state = &arguments.state;
-    fs::create_dir_all(state).map_err(|error| at(state, error))?;
-    let mut volume = state
-        .canonicalize()
-        .map_err(|error| at(state, error))?
-        .into_os_string();
-    volume.push(":/state");
-    command.arg("-v").arg(volume);
+    // With etcd there is nothing to keep here.
+    if !arguments.is_shared() {
+        let state = &arguments.state;
+        fs::create_dir_all(state).map_err(|error| at(state, error))?;
+        let mut volume = state
+            .canonicalize()
+            .map_err(|error| at(state, error))?
+            .into_os_string();
+        volume.push(":/state");
+        command.arg("-v").arg(volume);
+    }
     if let Some(key) = &arguments.insecure_volume_key {
         command.arg("--insecure-volume-key").arg(key);
     }
@@ -125,7 +134,22 @@ fn contents(
     if let Some(hash) = &arguments.owner_token_sha256 {
         option("--owner-token-sha256", hash);
     }
+    for endpoint in &arguments.etcd {
+        option("--etcd", endpoint);
+    }
+    if arguments.is_shared() {
+        option("--etcd-prefix", &arguments.etcd_prefix);
+        let host = rustix::system::uname();
+        let host = host.nodename().to_string_lossy();
+        option("--replica", arguments.replica.as_deref().unwrap_or(&host));
+    }
+    for peer in &arguments.peers {
+        option("--peer", peer);
+    }
     for (name, file) in [
+        ("store-ca", &arguments.store_ca),
+        ("store-cert", &arguments.store_cert),
+        ("store-key", &arguments.store_key),
         ("manifest", &arguments.manifest),
         ("owner-certificate", &arguments.owner_certificate),
         ("collateral", &arguments.collateral),
