@@ -79,6 +79,8 @@ struct Cluster {
     front: u16,
     api: u16,
     redis: u16,
+    /// Where the front end keeps its UUID.
+    volume: &'static str,
     coordinator: Option<Coordinator>,
     starts: usize,
 }
@@ -118,6 +120,7 @@ impl Cluster {
             front: free_port(),
             api: free_port(),
             redis: free_port(),
+            volume: "front.volume",
             coordinator: None,
             starts: 0,
         };
@@ -328,7 +331,7 @@ impl Cluster {
             .arg(self.path(&format!("{name}.toml")))
             .args(platform_options());
         if name == "front" {
-            let place = self.path("front.volume");
+            let place = self.path(self.volume);
             command.arg("-v").arg(format!("{}:/data", place.display()));
         }
         command.args(options).arg(Self::image(name));
@@ -642,7 +645,7 @@ fn life(runs: Runs) {
     let back = cluster.refused("front", 77);
     assert!(back.contains("this marble is revoked"), "{back}");
     // Another instance is none of that.
-    std::fs::remove_dir_all(cluster.path("front.volume")).unwrap();
+    cluster.volume = "other.volume";
     let front = cluster.serve("front");
     assert_ne!(cluster.uuid(cluster.front), uuid);
 
