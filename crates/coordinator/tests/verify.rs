@@ -74,6 +74,7 @@ async fn ask(judge_of: Judge, address: &str) -> Result<Verdict, CoordinatorError
     tokio::task::spawn_blocking(move || judge(&judge_of, &address, now(), LIMIT))
         .await
         .unwrap()
+        .map(|judged| judged.verdict)
 }
 
 fn failed(verdict: &Verdict) -> Vec<&str> {
