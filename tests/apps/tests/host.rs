@@ -170,7 +170,8 @@ fn what_the_host_changes_is_seen_and_read_only_is_read_only() {
     let mount = format!("{}:/shared:ro", shared.display());
     let options = ["--insecure-passthrough", &*mount];
     let script = "cat /shared/value; echo x > /shared/x; chmod 777 /shared/value; rm /shared/value
-        until [ -e /shared/go ]; do sleep 0.05; done; cat /shared/value /shared/late";
+        until [ -e /shared/go ]; do sleep 0.05; done; cat /shared/value /shared/late
+        exec busybox sleep 1000";
     let container = place.start("ro", &options, script);
     while !container.logs().contains("one") {
         std::thread::sleep(std::time::Duration::from_millis(50));
