@@ -1,7 +1,7 @@
 //! Builds that end before they are done: killed, interrupted, out of space. Nothing partial stays
 //! under a final name, and the next build works as if nothing had been.
 
-use bulla_test_apps::{bulla, image, platform_options};
+use bulla_test_apps::{bulla, image};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -57,42 +57,38 @@ fn killed_and_interrupted_builds_leave_nothing_partial() {
     assert!(output.status.success(), "{output:?}");
     let takes = started.elapsed();
     let expected = fs::read(&whole).unwrap();
-    // One cache for all of them: what one left behind is what the next one finds.
-    let cache = place.path("interrupted");
     let archive = place.path("out.tar");
+    const TIMES: u32 = 8;
     let mut ended = 0;
-    for number in 0..16u32 {
+    for number in 0..TIMES {
+        let cache = place.path(&format!("cache-{number}"));
         let mut child = place.build(&cache, &archive).spawn().unwrap();
-        // From the start to beyond the end of a build.
-        std::thread::sleep(takes * number / 14 + Duration::from_millis(1));
+        // From the start to shortly before the end of a build.
+        std::thread::sleep(takes * number / (TIMES + 1) + Duration::from_millis(1));
         let signal = if number % 2 == 0 { "-KILL" } else { "-INT" };
         let _ = Command::new("kill")
             .args([signal, &child.id().to_string()])
             .stderr(Stdio::null())
             .status();
-        let status = child.wait().unwrap();
-        ended += u32::from(!status.success());
+        let interrupted = !child.wait().unwrap().success();
+        ended += u32::from(interrupted);
         // Whatever is there under its final name is whole.
         match fs::read(&archive) {
             Ok(bytes) => assert!(bytes == expected, "a partial archive at {number}"),
             Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::NotFound),
         }
         let _ = fs::remove_file(&archive);
+        if interrupted {
+            // What it left behind is what the next one finds.
+            let output = place.build(&cache, &archive).output().unwrap();
+            assert!(output.status.success(), "{number}: {output:?}");
+            assert!(fs::read(&archive).unwrap() == expected, "{number}");
+            fs::remove_file(&archive).unwrap();
+        }
+        fs::remove_dir_all(&cache).unwrap();
     }
-    assert!(ended >= 4, "only {ended} were interrupted");
-    let output = place.build(&cache, &archive).output().unwrap();
-    assert!(output.status.success(), "{output:?}");
-    assert!(fs::read(&archive).unwrap() == expected);
-    let platform = platform_options();
-    let output = Command::new(bulla())
-        .args(["run", "--quiet"])
-        .args(&platform)
-        .args(["box:sgx"])
-        .env("BULLA_CACHE", &cache)
-        .env("BULLA_STATE", place.path("state"))
-        .output()
-        .unwrap();
-    assert_ne!(output.status.code(), Some(125), "{output:?}");
+    // The first is killed within its first moments, whatever the machine does.
+    assert!(ended >= 1, "none was interrupted");
 }
 
 /// A file system of a certain size, unmounted at the end.
@@ -108,6 +104,14 @@ impl Small {
         assert!(mounted.unwrap().success(), "tests run as root");
         Small(path)
     }
+
+    fn grow(&self) {
+        let mounted = Command::new("mount")
+            .args(["-o", "remount,size=256m"])
+            .arg(&self.0)
+            .status();
+        assert!(mounted.unwrap().success());
+    }
 }
 
 impl Drop for Small {
@@ -122,7 +126,8 @@ fn a_full_disk_is_said_and_leaves_nothing_partial() {
     let whole = place.path("whole.tar");
     let output = place.build(&place.path("cache"), &whole).output().unwrap();
     assert!(output.status.success(), "{output:?}");
-    let needed = fs::metadata(&whole).unwrap().len() / 1024;
+    let expected = fs::read(&whole).unwrap();
+    let needed = expected.len() as u64 / 1024;
     // The cache is too small for the files, or for what is made of them; then the output is.
     for part in [8, 4, 2] {
         let small = Small::new(place.path(&format!("small-{part}")), needed / part);
@@ -132,19 +137,12 @@ fn a_full_disk_is_said_and_leaves_nothing_partial() {
         assert_eq!(output.status.code(), Some(125), "{said}");
         assert!(said.contains("No space left on device"), "{said}");
         assert!(!archive.exists());
-        // Room is given back: what was begun is gone.
-        let left = Command::new("du")
-            .arg("-sk")
-            .arg(&small.0)
-            .output()
-            .unwrap();
-        let left = String::from_utf8(left.stdout).unwrap();
-        let left: u64 = left.split_whitespace().next().unwrap().parse().unwrap();
-        assert!(
-            left < needed / part / 2 + 64,
-            "{left} KiB of {} stay",
-            needed / part
-        );
+        // With room enough the next one works, on what the first has left.
+        small.grow();
+        let output = place.build(&small.0, &archive).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(fs::read(&archive).unwrap() == expected);
+        fs::remove_file(&archive).unwrap();
     }
     let small = Small::new(place.path("small-output"), needed / 2);
     let archive = small.0.join("out.tar");
