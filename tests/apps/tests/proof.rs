@@ -6,6 +6,7 @@ use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Debian's docker-registry, with a directory for it and for two users of it.
@@ -13,6 +14,7 @@ struct Exchange {
     dir: tempfile::TempDir,
     registry: Child,
     host: String,
+    built: AtomicU32,
 }
 
 impl Exchange {
@@ -41,6 +43,7 @@ impl Exchange {
             dir,
             registry,
             host,
+            built: AtomicU32::new(0),
         }
     }
 
@@ -75,7 +78,9 @@ impl Exchange {
         let text =
             format!("entrypoint = [\"{program}\"]\n[arguments]\nmode = \"host\"\nfixed = []");
         fs::write(&manifest, text).unwrap();
-        let name = format!("{}/proof/image:sgx", self.host);
+        // A name of its own: what somebody has under a name is not asked for again.
+        let number = self.built.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}/proof/image:{number}", self.host);
         let plain = ["--plain-http", &self.host];
         let manifest = manifest.display().to_string();
         let build = ["build", "-t", &name, "--push", "--manifest", &manifest];
@@ -110,9 +115,11 @@ impl Exchange {
         let root = self.path("alone");
         let _ = fs::remove_dir_all(&root);
         fs::create_dir(&root).unwrap();
-        fs::copy(program, root.join("program")).unwrap();
+        // Under its own name: busybox looks at that.
+        let name = program.file_name().unwrap().to_str().unwrap();
+        fs::copy(program, root.join(name)).unwrap();
         let root = root.display().to_string();
-        self.there_and_back(&["--rootfs", &root], "/program", words)
+        self.there_and_back(&["--rootfs", &root], &format!("/{name}"), words)
     }
 }
 
