@@ -164,7 +164,7 @@ fn manifests_with_mistakes() {
     place.succeed(&["manifest", "check", &start]);
     for (kind, said) in [
         ("volume", "add -v DIR:/x"),
-        ("insecure_passthrough", "does not offer yet"),
+        ("insecure_passthrough", "add --insecure-passthrough DIR:/x"),
     ] {
         let text = format!("[[mounts]]\ntarget = \"/x\"\ntype = \"{kind}\"\n");
         let file = place.write("mount.toml", &text);
