@@ -345,7 +345,11 @@ fn programs_are_started_in_a_running_container() {
 #[test]
 fn a_shell_in_a_running_container() {
     let place = Place::new();
-    let container = place.start("tty", &["--insecure-exec"], "exec busybox sleep 1000");
+    let script = "echo ready; exec busybox sleep 1000";
+    let container = place.start("tty", &["--insecure-exec"], script);
+    while !container.logs().contains("ready") {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
     let mut command = Command::new("env");
     command
         .arg(format!("BULLA_STATE={}", place.path("state").display()))
