@@ -10,7 +10,7 @@ use std::io::{ErrorKind, Read};
 use std::path::Path;
 
 /// ELRANGE of the dynamic layout, which must fit into the address space.
-const RANGE: u64 = 1 << 40;
+const RANGE: u64 = bulla_abi::layout::LayoutKind::Dynamic.elrange_size();
 
 /// How a finding bears on a platform.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

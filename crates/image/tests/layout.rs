@@ -252,7 +252,7 @@ fn unsuitable_programs_are_refused_with_the_reason() {
     let large = config(0, map::SLOTS_MAX + 1);
     let (kind, options) = (LayoutKind::Static, Options::default());
     assert!(layout(&good.bootstrap, &good.runtime, &large, kind, &options).is_err());
-    let large = config(1 << 40, 1);
+    let large = config(LayoutKind::Dynamic.elrange_size(), 1);
     assert!(layout(&good.bootstrap, &good.runtime, &large, kind, &options).is_err());
 }
 

@@ -377,7 +377,7 @@ impl Hostile {
         let pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
         match self.below(4) {
             0 => self.random(),
-            1 => self.below(1 << 40),
+            1 => self.below(bulla_abi::layout::LayoutKind::Dynamic.elrange_size()),
             _ => match pages.len() as u64 {
                 0 => 0,
                 count => {

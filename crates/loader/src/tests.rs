@@ -11,6 +11,7 @@ use crate::fake::{Inside, engine, new_engine};
 use crate::{Error, ExitStatus};
 
 const NONE: u64 = u64::MAX;
+const ELRANGE: u64 = bulla_abi::layout::LayoutKind::Dynamic.elrange_size();
 const EFAULT: i64 = -(libc::EFAULT as i64);
 const EBADF: i64 = -(libc::EBADF as i64);
 const EINVAL: i64 = -(libc::EINVAL as i64);
@@ -252,8 +253,8 @@ fn memory_calls_are_checked_and_passed_on() {
         [0x10000, 0x1001, 3, 0],
         [0x10000, 0, 3, 0],
         [0x10000, 0x1000, 8, 0],
-        [1 << 40, 0x1000, 3, 0],
-        [(1 << 40) - 0x1000, 0x2000, 3, 0],
+        [ELRANGE, 0x1000, 3, 0],
+        [ELRANGE - 0x1000, 0x2000, 3, 0],
         [0x1000, u64::MAX - 0xfff, 3, 0],
     ] {
         assert_eq!(

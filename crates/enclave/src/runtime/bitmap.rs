@@ -1,17 +1,21 @@
 //! What the enclave knows of each page of the application, a bit each.
 //!
-//! Two levels; leaves appear on first use.
+//! Three levels; what is below the first appears on first use.
 
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use alloc::boxed::Box;
+use bulla_abi::layout::LayoutKind;
 use bulla_libos::Result;
 
 pub const PAGE: u64 = 4096;
 /// Pages that one leaf covers: 512 words of 64 bits.
 const LEAF_PAGES: u64 = 512 * 64;
-/// Leaves for the widest ELRANGE, 2^40 bytes.
-const LEAVES: usize = (1 << 28) / LEAF_PAGES as usize;
+/// Leaves that one branch holds.
+const BRANCH_LEAVES: u64 = 4096;
+/// Branches for the widest ELRANGE.
+const BRANCHES: usize =
+    (LayoutKind::Dynamic.elrange_size() / (BRANCH_LEAVES * LEAF_PAGES * PAGE)) as usize;
 
 /// A property of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,17 +27,16 @@ pub enum Mark {
 }
 
 type Leaf = [[AtomicU64; 512]; 2];
+type Branch = [AtomicPtr<Leaf>; BRANCH_LEAVES as usize];
 
-static PAGES: [AtomicPtr<Leaf>; LEAVES] = [const { AtomicPtr::new(core::ptr::null_mut()) }; LEAVES];
+static PAGES: [AtomicPtr<Branch>; BRANCHES] =
+    [const { AtomicPtr::new(core::ptr::null_mut()) }; BRANCHES];
 
-fn leaf(page: u64, create: bool) -> Option<&'static Leaf> {
-    let entry = &PAGES[(page / LEAF_PAGES) as usize];
+/// What an entry points to; `create` makes it when there is nothing yet.
+fn follow<T>(entry: &AtomicPtr<T>, create: Option<fn() -> Box<T>>) -> Option<&T> {
     let mut pointer = entry.load(Ordering::Acquire);
     if pointer.is_null() {
-        if !create {
-            return None;
-        }
-        let fresh = Box::into_raw(Box::new([const { [const { AtomicU64::new(0) }; 512] }; 2]));
+        let fresh = Box::into_raw(create?());
         match entry.compare_exchange(
             core::ptr::null_mut(),
             fresh,
@@ -48,8 +51,22 @@ fn leaf(page: u64, create: bool) -> Option<&'static Leaf> {
             }
         }
     }
-    // SAFETY: leaves are never freed.
+    // SAFETY: what an entry points to came from a box and is never freed.
     Some(unsafe { &*pointer })
+}
+
+fn leaf(page: u64, create: bool) -> Option<&'static Leaf> {
+    let new_branch = || Box::new([const { AtomicPtr::new(core::ptr::null_mut()) }; _]);
+    let new_leaf = || Box::new([const { [const { AtomicU64::new(0) }; 512] }; 2]);
+    let index = page / LEAF_PAGES;
+    let branch = follow(
+        &PAGES[(index / BRANCH_LEAVES) as usize],
+        create.then_some(new_branch as fn() -> Box<Branch>),
+    )?;
+    follow(
+        &branch[(index % BRANCH_LEAVES) as usize],
+        create.then_some(new_leaf as fn() -> Box<Leaf>),
+    )
 }
 
 /// Whether the page at `address` has a mark.

@@ -38,7 +38,7 @@ use crate::backend::Registers;
 /// First address that the emulator maps when ELRANGE starts at 0: a null pointer must fault.
 pub const FIRST_ADDRESS: u64 = bulla_abi::layout::USER_START;
 /// End of the widest ELRANGE: code from here on is the host's.
-pub const HOST_START: u64 = 1 << 40;
+pub const HOST_START: u64 = bulla_abi::layout::LayoutKind::Dynamic.elrange_size();
 
 /// Sites that EEXIT may be patched at, each with a gate of its own.
 pub const EXIT_GATES: usize = 16;
