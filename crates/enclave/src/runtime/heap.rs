@@ -29,7 +29,7 @@ const CHUNK_SIZE: usize = CHUNK_STRIDE - 32;
 /// Start of a chunk that is not used for objects: [`trim`] counts there.
 const CHUNK_HEADER: usize = 16;
 /// Free memory that is kept ready, for what calls in progress need.
-const AHEAD: u64 = 512 << 10;
+const AHEAD: u64 = 1 << 20;
 /// Part of the heap that calls which make objects must leave to all others.
 const RESERVE_SHARE: u64 = 8;
 const RESERVE_MAX: u64 = 16 << 20;

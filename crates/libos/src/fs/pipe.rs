@@ -21,6 +21,7 @@ use super::inode::Metadata;
 use super::permission::Caller;
 use crate::errno::{EAGAIN, EBADF, EBUSY, EINVAL, ENOTTY, ENXIO, EPERM, EPIPE};
 use crate::mm::accounting;
+use crate::platform::platform;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::syscall::Context;

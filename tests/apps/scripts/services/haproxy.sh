@@ -13,6 +13,7 @@ defaults
  timeout connect 5s
  timeout client 10s
  timeout server 10s
+ timeout check 10s
 frontend f
  bind 127.0.0.1:$0
  bind 127.0.0.1:$1 ssl crt /tmp/hap.pem alpn h2,http/1.1
@@ -36,5 +37,5 @@ while True:
     d+=x
 print([l.split(b',')[17].decode() for l in d.split(b'\n') if l.startswith(b'b,s')])
 P
-kill $P1; wait $P1 2>/dev/null; sleep 1.5; for i in 1 2 3; do curl -s http://127.0.0.1:$0/who; done | sort | uniq -c
-kill -USR2 $H; sleep 1; curl -s http://127.0.0.1:$0/who; kill -USR1 $H; wait $H; echo ended $?; kill $P2
+kill $P1; wait $P1 2>/dev/null; for i in $(seq 100); do n=0; for j in 1 2 3 4; do [ "$(curl -s http://127.0.0.1:$0/who)" = B ] && n=$((n+1)); done; [ $n = 4 ] && break; sleep 0.1; done; for i in 1 2 3; do curl -s http://127.0.0.1:$0/who; done | sort | uniq -c
+kill -USR2 $H; sleep 1; for i in $(seq 100); do curl -sf http://127.0.0.1:$0/who > /dev/null && break; sleep 0.1; done; curl -s http://127.0.0.1:$0/who; kill -USR1 $H; wait $H; echo ended $?; kill $P2
