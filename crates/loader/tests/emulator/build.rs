@@ -26,7 +26,7 @@ fn ecreate_refuses_what_the_cpu_refuses() {
     let cases: [(&str, Change); 12] = [
         ("power of two", |secs| secs.size += PAGE),
         ("power of two", |secs| secs.size = PAGE),
-        ("larger than", |secs| secs.size = 1 << 41),
+        ("larger than", |secs| secs.size = 1 << 57),
         ("multiple of SIZE", |secs| secs.base_addr += PAGE),
         ("INIT", |secs| secs.attributes.flags |= flags::INIT),
         ("ATTRIBUTES has bits", |secs| {

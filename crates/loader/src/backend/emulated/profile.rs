@@ -49,7 +49,7 @@ const DCSV3_5_15: Profile = Profile {
         kss: true,
         aex_notify: false,
     },
-    enclave_bits: 40,
+    enclave_bits: 56,
     strict: false,
     examined: false,
     seccomp: false,
