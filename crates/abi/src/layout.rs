@@ -19,8 +19,9 @@ use serde::{Deserialize, Serialize};
 /// Which of the two enclave layouts an image has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum LayoutKind {
-    /// EDMM works: memory and threads are added while the enclave runs. ELRANGE is [0, 2^44): programs
-    /// reserve much more than they use (InnoDB 8 TiB for its buffer pool).
+    /// EDMM works: memory and threads are added while the enclave runs. ELRANGE is [0, 2^46): programs
+    /// reserve much more than they use (InnoDB 8 TiB for its buffer pool), and all have addresses of
+    /// their own.
     Dynamic,
     /// No EDMM: every page is added before EINIT. ELRANGE is [0, 2^36).
     Static,
@@ -30,7 +31,7 @@ impl LayoutKind {
     /// Size of ELRANGE in bytes (a power of two, as SECS.SIZE must be).
     pub const fn elrange_size(self) -> u64 {
         match self {
-            LayoutKind::Dynamic => 1 << 44,
+            LayoutKind::Dynamic => 1 << 46,
             LayoutKind::Static => 1 << 36,
         }
     }

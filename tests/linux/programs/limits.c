@@ -162,9 +162,9 @@ static void locked_memory(void) {
 }
 
 static void reservations(void) {
-    /* What .NET, Go and sanitizers reserve. */
-    static const unsigned long gib[] = {1, 64, 256, 960};
-    for (unsigned i = 0; i < 4; i++) {
+    /* What .NET, Go, sanitizers and InnoDB reserve. */
+    static const unsigned long gib[] = {1, 64, 256, 960, 8192};
+    for (unsigned i = 0; i < sizeof gib / sizeof *gib; i++) {
         unsigned long size = gib[i] << 30;
         char *at = mmap(0, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         CHECK(at != MAP_FAILED);

@@ -53,7 +53,7 @@ pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, u64), Error
     }
     // Above it system calls are the host's (see `signals`).
     if secs.base_addr + secs.size > super::entry::HOST_START {
-        return Err(refused("the emulator needs ELRANGE below 2^44"));
+        return Err(refused("the emulator needs ELRANGE below 2^46"));
     }
     if attributes.flags & flags::INIT != 0 {
         return Err(refused("ATTRIBUTES.INIT is set"));
