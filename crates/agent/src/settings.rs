@@ -240,7 +240,7 @@ fn unusable(section: &'static str, key: &'static str, reason: &str) -> SettingsE
 }
 
 /// A DNS name (with `*` for any label) or an address.
-pub fn is_name(name: &String) -> bool {
+pub fn is_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())
             && label
@@ -257,7 +257,7 @@ pub fn is_address(text: &str) -> bool {
             .strip_prefix('[')
             .and_then(|host| host.strip_suffix(']'))
             .unwrap_or(host);
-        is_name(&host.to_owned()) && port.parse::<u16>().is_ok_and(|port| port != 0)
+        is_name(host) && port.parse::<u16>().is_ok_and(|port| port != 0)
     })
 }
 

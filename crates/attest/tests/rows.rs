@@ -77,7 +77,8 @@ fn each_row_can_fail_alone() {
         assert_eq!(failing(judge, der).1, [row]);
         covered.insert(row);
     };
-    let by_policy: [(&str, fn(&mut Policy)); 9] = [
+    type Change = fn(&mut Policy);
+    let by_policy: [(&str, Change); 9] = [
         ("platform", |p| p.insecure_allow_emulated = false),
         ("platform", |p| {
             p.platform.emulated_root = vec![HexBytes([1; 32])];

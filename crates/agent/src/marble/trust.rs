@@ -187,7 +187,7 @@ mod tests {
             &pinned,
             &their_chain,
             &root.pem(),
-            &[their_door.clone()]
+            std::slice::from_ref(&their_door)
         ));
         let mixed = their_leaf.pem() + &intermediate.pem();
         assert!(stranger(&pinned, &mixed, &root.pem(), &alone));
@@ -195,7 +195,7 @@ mod tests {
             &pinned,
             &chain,
             &root.pem(),
-            &[their_door.clone()]
+            std::slice::from_ref(&their_door)
         ));
         let shown = [their_door.clone(), whole[1].clone(), whole[2].clone()];
         assert!(stranger(&pinned, &chain, &root.pem(), &shown));

@@ -133,6 +133,7 @@ async fn guard(State(content): State<Shared>, request: Request, next: Next) -> R
 }
 
 /// What the API server demands of every Secret.
+#[allow(clippy::result_large_err)] // a refusal is sent at once
 fn check(secret: &Value, name: &str) -> Result<(), Response> {
     let invalid = |message: &str| failure(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message);
     let is_name = name.len() <= 253

@@ -216,11 +216,10 @@ fn mount_volume(context: &FsContext, wanted: &Mount, number: u64, key: VolumeKey
 
 /// A directory of the host. Programs are not started from there: what runs is measured.
 fn mount_passthrough(context: &FsContext, wanted: &Mount, number: u64) -> Result<()> {
-    let root = passthrough::root(number).map_err(|error| {
+    let root = passthrough::root(number).inspect_err(|error| {
         let target = String::from_utf8_lossy(&wanted.target);
         let text = format!("the host's directory for {target} cannot be used: {error:?}");
         platform().log(0, &text);
-        error
     })?;
     let flags = configured_flags(wanted) | mount::flags::NOEXEC;
     let kind = "passthrough";

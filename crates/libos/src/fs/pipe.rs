@@ -362,8 +362,12 @@ impl PipeEnd {
 
     /// Makes room instead of waiting for a reader who would have to wait for this process.
     fn grow(&self, thread: &Thread, file: &OpenFile) -> bool {
-        let grown =
-            !file.is_nonblocking() && thread.mm().takes_turns() && self.pipe.state.lock().grow();
+        // What one call allocates is bounded (docs/design/runtime.md), unless there is plenty.
+        let plenty = || platform().heap_usage().1 >= 4 * GROWTH_MAX as u64;
+        let grown = !file.is_nonblocking()
+            && thread.mm().takes_turns()
+            && plenty()
+            && self.pipe.state.lock().grow();
         if grown {
             self.pipe.queue.wake(WRITABLE);
         }
