@@ -291,10 +291,12 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
     const IDLE: Duration = Duration::from_secs(3600);
     /// How long the enclave may leave a signal lying before it is made to look again.
     const REMIND: Duration = Duration::from_millis(20);
-    let mut limit = IDLE;
+    let waiting = || engine.execs.as_ref().is_some_and(|execs| execs.is_waiting());
+    // One that was there before this thread could be woken has woken nobody.
+    let mut limit = if waiting() { REMIND } else { IDLE };
     let mut requests = Requests::default();
     loop {
-        let pending = signal::supervise(limit.as_nanos() as u64);
+        let pending = signal::supervise(limit.as_nanos() as u64) || waiting();
         if let Some(end) = engine.take_end() {
             return end;
         }
@@ -302,8 +304,6 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
             eprintln!("bulla: the container was asked {REQUESTS} times to end and goes on: killed");
             return Ok(ExitStatus::Signaled(libc::SIGKILL as u8));
         }
-        let waiting = |execs: &Arc<Execs>| execs.is_waiting();
-        let pending = pending || engine.execs.as_ref().is_some_and(waiting);
         engine.kick_again();
         // The first thread has been asked already: now all of them.
         let which = if limit == REMIND {
@@ -312,7 +312,8 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
             Which::First
         };
         let reminded = pending && engine.kick_some(which);
-        limit = if reminded { REMIND } else { IDLE };
+        // A request that came before the enclave could look goes on waiting.
+        limit = if reminded || waiting() { REMIND } else { IDLE };
     }
 }
 
