@@ -291,7 +291,12 @@ fn supervise(engine: &'static Engine) -> Result<ExitStatus, Error> {
     const IDLE: Duration = Duration::from_secs(3600);
     /// How long the enclave may leave a signal lying before it is made to look again.
     const REMIND: Duration = Duration::from_millis(20);
-    let waiting = || engine.execs.as_ref().is_some_and(|execs| execs.is_waiting());
+    let waiting = || {
+        engine
+            .execs
+            .as_ref()
+            .is_some_and(|execs| execs.is_waiting())
+    };
     // One that was there before this thread could be woken has woken nobody.
     let mut limit = if waiting() { REMIND } else { IDLE };
     let mut requests = Requests::default();
