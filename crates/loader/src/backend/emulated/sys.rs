@@ -64,7 +64,11 @@ pub fn map_sparse(len: u64) -> Result<u64, Error> {
     let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     // SAFETY: a new mapping at an address of the kernel's choice.
     let result = unsafe { syscall(libc::SYS_mmap, [0, len, protection, RESERVED, u64::MAX, 0]) };
-    check("mmap", "no address space for the emulator's tables", result)
+    check(
+        "mmap",
+        "no address space for the emulator's tables; raise `ulimit -v`",
+        result,
+    )
 }
 
 /// Removes a mapping that this module made.
