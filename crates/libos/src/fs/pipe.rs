@@ -49,6 +49,8 @@ struct State {
     capacity: usize,
     /// Part of the capacity that nobody asked for; counted in [`GROWTH`].
     growth: usize,
+    /// Bytes that readers have taken since it grew last.
+    taken: usize,
     /// A process has chosen the capacity.
     chosen: bool,
     readers: usize,
@@ -65,19 +67,22 @@ impl State {
         self.capacity - self.bytes.len()
     }
 
-    /// Grows fourfold if there is room for that.
+    /// Grows fourfold if there is room for that, and readers who keep up: where nobody reads, a
+    /// full pipe makes its writers wait.
     fn grow(&mut self) -> bool {
         let wanted = (self.capacity * 4).min(CAPACITY_MAX);
         let more = wanted.saturating_sub(self.capacity);
         let fits = |all: usize| (all + more <= GROWTH_MAX).then_some(all + more);
         let grown = !self.chosen
             && more > 0
+            && self.taken >= self.capacity
             && GROWTH
                 .try_update(Ordering::Relaxed, Ordering::Relaxed, fits)
                 .is_ok();
         if grown {
             self.capacity = wanted;
             self.growth += more;
+            self.taken = 0;
         }
         grown
     }
@@ -152,6 +157,7 @@ impl Pipe {
         to[..first].copy_from_slice(&front[..first]);
         to[first..len].copy_from_slice(&back[..len - first]);
         state.bytes.drain(..len + drop_rest);
+        state.taken = state.taken.saturating_add(len);
         Some(len)
     }
 
@@ -596,7 +602,14 @@ mod tests {
         let mut grown = 0;
         while grown <= GROWTH_MAX {
             let pipe = Pipe::new(0);
-            while pipe.state.lock().grow() {}
+            assert!(!pipe.state.lock().grow());
+            loop {
+                let mut state = pipe.state.lock();
+                state.taken = state.capacity;
+                if !state.grow() {
+                    break;
+                }
+            }
             let growth = pipe.state.lock().growth;
             assert_eq!(pipe.state.lock().capacity, CAPACITY + growth);
             pipes.push(pipe);
@@ -608,7 +621,9 @@ mod tests {
         assert!(grown <= GROWTH_MAX && grown > GROWTH_MAX - CAPACITY_MAX);
         pipes.clear();
         let pipe = Pipe::new(0);
+        pipe.state.lock().taken = CAPACITY;
         assert!(pipe.state.lock().grow());
+        pipe.state.lock().taken = CAPACITY_MAX;
         pipe.state.lock().chosen = true;
         assert!(!pipe.state.lock().grow());
     }
