@@ -6,10 +6,10 @@ use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use super::inode::{Inode, Metadata, Time};
+use super::inode::{Find, Inode, Metadata, Time};
 use super::mount::flags::NOATIME;
 use super::path::PathRef;
-use crate::errno::{EBADF, EINVAL, ENOTTY, ESPIPE};
+use crate::errno::{EBADF, EINVAL, ENOTTY, ENXIO, ESPIPE};
 use crate::sync::mutex::SleepLock;
 use crate::sync::wait::{Events, PollTable};
 use crate::syscall::Context;
@@ -50,6 +50,36 @@ impl SEEK {
     pub const END: u32 = 2;
     pub const DATA: u32 = 3;
     pub const HOLE: u32 = 4;
+}
+
+/// lseek(2) of a file or directory of a file system.
+pub(super) fn seek(
+    inode: &dyn Inode,
+    is_directory: bool,
+    thread: &Arc<Thread>,
+    file: &OpenFile,
+    offset: i64,
+    whence: u32,
+) -> Result<u64> {
+    let mut position = file.position.lock(thread);
+    let target = match whence {
+        SEEK::SET => offset,
+        SEEK::CUR => position.checked_add_signed(offset).ok_or(EINVAL)? as i64,
+        SEEK::END if is_directory => return Err(EINVAL),
+        SEEK::END => inode.size().checked_add_signed(offset).ok_or(EINVAL)? as i64,
+        SEEK::DATA | SEEK::HOLE if !is_directory => {
+            let what = if whence == SEEK::DATA {
+                Find::Data
+            } else {
+                Find::Hole
+            };
+            let offset = u64::try_from(offset).map_err(|_| ENXIO)?;
+            inode.find(what, offset).ok_or(ENXIO)? as i64
+        }
+        _ => return Err(EINVAL),
+    };
+    *position = u64::try_from(target).map_err(|_| EINVAL)?;
+    Ok(*position)
 }
 
 /// An open file description: shared by dup and fork.

@@ -7,9 +7,9 @@ use core::any::Any;
 use super::cache;
 use super::data::{self, PAGE, Page, Piece};
 use super::node::{Content, Node};
-use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENXIO, EOPNOTSUPP, EPERM};
-use crate::fs::file::{FileOps, OpenFile, SEEK, flags};
-use crate::fs::inode::{Find, Inode};
+use crate::errno::{EBADF, EFBIG, EISDIR, ENODEV, EOPNOTSUPP, EPERM};
+use crate::fs::file::{FileOps, OpenFile, flags, seek};
+use crate::fs::inode::Inode;
 use crate::mm::shared;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
@@ -412,26 +412,8 @@ impl FileOps for Node {
     }
 
     fn seek(&self, thread: &Arc<Thread>, file: &OpenFile, offset: i64, whence: u32) -> Result<u64> {
-        let mut position = file.position.lock(thread);
         let is_directory = matches!(self.content, Content::Directory(_));
-        let target = match whence {
-            SEEK::SET => offset,
-            SEEK::CUR => position.checked_add_signed(offset).ok_or(EINVAL)? as i64,
-            SEEK::END if is_directory => return Err(EINVAL),
-            SEEK::END => Inode::size(self).checked_add_signed(offset).ok_or(EINVAL)? as i64,
-            SEEK::DATA | SEEK::HOLE if !is_directory => {
-                let what = if whence == SEEK::DATA {
-                    Find::Data
-                } else {
-                    Find::Hole
-                };
-                let offset = u64::try_from(offset).map_err(|_| ENXIO)?;
-                self.find(what, offset).ok_or(ENXIO)? as i64
-            }
-            _ => return Err(EINVAL),
-        };
-        *position = u64::try_from(target).map_err(|_| EINVAL)?;
-        Ok(*position)
+        seek(self, is_directory, thread, file, offset, whence)
     }
 
     fn is_seekable(&self) -> bool {

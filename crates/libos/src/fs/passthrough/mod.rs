@@ -21,9 +21,9 @@ use bulla_abi::passthrough::change;
 use hashbrown::HashMap;
 
 use self::host::{HostFd, Status};
-use super::file::{FileOps, OpenFile, SEEK, flags};
+use super::file::{FileOps, OpenFile, flags, seek};
 use super::inode::{
-    Entry, FileId, FileType, Find, FsStatistics, Inode, InodeState, Metadata, NewNode, Owner,
+    Entry, FileId, FileType, FsStatistics, Inode, InodeState, Metadata, NewNode, Owner,
     SetAttributes, Time,
 };
 use super::memfs::anonymous_device;
@@ -508,26 +508,8 @@ impl FileOps for Node {
     }
 
     fn seek(&self, thread: &Arc<Thread>, file: &OpenFile, offset: i64, whence: u32) -> Result<u64> {
-        let mut position = file.position.lock(thread);
         let is_directory = self.kind == FileType::Directory;
-        let target = match whence {
-            SEEK::SET => offset,
-            SEEK::CUR => position.checked_add_signed(offset).ok_or(EINVAL)? as i64,
-            SEEK::END if is_directory => return Err(EINVAL),
-            SEEK::END => Inode::size(self).checked_add_signed(offset).ok_or(EINVAL)? as i64,
-            SEEK::DATA | SEEK::HOLE if !is_directory => {
-                let what = if whence == SEEK::DATA {
-                    Find::Data
-                } else {
-                    Find::Hole
-                };
-                let offset = u64::try_from(offset).map_err(|_| ENXIO)?;
-                self.find(what, offset).ok_or(ENXIO)? as i64
-            }
-            _ => return Err(EINVAL),
-        };
-        *position = u64::try_from(target).map_err(|_| EINVAL)?;
-        Ok(*position)
+        seek(self, is_directory, thread, file, offset, whence)
     }
 
     fn is_seekable(&self) -> bool {
