@@ -79,10 +79,7 @@ fn attempt(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen>
         stream: stream.ok_or(last)?,
         deadline,
     };
-    let witness = Arc::new(Witness {
-        seen: Mutex::new(Vec::new()),
-        provider: Arc::new(provider::default_provider()),
-    });
+    let witness = Arc::new(Witness::default());
     let config = ClientConfig::builder_with_provider(witness.provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?
@@ -110,12 +107,10 @@ fn attempt(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen>
             _ => {}
         }
     }
-    let chain = witness
-        .seen
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    Ok(Seen { chain, answer })
+    Ok(Seen {
+        chain: witness.seen(),
+        answer,
+    })
 }
 
 /// A connection with one deadline for all.
@@ -152,10 +147,28 @@ impl Write for Deadline {
     }
 }
 
-/// Writes down what it is shown.
-struct Witness {
+/// Accepts any certificate whose key the peer proves to have, and writes down what it is shown.
+pub struct Witness {
     seen: Mutex<Vec<Vec<u8>>>,
-    provider: Arc<CryptoProvider>,
+    /// For the connection, too.
+    pub provider: Arc<CryptoProvider>,
+}
+
+impl Default for Witness {
+    fn default() -> Self {
+        Witness {
+            seen: Mutex::new(Vec::new()),
+            provider: Arc::new(provider::default_provider()),
+        }
+    }
+}
+
+impl Witness {
+    /// The chain of the last handshake: DER, leaf first.
+    pub fn seen(&self) -> Vec<Vec<u8>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.clone()
+    }
 }
 
 impl fmt::Debug for Witness {

@@ -5,17 +5,14 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use bulla_attest::endpoint::Witness;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring as provider};
-use rustls::pki_types::{
-    CertificateDer, IpAddr, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime,
-};
-use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::ClientConfig;
+use rustls::pki_types::{CertificateDer, IpAddr, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
@@ -221,10 +218,7 @@ fn percent_decoded(text: &str) -> String {
 }
 
 fn tls(identity: &Identity) -> Result<(ClientConfig, Arc<Witness>), rustls::Error> {
-    let witness = Arc::new(Witness {
-        seen: Mutex::new(Vec::new()),
-        provider: Arc::new(provider::default_provider()),
-    });
+    let witness = Arc::new(Witness::default());
     let key = PrivatePkcs8KeyDer::from(identity.key.to_vec());
     let mut config = ClientConfig::builder_with_provider(witness.provider.clone())
         .with_safe_default_protocol_versions()?
@@ -236,67 +230,6 @@ fn tls(identity: &Identity) -> Result<(ClientConfig, Arc<Witness>), rustls::Erro
         )?;
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok((config, witness))
-}
-
-/// Accepts any certificate whose key the peer proves to have, and writes it down.
-struct Witness {
-    seen: Mutex<Vec<Vec<u8>>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl Witness {
-    fn seen(&self) -> Vec<Vec<u8>> {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.clone()
-    }
-}
-
-impl fmt::Debug for Witness {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Witness")
-    }
-}
-
-impl ServerCertVerifier for Witness {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = std::iter::once(end_entity).chain(intermediates);
-        *seen = shown.map(|certificate| certificate.to_vec()).collect();
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
 }
 
 #[cfg(test)]
