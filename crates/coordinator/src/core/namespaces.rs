@@ -125,14 +125,7 @@ impl Cluster {
             ));
         }
         let owner = certificate_der(owner).map_err(Error::BadRequest)?;
-        let above = name.rsplit_once('.').map_or("", |(above, _)| above);
-        let above = self.get(above)?.ok_or_else(|| no_namespace(above))?;
-        let by = {
-            let live = above.live()?;
-            let user = Coordinator::user(&live, credentials)?;
-            Coordinator::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
-            user
-        };
+        let by = self.who_manages(name, credentials)?;
         let _change = self.root.change.lock().await;
         let live = self.root.live()?;
         if live.core.namespaces.contains_key(name) {
@@ -158,6 +151,21 @@ impl Cluster {
         self.root.replace(&live, core).await.map(|_| ())
     }
 
+    /// The user, who may make and delete namespaces of this name: whoever may update the manifest
+    /// above it.
+    fn who_manages(
+        self: &Arc<Self>,
+        name: &str,
+        credentials: Credentials<'_>,
+    ) -> Result<String, Error> {
+        let above = name.rsplit_once('.').map_or("", |(above, _)| above);
+        let above = self.get(above)?.ok_or_else(|| no_namespace(above))?;
+        let live = above.live()?;
+        let user = Coordinator::user(&live, credentials)?;
+        Coordinator::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
+        Ok(user)
+    }
+
     /// Removes a namespace and all that is kept for it, for who may make one of its name.
     pub async fn delete(
         self: &Arc<Self>,
@@ -173,14 +181,7 @@ impl Cluster {
         credentials: Credentials<'_>,
     ) -> Result<(), Error> {
         check_name(name)?;
-        let above = name.rsplit_once('.').map_or("", |(above, _)| above);
-        let above = self.get(above)?.ok_or_else(|| no_namespace(above))?;
-        let by = {
-            let live = above.live()?;
-            let user = Coordinator::user(&live, credentials)?;
-            Coordinator::require(&live, &user, Resource::Manifest, "", "UpdateManifest")?;
-            user
-        };
+        let by = self.who_manages(name, credentials)?;
         let _change = self.root.change.lock().await;
         let live = self.root.live()?;
         let mut core = live.core.clone();
