@@ -2,7 +2,7 @@
 //! longer to be trusted, in a form that every TLS library reads.
 
 use crate::keys::{KeyError, Signer};
-use crate::x509::{time_der, write_algorithm};
+use crate::x509::{signed, time_der, write_algorithm};
 use time::OffsetDateTime;
 use yasna::models::ObjectIdentifier;
 use yasna::{Tag, construct_der};
@@ -23,16 +23,7 @@ impl RevocationList<'_> {
     /// Signs the list (ecdsa-with-SHA384) and returns its DER.
     pub fn sign(&self, signer: &Signer) -> Result<Vec<u8>, KeyError> {
         let body = self.body();
-        let signature = signer.sign(&body)?;
-        Ok(construct_der(|writer| {
-            writer.write_sequence(|writer| {
-                writer.next().write_der(&body);
-                write_algorithm(writer.next());
-                writer
-                    .next()
-                    .write_bitvec_bytes(&signature, signature.len() * 8);
-            });
-        }))
+        signed(&body, signer)
     }
 
     fn body(&self) -> Vec<u8> {

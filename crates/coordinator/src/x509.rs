@@ -48,6 +48,20 @@ pub struct AlternativeNames<'a> {
     pub email: &'a [String],
 }
 
+/// A signed body (ecdsa-with-SHA384), DER.
+pub(crate) fn signed(body: &[u8], signer: &Signer) -> Result<Vec<u8>, KeyError> {
+    let signature = signer.sign(body)?;
+    Ok(construct_der(|writer| {
+        writer.write_sequence(|writer| {
+            writer.next().write_der(body);
+            write_algorithm(writer.next());
+            writer
+                .next()
+                .write_bitvec_bytes(&signature, signature.len() * 8);
+        });
+    }))
+}
+
 impl Certificate<'_> {
     /// Signs the certificate (ecdsa-with-SHA384) and returns its DER.
     pub fn sign(&self, signer: &Signer) -> Result<Vec<u8>, KeyError> {
@@ -56,16 +70,7 @@ impl Certificate<'_> {
         // A positive, non-zero number of full length.
         serial[0] = serial[0] & 0x7f | 0x40;
         let body = self.body(&serial);
-        let signature = signer.sign(&body)?;
-        Ok(construct_der(|writer| {
-            writer.write_sequence(|writer| {
-                writer.next().write_der(&body);
-                write_algorithm(writer.next());
-                writer
-                    .next()
-                    .write_bitvec_bytes(&signature, signature.len() * 8);
-            });
-        }))
+        signed(&body, signer)
     }
 
     fn body(&self, serial: &[u8]) -> Vec<u8> {
@@ -441,14 +446,5 @@ pub fn signing_request(
                 });
         });
     });
-    let signature = signer.sign(&info)?;
-    Ok(construct_der(|writer| {
-        writer.write_sequence(|writer| {
-            writer.next().write_der(&info);
-            write_algorithm(writer.next());
-            writer
-                .next()
-                .write_bitvec_bytes(&signature, signature.len() * 8);
-        });
-    }))
+    signed(&info, signer)
 }
