@@ -15,15 +15,15 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bulla_agent::settings::{Coordinator, is_address, is_name};
+use bulla_attest::ratls::alternative_names;
 use bulla_attest::{Device, pem_certificates, sha256};
-use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P384_SHA384, SanType};
+use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P384_SHA384};
 use thiserror::Error;
 use uuid::Uuid;
 use zeroize::{Zeroize, Zeroizing};
@@ -303,14 +303,7 @@ fn once(
             key: Zeroizing::new(key.serialize_der()),
         },
     };
-    params.subject_alt_names = wish
-        .names
-        .iter()
-        .map(|name| match name.parse::<IpAddr>() {
-            Ok(address) => Ok(SanType::IpAddress(address)),
-            Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
-        })
-        .collect::<Result<_, rcgen::Error>>()?;
+    params.subject_alt_names = alternative_names(&wish.names)?;
     let request = Request {
         quote: quote(&identity.certificate).map_err(MarbleError::Quote)?,
         csr: params.serialize_request(&key)?.der().to_vec(),

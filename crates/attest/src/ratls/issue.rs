@@ -136,6 +136,17 @@ fn extension(oid: der::asn1::ObjectIdentifier, content: Vec<u8>) -> CustomExtens
     CustomExtension::from_oid_content(&arcs, content)
 }
 
+/// Names as a certificate has them: addresses and DNS names.
+pub fn alternative_names(names: &[String]) -> Result<Vec<SanType>, rcgen::Error> {
+    names
+        .iter()
+        .map(|name| match name.parse::<IpAddr>() {
+            Ok(address) => Ok(SanType::IpAddress(address)),
+            Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
+        })
+        .collect()
+}
+
 fn params(
     request: &Request,
     extensions: Vec<CustomExtension>,
@@ -144,14 +155,7 @@ fn params(
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, request.common_name.as_str());
     params.distinguished_name = subject;
-    params.subject_alt_names = request
-        .names
-        .iter()
-        .map(|name| match name.parse::<IpAddr>() {
-            Ok(address) => Ok(SanType::IpAddress(address)),
-            Err(_) => Ok(SanType::DnsName(name.as_str().try_into()?)),
-        })
-        .collect::<Result<_, rcgen::Error>>()?;
+    params.subject_alt_names = alternative_names(&request.names)?;
     let mut serial = [0; 16];
     SystemRandom::new()
         .fill(&mut serial)

@@ -14,7 +14,7 @@ mod issue;
 mod tls;
 
 pub use evidence::{Binding, CertificateEvidence, EvidenceError};
-pub use issue::{Attester, Identity as TlsIdentity, IssueError, Request, issue};
+pub use issue::{Attester, Identity as TlsIdentity, IssueError, Request, alternative_names, issue};
 pub use tls::{Approval, Approver, PeerVerifier, TlsError, client_config, server_config};
 
 use der::asn1::ObjectIdentifier;
