@@ -4,13 +4,11 @@
 
 mod common;
 
-use bulla_attest::emulated::{Parameters, Provisioning, QuotingEnclave};
 use bulla_coordinator::api::marble::ActivationReq;
 use bulla_coordinator::attested::Verifier;
-use bulla_coordinator::client::marble::{activate, self_signed, signing_request};
+use bulla_coordinator::client::marble::activate;
 use bulla_coordinator::client::{Identity, Trust, connect};
-use bulla_coordinator::manifest::Subject;
-use bulla_sgx::Report;
+use common::machine::Machine;
 use common::{Server, TestPlatform};
 use serde_json::json;
 use std::io::{BufRead, BufReader};
@@ -18,7 +16,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const CHILD: &str = "BULLA_SPEED_CHILD";
@@ -103,47 +101,6 @@ impl Coordinator {
     }
 }
 
-struct Machine {
-    provisioning: Provisioning,
-    quoting: QuotingEnclave,
-}
-
-impl Machine {
-    fn new() -> Machine {
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap()
-            .as_secs();
-        let provisioning = Provisioning::make(&Parameters::new([3; 16], now)).unwrap();
-        let quoting = QuotingEnclave::new(&provisioning, Box::new(|_, _| true)).unwrap();
-        Machine {
-            provisioning,
-            quoting,
-        }
-    }
-
-    /// A marble that is ready to activate: making keys and quotes is its own work.
-    fn marble(&self) -> (Identity, ActivationReq) {
-        let (identity, signer) = self_signed("marble").unwrap();
-        let mut bytes = [0; Report::SIZE];
-        bytes[320..352].copy_from_slice(&bulla_coordinator::sha256(&identity.certificate));
-        let mut report = Report::from_bytes(&bytes);
-        report.mrenclave = [0x77; 32];
-        report.mrsigner = [0x88; 32];
-        report.isv_prod_id = 5;
-        report.isv_svn = 6;
-        report.cpu_svn = [3; 16];
-        let names = ["localhost".to_owned()];
-        let request = ActivationReq {
-            quote: self.quoting.quote(&report.to_bytes()).unwrap(),
-            csr: signing_request(&signer, &Subject::default(), &names, &[]).unwrap(),
-            marble_type: "m".to_owned(),
-            uuid: uuid::Uuid::new_v4().to_string(),
-        };
-        (identity, request)
-    }
-}
-
 /// Activates all, some at once; returns the seconds it took.
 async fn activate_all(mesh: &str, marbles: Vec<(Identity, ActivationReq)>) -> f64 {
     let next = Arc::new(AtomicUsize::new(0));
@@ -216,7 +173,11 @@ async fn activations_status_and_memory() {
         .unwrap();
     let mut registered = 0;
     let mut rates = Vec::new();
-    let batch = |count: usize| (0..count).map(|_| machine.marble()).collect::<Vec<_>>();
+    let batch = |count: usize| {
+        (0..count)
+            .map(|_| machine.marble(&uuid::Uuid::new_v4().to_string()))
+            .collect::<Vec<_>>()
+    };
     for until in [10, 1000, 10_000 - SAMPLE] {
         while registered < until {
             let count = (until - registered).min(SAMPLE);

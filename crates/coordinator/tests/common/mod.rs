@@ -1,6 +1,8 @@
 //! A coordinator on free ports, over real TLS, with a platform whose quotes are JSON.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod machine;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bulla_coordinator::api::marble::{ActivationReq, ActivationResp};
 use bulla_coordinator::api::{client, client_tls, marble, marble_tls, metrics, serve};
