@@ -51,16 +51,18 @@ async fn count(
         .map_or_else(String::new, |address| address.to_string());
     let response = next.run(request).await;
     // Reading changes nothing, and probes do little else.
-    if method != http::Method::GET || response.status().is_client_error() {
-        crate::log::event(
-            "request",
-            &[
-                ("address", &address),
-                ("method", &method),
-                ("path", &path),
-                ("code", &response.status().as_u16()),
-            ],
-        );
+    if method != http::Method::GET || !response.status().is_success() {
+        let code = response.status().as_u16();
+        let mut fields: Vec<(&str, &dyn std::fmt::Display)> = vec![
+            ("address", &address),
+            ("method", &method),
+            ("path", &path),
+            ("code", &code),
+        ];
+        if let Some(envelope::Reason(reason)) = response.extensions().get() {
+            fields.push(("reason", reason));
+        }
+        crate::log::event("request", &fields);
     }
     response
 }

@@ -41,15 +41,21 @@ pub fn done() -> Response {
     success(())
 }
 
+/// Why a request failed, for the log: an extension of its answer.
+#[derive(Clone)]
+pub struct Reason(pub String);
+
 fn failure(code: StatusCode, status: &str, message: &str) -> Response {
-    respond(
-        code,
-        &Envelope::<()> {
-            status,
-            data: None,
-            message,
-        },
-    )
+    let envelope = Envelope::<()> {
+        status,
+        data: None,
+        message,
+    };
+    let mut response = respond(code, &envelope);
+    if code.is_server_error() {
+        response.extensions_mut().insert(Reason(message.to_owned()));
+    }
+    response
 }
 
 /// What a path that does not exist, or does not take the method, answers: MarbleRun's clients try

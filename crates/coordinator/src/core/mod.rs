@@ -200,6 +200,23 @@ impl Coordinator {
         }
     }
 
+    /// Uses the store; whoever changes it is waited for.
+    fn with_store<T>(&self, work: impl FnOnce(&dyn Store) -> T) -> T {
+        let store = match self.store.try_read() {
+            Ok(store) => store,
+            Err(_) => waiting(|| self.store.read().unwrap_or_else(|e| e.into_inner())),
+        };
+        work(store.as_ref())
+    }
+
+    /// Opens, begins or re-keys what is in the store, which can take as long as its medium does.
+    fn change_store<T>(&self, work: impl FnOnce(&mut dyn Store) -> T) -> T {
+        waiting(|| {
+            let mut store = self.store.write().unwrap_or_else(|e| e.into_inner());
+            work(store.as_mut())
+        })
+    }
+
     /// Queues a batch; see [`Store::commit`].
     fn queue(
         &self,
@@ -207,12 +224,8 @@ impl Coordinator {
         epoch: u64,
         batch: Batch,
     ) -> Option<tokio::sync::oneshot::Receiver<Result<u64, StoreError>>> {
-        live.is_kept().then(|| {
-            self.store
-                .read()
-                .unwrap_or_else(|e| e.into_inner())
-                .commit(batch.of(epoch))
-        })
+        live.is_kept()
+            .then(|| self.with_store(|store| store.commit(batch.of(epoch))))
     }
 
     /// Waits until a queued batch is durable.
@@ -242,6 +255,14 @@ impl Coordinator {
         let live = Arc::new(live);
         self.enter(Phase::Running(live.clone()));
         Ok(live)
+    }
+}
+
+/// Does what may wait for a disk or for another machine, and lets the runtime's other tasks go on.
+fn waiting<T>(work: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(tokio::runtime::RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

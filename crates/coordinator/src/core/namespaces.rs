@@ -27,6 +27,8 @@ const MOST_LABELS: usize = 4;
 pub struct Cluster {
     /// Opened ones, by their ids. First, so that they are closed before the root is.
     open: Mutex<HashMap<String, Arc<Coordinator>>>,
+    /// Held while one is opened, so that none is opened twice.
+    opening: Mutex<()>,
     root: Arc<Coordinator>,
     place: Option<Box<dyn Place>>,
 }
@@ -44,6 +46,7 @@ impl Cluster {
             root,
             place,
             open: Mutex::default(),
+            opening: Mutex::default(),
         });
         let _ = cluster.root.others.set(Arc::downgrade(&cluster));
         cluster
@@ -64,9 +67,22 @@ impl Cluster {
         let (Some(entry), Some(place)) = (live.core.namespaces.get(name), &self.place) else {
             return Ok(None);
         };
-        let mut open = self.open.lock().unwrap_or_else(|e| e.into_inner());
-        if let Some(coordinator) = open.get(&entry.id) {
-            return Ok(Some(coordinator.clone()));
+        if let Some(coordinator) = self.opened(&entry.id) {
+            return Ok(Some(coordinator));
+        }
+        super::waiting(|| self.open(name, entry, place.as_ref())).map(Some)
+    }
+
+    /// Opens a namespace that nobody has used since the start.
+    fn open(
+        self: &Arc<Self>,
+        name: &str,
+        entry: &Namespace,
+        place: &dyn Place,
+    ) -> Result<Arc<Coordinator>, Error> {
+        let _alone = self.opening.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(coordinator) = self.opened(&entry.id) {
+            return Ok(coordinator);
         }
         let store = place.open(&entry.id)?;
         let options = Options {
@@ -83,8 +99,16 @@ impl Cluster {
             .map_err(|error| Error::Internal(error.to_string()))?;
         let _ = coordinator.others.set(Arc::downgrade(self));
         let coordinator = Arc::new(coordinator);
-        open.insert(entry.id.clone(), coordinator.clone());
-        Ok(Some(coordinator))
+        self.open
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(entry.id.clone(), coordinator.clone());
+        Ok(coordinator)
+    }
+
+    fn opened(&self, id: &str) -> Option<Arc<Coordinator>> {
+        let open = self.open.lock().unwrap_or_else(|e| e.into_inner());
+        open.get(id).cloned()
     }
 
     /// The coordinator that a marble's type belongs to, and the type there: `NAMESPACE/TYPE`, if
@@ -202,7 +226,7 @@ impl Cluster {
         self.close(&entry.id);
         // The state is gone from the list, durably; what stays of it nobody can reach.
         if let Some(place) = &self.place
-            && let Err(error) = place.remove(&entry.id)
+            && let Err(error) = super::waiting(|| place.remove(&entry.id))
         {
             eprintln!("bulla coordinator: what is left of namespace {name}: {error}");
         }

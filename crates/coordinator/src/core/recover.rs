@@ -32,14 +32,15 @@ impl Coordinator {
     }
 
     pub(super) fn resume(&self, key: &Key) -> Result<(), Error> {
-        let mut store = self.store.write().unwrap_or_else(|e| e.into_inner());
-        let content = store
-            .unseal(key)
-            .map_err(|error| Error::Refused(error.to_string()))?;
-        let live = Live::load(&content).map_err(Error::Internal)?;
-        self.tables.load(&content, 0).map_err(Error::Internal)?;
-        store.rewrite_key(self.keys.as_ref(), key)?;
-        drop(store);
+        let live = self.change_store(|store| {
+            let content = store
+                .unseal(key)
+                .map_err(|error| Error::Refused(error.to_string()))?;
+            let live = Live::load(&content).map_err(Error::Internal)?;
+            self.tables.load(&content, 0).map_err(Error::Internal)?;
+            store.rewrite_key(self.keys.as_ref(), key)?;
+            Ok::<_, Error>(live)
+        })?;
         self.enter(Phase::Running(Arc::new(live)));
         Ok(())
     }

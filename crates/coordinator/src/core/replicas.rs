@@ -57,11 +57,7 @@ impl Coordinator {
     /// Takes in what other replicas have written.
     pub async fn refresh(&self) -> Result<(), Error> {
         let _change = self.change.lock().await;
-        let receipt = self
-            .store
-            .read()
-            .unwrap_or_else(|e| e.into_inner())
-            .refresh();
+        let receipt = self.with_store(|store| store.refresh());
         let Some(receipt) = receipt else {
             return Ok(());
         };
@@ -83,9 +79,7 @@ impl Coordinator {
                 }
             }
             Refreshed::Replaced => {
-                let mut store = self.store.write().unwrap_or_else(|e| e.into_inner());
-                let opened = store.load(self.keys.as_ref())?;
-                drop(store);
+                let opened = self.change_store(|store| store.load(self.keys.as_ref()))?;
                 let phase = phase_of(opened, &self.tables, &self.options.names)
                     .map_err(|error| Error::Internal(error.to_string()))?;
                 self.enter(phase);
@@ -154,9 +148,7 @@ impl Coordinator {
             .map_err(|reason| {
                 Error::Unauthorized(format!("not a replica of this coordinator: {reason}"))
             })?;
-        let store = self.store.read().unwrap_or_else(|e| e.into_inner());
-        store
-            .data_key()
+        self.with_store(|store| store.data_key())
             .map(|key| key.0.to_vec())
             .ok_or_else(|| Error::Refused("this store is for one coordinator alone".to_owned()))
     }

@@ -92,11 +92,9 @@ impl Coordinator {
         let batch = Batch::default()
             .put(CORE, live.core.encode())
             .of(live.epoch());
-        let is_done = self
-            .store
-            .write()
-            .unwrap_or_else(|e| e.into_inner())
-            .rekey(self.keys.as_ref(), &key, manifest.seal_mode(), plan, batch)?;
+        let is_done = self.change_store(|store| {
+            store.rekey(self.keys.as_ref(), &key, manifest.seal_mode(), plan, batch)
+        })?;
         match is_done {
             true => Ok(secrets),
             // Nothing was kept before this update.
@@ -118,10 +116,7 @@ impl Coordinator {
         let (plan, secrets) = crate::recovery::share(manifest, &key)?;
         let header = Header::new(manifest.seal_mode(), plan)?;
         content.insert(CORE.to_owned(), live.core.encode());
-        self.store
-            .write()
-            .unwrap_or_else(|e| e.into_inner())
-            .begin(self.keys.as_ref(), &key, header, content)?;
+        self.change_store(|store| store.begin(self.keys.as_ref(), &key, header, content))?;
         Ok(secrets)
     }
 }
