@@ -1,121 +1,32 @@
 //! Several coordinators over one store: etcd, which is Debian's etcd-server, started here; and the
-//! Kubernetes API, which is a double of the part that is used, since a real API server takes
-//! minutes to build. The double is in `common/kubernetes.rs`.
+//! Kubernetes API, once as a double of the part that is used (`common/kubernetes.rs`) and, in
+//! `make test-full`, as a real API server, which takes minutes to build (`common/apiserver.rs`).
 
 #[path = "common/kubernetes.rs"]
 mod api;
+#[path = "common/apiserver.rs"]
+mod apiserver;
 mod common;
 
+use apiserver::ApiServer;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bulla_coordinator::client::marble::self_signed;
 use bulla_coordinator::recovery::answer;
 use bulla_coordinator::store::{
     ClientTls, EtcdPlace, Kubernetes, KubernetesOptions, ObjectPlace, Place,
 };
+use common::etcd::Etcd;
 use common::{Server, UUID, b64, manifest, manifest_body};
 use rsa::pkcs8::{EncodePrivateKey, EncodePublicKey, LineEnding};
 use serde_json::{Value, json};
-use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-struct Etcd {
-    members: Vec<Child>,
-    endpoints: Vec<String>,
-    _dir: tempfile::TempDir,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        for member in &mut self.members {
-            let _ = member.kill();
-            let _ = member.wait();
-        }
-    }
-}
-
-impl Etcd {
-    fn start(count: usize) -> Etcd {
-        let dir = tempfile::tempdir().unwrap();
-        let listeners: Vec<_> = (0..count * 2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let urls: Vec<String> = listeners
-            .iter()
-            .map(|listener| format!("http://{}", listener.local_addr().unwrap()))
-            .collect();
-        drop(listeners);
-        let (endpoints, peers) = urls.split_at(count);
-        let cluster: Vec<String> = (0..count).map(|n| format!("m{n}={}", peers[n])).collect();
-        let members = (0..count)
-            .map(|n| {
-                Command::new("etcd")
-                    .args(["--name", &format!("m{n}"), "--data-dir"])
-                    .arg(dir.path().join(format!("m{n}")))
-                    .args(["--listen-client-urls", &endpoints[n]])
-                    .args(["--advertise-client-urls", &endpoints[n]])
-                    .args(["--listen-peer-urls", &peers[n]])
-                    .args(["--initial-advertise-peer-urls", &peers[n]])
-                    .args(["--initial-cluster", &cluster.join(",")])
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::null())
-                    .spawn()
-                    .expect("etcd: install etcd-server")
-            })
-            .collect();
-        let etcd = Etcd {
-            members,
-            endpoints: endpoints.to_vec(),
-            _dir: dir,
-        };
-        let patience = Instant::now() + Duration::from_secs(60);
-        while !etcd.ctl(&["endpoint", "health"], b"").status.success() {
-            assert!(Instant::now() < patience, "etcd does not become healthy");
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        etcd
-    }
-
-    fn ctl(&self, words: &[&str], input: &[u8]) -> std::process::Output {
-        use std::io::Write;
-        let mut child = Command::new("etcdctl")
-            .env("ETCDCTL_API", "3")
-            .arg(format!("--endpoints={}", self.endpoints.join(",")))
-            .args(words)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("etcdctl: install etcd-client");
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        child.wait_with_output().unwrap()
-    }
-
-    fn place(&self, replica: &str) -> Box<dyn Place> {
-        let tls = ClientTls::default();
-        Box::new(EtcdPlace::new(&self.endpoints, &tls, "/bulla", replica).unwrap())
-    }
-
-    /// The one entry whose key ends so: key and value.
-    fn entry(&self, suffix: &str) -> (String, Vec<u8>) {
-        let output = self.ctl(&["get", "/bulla", "--prefix", "-w", "json"], b"");
-        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
-        all["kvs"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|kv| {
-                (
-                    String::from_utf8(b64(&kv["key"])).unwrap(),
-                    b64(&kv["value"]),
-                )
-            })
-            .find(|(key, _)| key.ends_with(suffix))
-            .unwrap_or_else(|| panic!("no {suffix}"))
-    }
+/// A replica's place in etcd.
+fn in_etcd(etcd: &Etcd, replica: &str) -> Box<dyn Place> {
+    let tls = ClientTls::default();
+    Box::new(EtcdPlace::new(&etcd.endpoints, &tls, "/bulla", replica).unwrap())
 }
 
 /// A replica on a machine of its own.
@@ -138,7 +49,7 @@ fn fresh() -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_over_etcd_serve_at_once_and_survive_the_loss_of_a_minority() {
     let etcd = std::sync::Mutex::new(Etcd::start(3));
-    let place = |name: &str| etcd.lock().unwrap().place(name);
+    let place = |name: &str| in_etcd(&etcd.lock().unwrap(), name);
     let lose = || {
         let mut etcd = etcd.lock().unwrap();
         etcd.members[0].kill().unwrap();
@@ -150,7 +61,7 @@ async fn replicas_over_etcd_serve_at_once_and_survive_the_loss_of_a_minority() {
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_over_kubernetes_serve_at_once_and_survive_broken_connections() {
     let api = api::Api::start().await;
-    let place = |name: &str| kubernetes(&api, name);
+    let place = |name: &str| api.place(name);
     // Some requests are done, but their answers are lost; later more of them.
     api.lose_every(11);
     replicas_serve_at_once(&place, || api.lose_every(5)).await;
@@ -161,15 +72,119 @@ async fn replicas_over_kubernetes_serve_at_once_and_survive_broken_connections()
     );
 }
 
-fn kubernetes(api: &api::Api, replica: &str) -> Box<dyn Place> {
-    let options = KubernetesOptions {
-        server: Some(api.address.clone()),
-        namespace: Some(api::NAMESPACE.to_owned()),
-        token: Some(api.token_file.path().to_owned()),
-        tls: ClientTls::default(),
+/// Who keeps the objects: they can read and change all of them.
+trait Keeper {
+    fn options(&self) -> KubernetesOptions;
+    fn names(&self) -> Vec<String>;
+    fn value(&self, name: &str) -> Vec<u8>;
+    fn put(&self, name: &str, value: &[u8]);
+
+    fn place(&self, replica: &str) -> Box<dyn Place> {
+        let kubernetes = Arc::new(Kubernetes::new(&self.options()).unwrap());
+        Box::new(ObjectPlace::new(kubernetes, "bulla", replica))
+    }
+}
+
+impl Keeper for api::Api {
+    fn options(&self) -> KubernetesOptions {
+        KubernetesOptions {
+            server: Some(self.address.clone()),
+            namespace: Some(api::NAMESPACE.to_owned()),
+            token: Some(self.token_file.path().to_owned()),
+            tls: ClientTls::default(),
+        }
+    }
+
+    fn names(&self) -> Vec<String> {
+        api::Api::names(self)
+    }
+
+    fn value(&self, name: &str) -> Vec<u8> {
+        api::Api::value(self, name)
+    }
+
+    fn put(&self, name: &str, value: &[u8]) {
+        api::Api::put(self, name, value);
+    }
+}
+
+impl Keeper for ApiServer {
+    fn options(&self) -> KubernetesOptions {
+        KubernetesOptions {
+            server: Some(self.address.clone()),
+            namespace: Some(apiserver::NAMESPACE.to_owned()),
+            token: Some(self.token.clone()),
+            tls: ClientTls {
+                authority: Some(self.authority()),
+                identity: None,
+            },
+        }
+    }
+
+    /// Ours: the account's token controller has none here, but another might.
+    fn names(&self) -> Vec<String> {
+        let all = ApiServer::names(self);
+        all.into_iter()
+            .filter(|name| name.starts_with("bulla"))
+            .collect()
+    }
+
+    fn value(&self, name: &str) -> Vec<u8> {
+        ApiServer::value(self, name)
+    }
+
+    fn put(&self, name: &str, value: &[u8]) {
+        ApiServer::put(self, name, value);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "builds a Kubernetes API server: minutes"]
+async fn replicas_over_a_real_kubernetes_api_serve_at_once() {
+    let api = ApiServer::start();
+    replicas_serve_at_once(&|name: &str| api.place(name), || ()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "builds a Kubernetes API server: minutes"]
+async fn what_a_real_kubernetes_api_puts_back_changes_or_leaves_out_is_noticed() {
+    let api = ApiServer::start();
+    objects_put_back_changed_or_left_out_are_noticed(&api).await;
+}
+
+#[test]
+#[ignore = "builds a Kubernetes API server: minutes"]
+fn a_real_kubernetes_api_says_why_it_refuses() {
+    let api = ApiServer::start();
+    let dir = tempfile::tempdir().unwrap();
+    let said = |change: &dyn Fn(&mut KubernetesOptions)| {
+        let mut options = api.options();
+        change(&mut options);
+        let kubernetes = Arc::new(Kubernetes::new(&options).unwrap());
+        common::opens(dir.path(), &ObjectPlace::new(kubernetes, "bulla", "a")).unwrap_err()
     };
-    let kubernetes = Arc::new(Kubernetes::new(&options).unwrap());
-    Box::new(ObjectPlace::new(kubernetes, "bulla", replica))
+    let wrong = dir.path().join("wrong");
+    std::fs::write(&wrong, "nobody").unwrap();
+    let stranger = api.stranger();
+    for (reason, change) in [
+        (
+            "401: Unauthorized",
+            &(|options: &mut KubernetesOptions| options.token = Some(wrong.clone()))
+                as &dyn Fn(&mut KubernetesOptions),
+        ),
+        ("stranger\" cannot get resource \"secrets\"", &|options| {
+            options.token = Some(stranger.clone())
+        }),
+        ("cannot get resource \"secrets\"", &|options| {
+            options.namespace = Some("elsewhere".to_owned())
+        }),
+        ("UnknownIssuer", &|options| {
+            options.tls = ClientTls::default()
+        }),
+    ] {
+        let said = said(change);
+        assert!(said.contains(reason) && !said.contains('\n'), "{said}");
+    }
 }
 
 /// What any store must give replicas; `lose`: what it must bear.
@@ -314,7 +329,7 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
 async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
     let etcd = Etcd::start(1);
     let dir = tempfile::tempdir().unwrap();
-    let server = replica(etcd.place("a"), dir.path(), "a").await;
+    let server = replica(in_etcd(&etcd, "a"), dir.path(), "a").await;
     let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
     server.set(&manifest(&admin, &other)).await;
     server.activate("frontend", &fresh()).await.unwrap();
@@ -340,7 +355,7 @@ async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
     let (_, newest) = etcd.entry("activations/frontend");
     server.stop().await;
     // One that starts notices too.
-    let starts = || common::opens(&dir.path().join("a"), etcd.place("a").as_ref());
+    let starts = || common::opens(&dir.path().join("a"), in_etcd(&etcd, "a").as_ref());
     assert_eq!(starts(), Ok(()));
     put(&key, &new);
     assert!(starts().unwrap_err().contains("do not belong together"));
@@ -357,8 +372,12 @@ async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_kubernetes_api_puts_back_changes_or_leaves_out_is_noticed() {
     let api = api::Api::start().await;
+    objects_put_back_changed_or_left_out_are_noticed(&api).await;
+}
+
+async fn objects_put_back_changed_or_left_out_are_noticed(api: &dyn Keeper) {
     let dir = tempfile::tempdir().unwrap();
-    let server = replica(kubernetes(&api, "a"), dir.path(), "a").await;
+    let server = replica(api.place("a"), dir.path(), "a").await;
     let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
     server.set(&manifest(&admin, &other)).await;
     let head = "bulla-root.head";
@@ -393,7 +412,7 @@ async fn what_the_kubernetes_api_puts_back_changes_or_leaves_out_is_noticed() {
     server.activate("frontend", &fresh()).await.unwrap();
     let newest = api.value(head);
     server.stop().await;
-    let starts = || common::opens(&dir.path().join("a"), kubernetes(&api, "a").as_ref());
+    let starts = || common::opens(&dir.path().join("a"), api.place("a").as_ref());
     assert_eq!(starts(), Ok(()));
     // A head whose snapshot is gone, a record that was changed, a piece that was.
     api.put(head, &before[0]);

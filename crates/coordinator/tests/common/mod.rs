@@ -1,6 +1,7 @@
 //! A coordinator on free ports, over real TLS, with a platform whose quotes are JSON.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub mod etcd;
 pub mod machine;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
