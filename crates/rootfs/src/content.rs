@@ -20,13 +20,20 @@ pub(crate) enum Source {
 }
 
 /// An open source.
-pub(crate) struct Content {
+pub(crate) struct Content<'a> {
     file: Opened,
     offset: u64,
     size: u64,
-    path: PathBuf,
+    name: Name<'a>,
     /// No data lies before this position of the content, as far as asked.
     next_data: u64,
+}
+
+/// For messages only. The path of a node is looked for when there is something to say: doing it for
+/// each file takes time that grows with the square of their number.
+enum Name<'a> {
+    Path(&'a Path),
+    Node(&'a dyn Fn() -> PathBuf),
 }
 
 enum Opened {
@@ -36,13 +43,13 @@ enum Opened {
 
 impl Source {
     /// Opens the source, checking that it still has `size` bytes. `name` is for messages.
-    pub fn open(&self, size: u64, name: impl FnOnce() -> PathBuf) -> Result<Content> {
+    pub fn open<'a>(&'a self, size: u64, name: &'a dyn Fn() -> PathBuf) -> Result<Content<'a>> {
         match self {
             Source::Range { file, offset } => Ok(Content {
                 file: Opened::Shared(file.clone()),
                 offset: *offset,
                 size,
-                path: name(),
+                name: Name::Node(name),
                 next_data: 0,
             }),
             Source::Path(path) => {
@@ -54,10 +61,9 @@ impl Source {
                     .open(path)
                     .map_err(io_error("opening", path))?;
                 let metadata = file.metadata().map_err(io_error("reading", path))?;
-                let path = path.to_path_buf();
                 if !metadata.is_file() || metadata.len() != size {
                     return Err(Error::Size {
-                        path,
+                        path: path.to_path_buf(),
                         expected: size,
                     });
                 }
@@ -65,7 +71,7 @@ impl Source {
                     file: Opened::Own(file),
                     offset: 0,
                     size,
-                    path,
+                    name: Name::Path(path),
                     next_data: 0,
                 })
             }
@@ -73,7 +79,14 @@ impl Source {
     }
 }
 
-impl Content {
+impl Content<'_> {
+    fn path(&self) -> PathBuf {
+        match self.name {
+            Name::Path(path) => path.to_path_buf(),
+            Name::Node(find) => find(),
+        }
+    }
+
     fn file(&self) -> &File {
         match &self.file {
             Opened::Own(file) => file,
@@ -88,13 +101,13 @@ impl Content {
             .map_err(|source| {
                 if source.kind() == io::ErrorKind::UnexpectedEof {
                     Error::Size {
-                        path: self.path.clone(),
+                        path: self.path(),
                         expected: self.size,
                     }
                 } else {
                     Error::Io {
                         action: "reading",
-                        path: self.path.clone(),
+                        path: self.path(),
                         source,
                     }
                 }
@@ -243,5 +256,33 @@ impl Tails {
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_looked_for_only_when_there_is_something_to_say() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"content", 0).unwrap();
+        let source = Source::Range {
+            file: Arc::new(file),
+            offset: 3,
+        };
+        let asked = std::cell::Cell::new(0);
+        let name = || {
+            asked.set(asked.get() + 1);
+            PathBuf::from("the name")
+        };
+        let mut content = source.open(4, &name).unwrap();
+        let mut bytes = [0; 4];
+        content.read(0, &mut bytes).unwrap();
+        assert_eq!((&bytes, content.is_hole(0, 4)), (b"tent", false));
+        assert_eq!(asked.get(), 0);
+        let error = content.read(2, &mut bytes).unwrap_err().to_string();
+        assert!(error.contains("the name"), "{error}");
+        assert_eq!(asked.get(), 1);
     }
 }

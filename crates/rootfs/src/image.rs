@@ -139,7 +139,9 @@ impl Image<'_> {
                     self.plans[id as usize].content = self.plans[first as usize].content.clone();
                     return Ok(());
                 }
-                let mut content = source.open(*size, || self.tree.path_of(id))?;
+                let tree = self.tree;
+                let name = || tree.path_of(id);
+                let mut content = source.open(*size, &name)?;
                 self.plans[id as usize].content = if *size >= SPARSE_MIN {
                     self.write_large(&mut content, *size)?
                 } else {
@@ -180,7 +182,7 @@ impl Image<'_> {
 
     fn write_small(
         &mut self,
-        content: &crate::content::Content,
+        content: &crate::content::Content<'_>,
         size: u64,
         inline: bool,
     ) -> Result<Content> {
@@ -200,7 +202,7 @@ impl Image<'_> {
     }
 
     /// Writes all chunks that are not zeros only.
-    fn write_large(&mut self, content: &mut crate::content::Content, size: u64) -> Result<Content> {
+    fn write_large(&mut self, content: &mut crate::content::Content<'_>, size: u64) -> Result<Content> {
         let bits = chunk_bits(size);
         let chunk = BLOCK << bits;
         let writer = &mut self.writer;
@@ -417,7 +419,8 @@ fn find_shared(tree: &Tree, order: &[NodeId]) -> Result<Shared> {
 fn content_digest(tree: &Tree, id: NodeId) -> Result<[u8; 32]> {
     let mut sha = Sha256::new();
     if let Kind::File { size, source } = &tree.node(id).kind {
-        let mut content = source.open(*size, || tree.path_of(id))?;
+        let name = || tree.path_of(id);
+        let mut content = source.open(*size, &name)?;
         for_each_piece(&mut content, *size, |length, bytes| {
             debug_assert!(length <= PIECE);
             match bytes {

@@ -25,7 +25,7 @@ pub(crate) fn chunk_bits(size: u64) -> u32 {
 ///
 /// Whether a piece is zero depends on its bytes alone, holes only save reading them.
 pub(crate) fn for_each_piece(
-    content: &mut Content,
+    content: &mut Content<'_>,
     size: u64,
     mut visit: impl FnMut(u64, Option<&[u8]>) -> Result<()>,
 ) -> Result<()> {
