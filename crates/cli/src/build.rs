@@ -178,14 +178,15 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
             None => stored.path.clone(),
         }),
     )];
-    let layers = [&programs[..], &rootfs, &last];
-    let layers: Vec<_> = layers
+    let entries = [&programs[..], &rootfs, &last];
+    let layers: Vec<_> = entries
         .into_iter()
         .map(|entries| output::write_layer(&store, entries, compression))
         .collect::<Result<_, _>>()?;
 
     let report = report(&name, &enclaves, signer.is_development());
     let digest = write(&store, &stored.config, &report, &layers)?;
+    cache.keep_built(&store.open(&digest)?, entries.into_iter().flatten())?;
     let report = Report {
         digest: digest.to_string(),
         ..report

@@ -136,9 +136,18 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         security_version: signed[0].isv_svn,
         development_key: development,
     };
-    let layers = layers(&store, &built, &kinds, &signed, arguments.output.push)?;
+    let entries = entries(&built, &kinds, &signed);
+    let compression = match arguments.output.push {
+        true => LayerCompression::Gzip,
+        false => LayerCompression::None,
+    };
+    let layers: Vec<_> = entries
+        .iter()
+        .map(|entries| output::write_layer(&store, entries, compression))
+        .collect::<Result<_, _>>()?;
     let original = build::original_config(&image.config);
     let digest = build::write(&store, &original, &report, &layers)?;
+    cache.keep_built(&store.open(&digest)?, entries.iter().flatten())?;
     let report = Report {
         digest: digest.to_string(),
         ..report
@@ -220,18 +229,8 @@ fn write_digests(
     ))
 }
 
-/// The same layers as at the build, with other signatures in the last one.
-fn layers(
-    store: &Store,
-    built: &Built,
-    kinds: &[LayoutKind],
-    signed: &[SigStruct],
-    push: bool,
-) -> Result<Vec<output::Layer>, Failure> {
-    let compression = match push {
-        true => LayerCompression::Gzip,
-        false => LayerCompression::None,
-    };
+/// What is in the layers: the same as at the build, with other signatures in the last one.
+fn entries(built: &Built, kinds: &[LayoutKind], signed: &[SigStruct]) -> [Vec<Entry>; 3] {
     let entry = |name: &str, mode| Entry {
         path: format!("{}/{name}", built::DIR),
         mode,
@@ -240,22 +239,18 @@ fn layers(
             name => Content::File(built.path(name)),
         },
     };
-    let programs = [
+    let programs = vec![
         entry("", 0o755),
         entry("bulla", 0o755),
         entry("bootstrap", 0o644),
         entry("runtime", 0o644),
     ];
-    let rootfs = [entry("rootfs.img", 0o644)];
+    let rootfs = vec![entry("rootfs.img", 0o644)];
     let mut last = vec![entry("files.json", 0o644), entry("about.json", 0o644)];
     for (kind, signature) in kinds.iter().zip(signed) {
         last.push(entry(&format!("{}.config", kind.name()), 0o644));
         let bytes = signature.to_bytes().to_vec();
         last.push(build::file(&format!("{}.sigstruct", kind.name()), bytes));
     }
-    let layers = [&programs[..], &rootfs, &last];
-    let written = layers
-        .into_iter()
-        .map(|entries| output::write_layer(store, entries, compression));
-    Ok(written.collect::<Result<_, _>>()?)
+    [programs, rootfs, last]
 }

@@ -18,6 +18,7 @@ use crate::digest::Digest;
 use crate::error::Error;
 use crate::flatten::Limits;
 use crate::image::Image;
+use crate::output::{self, Entry};
 use crate::tree::Kind;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
@@ -126,14 +127,56 @@ impl Cache {
                 });
             }
         }
+        Built::at(self.place(image, |temporary| self.unpack(image, temporary))?)
+    }
+
+    /// Makes the directory of a confidential image from the files that its layers were written from,
+    /// so that its first start need not unpack them. What is large is in the cache already, and gets
+    /// another name.
+    pub fn keep_built<'a>(
+        &self,
+        image: &Image,
+        entries: impl IntoIterator<Item = &'a Entry>,
+    ) -> Result<(), Error> {
+        let put = |entry: &Entry, to: &Path| {
+            let path = to.join(
+                entry
+                    .path
+                    .strip_prefix(DIR)
+                    .unwrap_or_default()
+                    .trim_matches('/'),
+            );
+            let written = match &entry.content {
+                output::Content::Directory => Ok(()),
+                output::Content::Bytes(bytes) => std::fs::write(&path, bytes),
+                output::Content::File(from) => match from.starts_with(self.dir()) {
+                    true => std::fs::hard_link(from, &path)
+                        .or_else(|_| std::fs::copy(from, &path).map(drop)),
+                    false => std::fs::copy(from, &path).map(drop),
+                },
+            };
+            written.map_err(Error::io(&path))
+        };
+        let placed = self.place(image, |to| {
+            std::fs::create_dir_all(to).map_err(Error::io(to))?;
+            entries.into_iter().try_for_each(|entry| put(entry, to))
+        });
+        placed.map(drop)
+    }
+
+    /// The directory of a confidential image, filled by `fill` if it is not there. It appears whole.
+    fn place(
+        &self,
+        image: &Image,
+        fill: impl FnOnce(&Path) -> Result<(), Error>,
+    ) -> Result<PathBuf, Error> {
         let parent = self.dir().join("built-1");
         std::fs::create_dir_all(&parent).map_err(Error::io(&parent))?;
         let dir = parent.join(image.digest.hex());
         if !dir.exists() {
             let temporary = parent.join(format!(".{}.{}", image.digest.hex(), std::process::id()));
             let _ = std::fs::remove_dir_all(&temporary);
-            let unpacked = self.unpack(image, &temporary);
-            let placed = unpacked.and_then(|()| match std::fs::rename(&temporary, &dir) {
+            let placed = fill(&temporary).and_then(|()| match std::fs::rename(&temporary, &dir) {
                 // Another process was faster.
                 Err(_) if dir.exists() => Ok(()),
                 other => other.map_err(Error::io(&dir)),
@@ -141,7 +184,7 @@ impl Cache {
             let _ = std::fs::remove_dir_all(&temporary);
             placed?;
         }
-        Built::at(dir)
+        Ok(dir)
     }
 
     fn unpack(&self, image: &Image, to: &Path) -> Result<(), Error> {

@@ -5,6 +5,7 @@ use serde_json::Value;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -216,6 +217,23 @@ fn a_built_image_measures_runs_and_says_what_it_is() {
     );
     assert_eq!(measured["mrsigner"], built["mrsigner"]);
     assert_eq!(measured["isv_svn"], 3);
+
+    // The first start has nothing to unpack, and finds what others unpack.
+    let [kept, unpacked] = [&place, &other].map(|place| {
+        let mut dirs = fs::read_dir(place.path("cache/built-1")).unwrap();
+        dirs.next().unwrap().unwrap().path()
+    });
+    assert_eq!(kept.file_name(), unpacked.file_name());
+    for entry in fs::read_dir(&unpacked).unwrap() {
+        let name = entry.unwrap().file_name();
+        let [one, other] = [&kept, &unpacked].map(|dir| fs::read(dir.join(&name)).unwrap());
+        assert!(one == other, "{name:?} differs");
+    }
+    assert_eq!(
+        fs::read_dir(&kept).unwrap().count(),
+        fs::read_dir(&unpacked).unwrap().count()
+    );
+    assert_eq!(fs::metadata(kept.join("rootfs.img")).unwrap().nlink(), 2);
 
     for name in ["box:sgx", archive] {
         let output = place.start(&["-e", "LOG=abc", name, "env"]);
