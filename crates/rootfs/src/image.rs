@@ -202,7 +202,11 @@ impl Image<'_> {
     }
 
     /// Writes all chunks that are not zeros only.
-    fn write_large(&mut self, content: &mut crate::content::Content<'_>, size: u64) -> Result<Content> {
+    fn write_large(
+        &mut self,
+        content: &mut crate::content::Content<'_>,
+        size: u64,
+    ) -> Result<Content> {
         let bits = chunk_bits(size);
         let chunk = BLOCK << bits;
         let writer = &mut self.writer;

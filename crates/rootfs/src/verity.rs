@@ -106,7 +106,12 @@ impl ImageWriter {
     }
 
     /// Appends a part of a content, without a copy in between.
-    pub fn copy(&mut self, content: &Content<'_>, mut position: u64, mut length: u64) -> Result<()> {
+    pub fn copy(
+        &mut self,
+        content: &Content<'_>,
+        mut position: u64,
+        mut length: u64,
+    ) -> Result<()> {
         while length > 0 {
             let part = length.min((BUFFER - self.filled) as u64) as usize;
             content.read(position, &mut self.buffer[self.filled..][..part])?;
