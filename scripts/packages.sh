@@ -5,7 +5,7 @@ set -euo pipefail
 
 declare -A packages=(
     # What the benchmarks compare with.
-    [bench]="runsc"
+    [bench]="runsc time"
     [build]="gcc libc6-dev"
     # Building test images: Debian's own tools, compilers for the test programs.
     # The keyring is for Ubuntu, which builds the same Debian images.

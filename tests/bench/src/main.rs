@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 mod child;
+mod conversion;
 mod images;
 mod memory;
 mod model;
@@ -80,6 +81,7 @@ fn counted(program: Program) -> Result<Counters, String> {
 fn jobs() -> Vec<Job> {
     let mut jobs = programs::starts();
     jobs.extend(images::jobs());
+    jobs.extend(conversion::jobs());
     jobs.push(memory::job());
     jobs.push(programs::quotes());
     jobs.extend(servers::jobs());
