@@ -185,10 +185,11 @@ host_calls! {
     Accept = 43,
     /// connect (fd, addrlen), address in the buffer.
     Connect = 44,
-    /// sendmsg (fd, flags, data len, addrlen): address first if addrlen > 0, then data.
+    /// sendmsg (fd, flags, data len, addrlen | control length << 32): address, control messages, data.
     /// Result: bytes sent.
     Send = 45,
-    /// recvmsg (fd, flags, max len, addr 0/1): buffer receives [`RecvHeader`], then data.
+    /// recvmsg (fd, flags, max len, addr 0/1 | control length << 32): buffer receives
+    /// [`RecvHeader`], then room for control messages (its length rounded up to 8), then data.
     /// Result: bytes of data. With [`RECV_WAIT`] in flags the host waits until data is there or
     /// the wait word differs from the value in `RecvHeader::seen` at the call.
     Recv = 46,
@@ -312,7 +313,8 @@ pub struct RecvHeader {
     pub flags: u32,
     /// Out: address length.
     pub addr_len: u32,
-    pub reserved: u32,
+    /// Out: bytes of control messages.
+    pub control_len: u32,
     /// Out: the peer's address.
     pub addr: [u8; 128],
 }

@@ -175,6 +175,11 @@ fn without_user_dispatch() {
 }
 
 #[test]
+fn ancillary() {
+    check("ancillary");
+}
+
+#[test]
 fn wakeups() {
     check("wakeups");
 }

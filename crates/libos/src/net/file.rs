@@ -117,6 +117,7 @@ impl FileOps for SocketFile {
             data: to,
             flags: 0,
             want_address: false,
+            control: 0,
         };
         Ok(self
             .socket

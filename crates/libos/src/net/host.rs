@@ -117,6 +117,7 @@ pub fn send(
     from: &mut IoBuffer<'_>,
     flags: u32,
     address: Option<&[u8]>,
+    control: &[u8],
     is_stream: bool,
 ) -> Result<usize> {
     let wanted = from.remaining();
@@ -127,16 +128,19 @@ pub fn send(
     let address = address.unwrap_or(&[]);
     // One user range and no address: without a stop in between.
     let direct = match from.next_user_range() {
-        Some((mm, start, available)) if address.is_empty() && available >= len => {
+        Some((mm, start, available))
+            if address.is_empty() && control.is_empty() && available >= len =>
+        {
             mm.host_put(0, start, len).is_ok()
         }
         _ => false,
     };
     if !direct {
-        let mut bytes = vec![0; address.len() + len];
-        bytes[..address.len()].copy_from_slice(address);
+        let mut bytes = [address, control].concat();
+        let data_at = bytes.len();
+        bytes.resize(data_at + len, 0);
         // The position must not move unless the data is sent: look ahead only.
-        let taken = from.peek(&mut bytes[address.len()..])?;
+        let taken = from.peek(&mut bytes[data_at..])?;
         if taken < len {
             return Err(crate::errno::EFAULT);
         }
@@ -146,7 +150,7 @@ pub fn send(
         fd.argument(),
         u64::from(flags),
         len as u64,
-        address.len() as u64,
+        address.len() as u64 | (control.len() as u64) << 32,
     ];
     let sent = call(HostCall::Send, arguments)? as usize;
     if sent > len {
@@ -164,6 +168,16 @@ pub struct Received {
     pub len: usize,
     pub flags: u32,
     pub address: Vec<u8>,
+    /// Control messages.
+    pub control: Vec<u8>,
+}
+
+/// What a receive asks for beside the data.
+#[derive(Clone, Copy)]
+pub struct Wanted {
+    pub address: bool,
+    /// Room for control messages.
+    pub control: usize,
 }
 
 /// Receives into `to`. With `wait` the host waits for data; EAGAIN when something woke the thread.
@@ -172,7 +186,7 @@ pub fn receive(
     to: &mut IoBuffer<'_>,
     flags: u32,
     is_stream: bool,
-    want_address: bool,
+    wanted: Wanted,
     wait: Option<(&Arc<Thread>, u32)>,
 ) -> Result<Received> {
     let len = to.remaining().min(TRANSFER_MAX);
@@ -181,7 +195,7 @@ pub fn receive(
         fd.argument(),
         u64::from(flags) | wait_flag,
         len as u64,
-        u64::from(want_address),
+        u64::from(wanted.address) | (wanted.control as u64) << 32,
     ];
     // A datagram may be longer than the buffer when MSG_TRUNC asks for its real length.
     let answer = call_waiting(HostCall::Recv, arguments, wait)? as usize;
@@ -193,11 +207,12 @@ pub fn receive(
         len: answer,
         flags: 0,
         address: Vec::new(),
+        control: Vec::new(),
     };
     let mut header = [0u8; HEADER_WORDS];
     platform().host_get(0, &mut header)?;
     received.flags = u32::from_le_bytes([header[4], header[5], header[6], header[7]]);
-    if want_address {
+    if wanted.address {
         let len = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
         let mut address = [0; ADDRESS_MAX];
         let address = address
@@ -206,13 +221,25 @@ pub fn receive(
         platform().host_get(HEADER_WORDS as u64, address)?;
         received.address = address.to_vec();
     }
+    if wanted.control > 0 {
+        let len = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
+        let mut control = vec![0; wanted.control];
+        let control_read = control
+            .get_mut(..len)
+            .ok_or(EIO.because("host control messages too long"))?;
+        platform().host_get(RecvHeader::SIZE, control_read)?;
+        control.truncate(len);
+        check_control(&control)?;
+        received.control = control;
+    }
+    let data_at = RecvHeader::SIZE + wanted.control.next_multiple_of(8) as u64;
     if is_stream && flags & msg::TRUNC != 0 {
         // The host has thrown the bytes away (tcp(7)).
         return Ok(received);
     }
     let mut moved = 0;
     while moved < got {
-        let offset = RecvHeader::SIZE + moved as u64;
+        let offset = data_at + moved as u64;
         let step = match to.next_user_range() {
             Some((mm, start, available)) => {
                 let step = available.min(got - moved);
@@ -233,6 +260,36 @@ pub fn receive(
         moved += step;
     }
     Ok(received)
+}
+
+/// Control messages of the host must be a chain of whole messages, and none may pretend to carry
+/// descriptors or credentials, which only this kernel gives.
+fn check_control(mut control: &[u8]) -> Result<()> {
+    const HEADER: usize = 16;
+    const SOL_SOCKET: i32 = 1;
+    const SCM_RIGHTS: i32 = 1;
+    const SCM_CREDENTIALS: i32 = 2;
+    while !control.is_empty() {
+        let Some((len, rest)) = control.split_first_chunk::<8>() else {
+            return Err(EIO.because("host control message cut"));
+        };
+        let len = u64::from_le_bytes(*len);
+        let word = |at: usize| {
+            let bytes = rest.get(at..at + 4)?;
+            Some(i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))
+        };
+        let (Some(level), Some(kind)) = (word(0), word(4)) else {
+            return Err(EIO.because("host control message cut"));
+        };
+        if level == SOL_SOCKET && matches!(kind, SCM_RIGHTS | SCM_CREDENTIALS) {
+            return Err(EIO.because("host control message of a kind that it cannot give"));
+        }
+        if len < HEADER as u64 || len > control.len() as u64 {
+            return Err(EIO.because("host control message of a bad length"));
+        }
+        control = &control[(len as usize).next_multiple_of(8).min(control.len())..];
+    }
+    Ok(())
 }
 
 pub fn shutdown(fd: &HostFd, how: i32) -> Result<()> {

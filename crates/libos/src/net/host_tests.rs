@@ -12,6 +12,15 @@ use crate::mm::map::Request;
 use crate::platform::Protection;
 use crate::testing::{self, on_host_call};
 
+const DATA: Wanted = Wanted {
+    address: false,
+    control: 0,
+};
+const WITH_ADDRESS: Wanted = Wanted {
+    address: true,
+    control: 0,
+};
+
 const LEN: usize = 256;
 const MARK: u8 = 0x5a;
 /// Numbers that no answer may be: above what was asked for, or beyond any range.
@@ -117,14 +126,14 @@ fn more_sent_than_there_was() {
         answering(answer);
         for (is_stream, to) in [(true, None), (false, Some(&[2u8, 0, 0, 0][..]))] {
             let mut from = IoBuffer::user(&mm, address, LEN);
-            let sent = send(&fd(), &mut from, 0, to, is_stream);
+            let sent = send(&fd(), &mut from, 0, to, &[], is_stream);
             assert_eq!(sent.err(), Some(EIO), "{answer:#x}");
             assert_eq!(from.done(), 0, "nothing counts as sent");
         }
     }
     answering(100);
     let mut from = IoBuffer::user(&mm, address, LEN);
-    assert_eq!(send(&fd(), &mut from, 0, None, true), Ok(100));
+    assert_eq!(send(&fd(), &mut from, 0, None, &[], true), Ok(100));
     assert_eq!(from.done(), 100);
 }
 
@@ -139,13 +148,13 @@ fn more_received_than_there_was_room() {
                 answer
             });
             let mut to = IoBuffer::user(&mm, address, LEN);
-            let got = receive(&fd(), &mut to, 0, is_stream, false, None);
+            let got = receive(&fd(), &mut to, 0, is_stream, DATA, None);
             assert_eq!(got.err(), Some(EIO), "{answer:#x}");
             assert_eq!(get(&thread, address, 2 * LEN), [MARK; 2 * LEN]);
         }
         // A datagram may be longer than the buffer; what is beyond is not touched.
         let mut to = IoBuffer::user(&mm, address, LEN);
-        let got = receive(&fd(), &mut to, msg::TRUNC, false, false, None);
+        let got = receive(&fd(), &mut to, msg::TRUNC, false, DATA, None);
         if answer > DATAGRAM_MAX as i64 {
             assert_eq!(got.err(), Some(EIO), "{answer:#x}");
             continue;
@@ -167,7 +176,7 @@ fn a_received_address_is_cut_to_its_bounds() {
             8
         });
         let mut to = IoBuffer::user(&mm, address, LEN);
-        let got = receive(&fd(), &mut to, 0, false, true, None);
+        let got = receive(&fd(), &mut to, 0, false, WITH_ADDRESS, None);
         assert_eq!(got.err(), Some(EIO), "{len}");
         assert_eq!(get(&thread, address, 8), [MARK; 8]);
     }
@@ -250,4 +259,31 @@ fn epoll_gives_no_more_events_than_asked_for() {
         Ok(4)
     );
     assert_eq!(count, 4);
+}
+
+fn message(len: u64, level: i32, kind: i32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = len.to_le_bytes().to_vec();
+    bytes.extend_from_slice(&level.to_le_bytes());
+    bytes.extend_from_slice(&kind.to_le_bytes());
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+#[test]
+fn control_messages_of_the_host_are_checked() {
+    let hop_limit = message(20, 41, 52, &[64, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(check_control(&[]), Ok(()));
+    assert_eq!(check_control(&hop_limit), Ok(()));
+    let cut = message(18, 41, 67, &[1, 2]);
+    assert_eq!(check_control(&[hop_limit.clone(), cut].concat()), Ok(()));
+    for bad in [
+        message(20, 1, 1, &[3, 0, 0, 0]),
+        message(28, 1, 2, &[0; 12]),
+        message(24, 41, 52, &[0; 4]),
+        message(15, 41, 52, &[0; 8]),
+        message(u64::MAX, 41, 52, &[0; 8]),
+        hop_limit[..12].to_vec(),
+    ] {
+        assert_eq!(check_control(&bad), Err(EIO), "{bad:?}");
+    }
 }

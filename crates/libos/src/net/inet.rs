@@ -153,7 +153,15 @@ impl Socket for InetSocket {
         let is_stream = self.kind == kind::STREAM;
         let flags = message.flags & !(msg::DONTWAIT | msg::ZEROCOPY);
         loop {
-            match host::send(&self.fd, message.data, flags, message.address, is_stream) {
+            let control = &message.ancillary.other;
+            match host::send(
+                &self.fd,
+                message.data,
+                flags,
+                message.address,
+                control,
+                is_stream,
+            ) {
                 // A stream takes all that the host has room for: programs that wait for edges
                 // conclude from a short count that the socket is full.
                 Ok(_) if is_stream && !message.data.is_empty() => {}
@@ -191,14 +199,18 @@ impl Socket for InetSocket {
             let must_wait = !nonblocking && (total.len == 0 || wait_all);
             let wait = (must_wait && deadline.is_none()).then_some((thread, seen));
             let asked = message.data.remaining();
-            let address = message.want_address;
+            let wanted = host::Wanted {
+                address: message.want_address,
+                control: message.control,
+            };
             let is_stream = self.kind == kind::STREAM;
-            match host::receive(&self.fd, message.data, flags, is_stream, address, wait) {
+            match host::receive(&self.fd, message.data, flags, is_stream, wanted, wait) {
                 Ok(received) => {
                     let end = received.len == 0;
                     total.len += received.len;
                     total.flags = received.flags;
                     total.address = received.address;
+                    total.ancillary.other = received.control;
                     // More may be there than one transfer carries: a short count would tell
                     // programs that wait for edges that the socket is empty.
                     let cut = received.len == host::TRANSFER_MAX && asked > received.len;

@@ -61,6 +61,11 @@ pub struct Ancillary {
     pub files: Vec<Arc<OpenFile>>,
     /// SCM_CREDENTIALS: pid, uid, gid.
     pub credentials: Option<(u32, u32, u32)>,
+    /// All other control messages, as the program wrote them or is to see them: IP_PKTINFO,
+    /// IPV6_HOPLIMIT, timestamps … Only sockets of the host have them.
+    pub other: Vec<u8>,
+    /// One of `other` is of SOL_SOCKET.
+    pub is_unknown: bool,
 }
 
 /// A message to send.
@@ -76,6 +81,8 @@ pub struct Incoming<'a, 'b> {
     pub data: &'a mut IoBuffer<'b>,
     pub flags: u32,
     pub want_address: bool,
+    /// Room for control messages.
+    pub control: usize,
 }
 
 /// What was received.

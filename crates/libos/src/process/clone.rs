@@ -269,6 +269,7 @@ fn fork_process(
     };
     copy(&parent.dumpable, &process.dumpable);
     copy(&parent.core_filter, &process.core_filter);
+    copy(&parent.login_uid, &process.login_uid);
     copy(&parent.oom_score_adj, &process.oom_score_adj);
     copy(&parent.priority, &process.priority);
     copy(&parent.personality, &process.personality);

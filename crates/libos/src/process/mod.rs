@@ -76,6 +76,8 @@ pub struct Process {
     pub dumpable: AtomicU32,
     pub no_new_privileges: AtomicBool,
     pub parent_death_signal: AtomicU32,
+    /// loginuid of /proc: u32::MAX until somebody has logged in.
+    pub login_uid: AtomicU32,
     /// oom_score_adj of /proc, kept as written.
     pub oom_score_adj: AtomicU32,
     /// setpriority: 20 − nice, so that getpriority can return it as it is.
@@ -116,6 +118,7 @@ impl Process {
             dumpable: AtomicU32::new(1),
             no_new_privileges: AtomicBool::new(false),
             parent_death_signal: AtomicU32::new(0),
+            login_uid: AtomicU32::new(u32::MAX),
             oom_score_adj: AtomicU32::new(0),
             priority: AtomicU32::new(20),
             personality: AtomicU32::new(0),

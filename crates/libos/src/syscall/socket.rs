@@ -277,6 +277,7 @@ pub fn recvfrom(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
             data: &mut data,
             flags: message_flags,
             want_address,
+            control: 0,
         };
         let nonblocking = file.is_nonblocking() || message_flags & msg::DONTWAIT != 0;
         socket.socket.receive(context.thread, message, nonblocking)
@@ -323,6 +324,14 @@ impl MessageHeader {
             return Err(EINVAL);
         }
         Ok(header)
+    }
+
+    /// Room for control messages.
+    fn control_room(&self) -> usize {
+        match self.control {
+            0 => 0,
+            _ => self.control_len.min(CONTROL_MAX as u64) as usize,
+        }
     }
 
     fn data<'a>(&self, mm: &'a AddressSpace) -> Result<IoBuffer<'a>> {
@@ -389,7 +398,10 @@ fn parse_control(context: &Context<'_>, mut control: &[u8]) -> Result<Ancillary>
             ])
         };
         let body = &control[CMSG_HEADER..len];
-        if int(8) == SOL_SOCKET {
+        let step = len.next_multiple_of(8).min(control.len());
+        if int(8) != SOL_SOCKET {
+            ancillary.other.extend_from_slice(&control[..step]);
+        } else {
             match int(12) {
                 SCM_RIGHTS => {
                     for fd in body.chunks_exact(4) {
@@ -408,10 +420,12 @@ fn parse_control(context: &Context<'_>, mut control: &[u8]) -> Result<Ancillary>
                     check_credentials(context, claimed)?;
                     ancillary.credentials = Some(claimed);
                 }
-                _ => return Err(EINVAL.because("unknown ancillary type")),
+                _ => {
+                    ancillary.is_unknown = true;
+                    ancillary.other.extend_from_slice(&control[..step]);
+                }
             }
         }
-        let step = len.next_multiple_of(8).min(control.len());
         control = &control[step..];
     }
     Ok(ancillary)
@@ -450,6 +464,7 @@ fn receive_message(context: &mut Context<'_>, fd: i32, at: u64, wanted: u32) -> 
             data: &mut data,
             flags: wanted,
             want_address: header.name != 0,
+            control: header.control_room(),
         };
         let nonblocking = file.is_nonblocking() || wanted & msg::DONTWAIT != 0;
         socket.socket.receive(context.thread, message, nonblocking)
@@ -482,6 +497,13 @@ fn write_control(
     } else {
         header.control_len as usize
     };
+    let other = &received.ancillary.other;
+    if !other.is_empty() {
+        let len = other.len().min(room);
+        mm.write(header.control, &other[..len])
+            .map_err(|_| EFAULT)?;
+        return Ok(len);
+    }
     let mut out: Vec<u8> = Vec::new();
     let push = |kind: i32, body: &[u8], out: &mut Vec<u8>| {
         out.extend_from_slice(&((CMSG_HEADER + body.len()) as u64).to_le_bytes());

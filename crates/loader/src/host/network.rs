@@ -46,34 +46,47 @@ impl Call<'_> {
         self.made(fd)
     }
 
-    /// Send(fd, flags, data length, address length): address, then data in the buffer.
+    /// Send(fd, flags, data length, address and control length): address, control messages, then
+    /// data in the buffer.
     pub fn send(&self) -> Answer {
-        let [fd, flags, len, address_len] = self.arguments;
+        let [fd, flags, len, lengths] = self.arguments;
+        let (address_len, control_len) = (lengths & 0xffff_ffff, lengths >> 32);
         let fd = self.descriptor(fd)?;
         let address = match address_len {
             0 => None,
             len => Some(self.address(len)?),
         };
-        let data = self.slot.area.data(address_len, len)?;
-        let sent = socket::send(fd, flags as u32, data, address)?;
+        let control = match control_len {
+            0 => None,
+            len => Some(self.slot.area.data(address_len, len)?),
+        };
+        let data = self.slot.area.data(address_len + control_len, len)?;
+        let sent = socket::send(fd, flags as u32, data, address, control)?;
         self.slot.counters.bytes_out.add(sent);
         Ok(sent)
     }
 
-    /// Recv(fd, flags, most bytes, whether the address is wanted): header, then data.
+    /// Recv(fd, flags, most bytes, whether the address is wanted and room for control messages):
+    /// header, control messages, then data.
     pub fn receive(&self) -> Answer {
         const ADDRESS_AT: u64 = RecvHeader::SIZE - ADDRESS_MAX;
-        let [fd, flags, len, wants_address] = self.arguments;
+        let [fd, flags, len, wanted] = self.arguments;
         let fd = self.descriptor(fd)?;
         let header = self.data(RecvHeader::SIZE)?;
-        let data = self.slot.area.data(RecvHeader::SIZE, len)?;
-        let address = match wants_address {
+        let control_len = wanted >> 32;
+        let control = match control_len {
+            0 => None,
+            len => Some(self.slot.area.data(RecvHeader::SIZE, len)?),
+        };
+        let data_at = RecvHeader::SIZE + control_len.next_multiple_of(8);
+        let data = self.slot.area.data(data_at, len)?;
+        let address = match wanted & 1 {
             0 => None,
             _ => Some(self.slot.area.data(ADDRESS_AT, ADDRESS_MAX)?),
         };
         let seen = header.u32_at(0);
         let received = loop {
-            match socket::receive(fd, flags as u32, data, address) {
+            match socket::receive(fd, flags as u32, data, address, control) {
                 Err(Errno(libc::EAGAIN)) if flags & RECV_WAIT != 0 => {
                     let waiter = self.waiter(seen);
                     let wait = || waiter.poll_one(fd, libc::POLLIN, u64::MAX);
@@ -84,9 +97,10 @@ impl Call<'_> {
                 other => break other?,
             }
         };
-        let mut words = [0; 8];
+        let mut words = [0; 12];
         words[..4].copy_from_slice(&received.flags.to_le_bytes());
-        words[4..].copy_from_slice(&received.address_len.to_le_bytes());
+        words[4..8].copy_from_slice(&received.address_len.to_le_bytes());
+        words[8..].copy_from_slice(&received.control_len.to_le_bytes());
         header.put(4, &words);
         self.slot.counters.bytes_in.add(received.len);
         Ok(received.len)

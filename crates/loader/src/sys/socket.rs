@@ -29,9 +29,31 @@ pub fn accept(fd: i32, address: Span<'_>) -> Result<(i32, u32), Errno> {
 }
 
 /// sendto; never raises SIGPIPE.
-pub fn send(fd: i32, flags: u32, data: Span<'_>, address: Option<Span<'_>>) -> Answer {
+pub fn send(
+    fd: i32,
+    flags: u32,
+    data: Span<'_>,
+    address: Option<Span<'_>>,
+    control: Option<Span<'_>>,
+) -> Answer {
     let flags = flags | libc::MSG_NOSIGNAL as u32;
     let (to, to_len) = address.map_or((0, 0), |to| (to.pointer(), to.len()));
+    if let Some(control) = control {
+        let mut vector = libc::iovec {
+            iov_base: data.pointer() as *mut libc::c_void,
+            iov_len: data.len(),
+        };
+        let message = libc::msghdr {
+            msg_name: to as *mut libc::c_void,
+            msg_namelen: to_len as u32,
+            msg_iov: &raw mut vector,
+            msg_iovlen: 1,
+            msg_control: control.pointer() as *mut libc::c_void,
+            msg_controllen: control.len(),
+            msg_flags: 0,
+        };
+        return plain!(libc::SYS_sendmsg, fd, &raw const message, flags);
+    }
     plain!(
         libc::SYS_sendto,
         fd,
@@ -49,27 +71,30 @@ pub struct Received {
     pub len: u64,
     pub flags: u32,
     pub address_len: u32,
+    pub control_len: u32,
 }
 
-/// recvmsg; the peer's address goes into `address`.
+/// recvmsg; the peer's address goes into `address`, control messages into `control`.
 pub fn receive(
     fd: i32,
     flags: u32,
     data: Span<'_>,
     address: Option<Span<'_>>,
+    control: Option<Span<'_>>,
 ) -> Result<Received, Errno> {
     let mut vector = libc::iovec {
         iov_base: data.pointer() as *mut libc::c_void,
         iov_len: data.len(),
     };
     let (name, name_len) = address.map_or((0, 0), |from| (from.pointer(), from.len()));
+    let (ancillary, ancillary_len) = control.map_or((0, 0), |to| (to.pointer(), to.len()));
     let mut message = libc::msghdr {
         msg_name: name as *mut libc::c_void,
         msg_namelen: name_len as u32,
         msg_iov: &raw mut vector,
         msg_iovlen: 1,
-        msg_control: std::ptr::null_mut(),
-        msg_controllen: 0,
+        msg_control: ancillary as *mut libc::c_void,
+        msg_controllen: ancillary_len,
         msg_flags: 0,
     };
     let len = plain!(libc::SYS_recvmsg, fd, &raw mut message, flags)?;
@@ -77,6 +102,7 @@ pub fn receive(
         len,
         flags: message.msg_flags as u32,
         address_len: message.msg_namelen,
+        control_len: message.msg_controllen as u32,
     })
 }
 

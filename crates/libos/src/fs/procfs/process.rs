@@ -9,7 +9,7 @@ use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use super::{Kind, PidDirectory, ProcNode};
-use crate::errno::{EACCES, EINVAL, EIO, ENOENT, ESRCH};
+use crate::errno::{EACCES, EINVAL, EIO, ENOENT, EPERM, ESRCH};
 use crate::fs::context::FsContext;
 use crate::fs::file::{OpenFile, flags};
 use crate::fs::inode::Inode;
@@ -95,7 +95,11 @@ impl PidFile {
     pub fn is_writable(self) -> bool {
         matches!(
             self,
-            PidFile::Comm | PidFile::CoreFilter | PidFile::OomScoreAdjust | PidFile::OomAdjust
+            PidFile::Comm
+                | PidFile::CoreFilter
+                | PidFile::LoginUid
+                | PidFile::OomScoreAdjust
+                | PidFile::OomAdjust
         )
     }
 }
@@ -246,6 +250,18 @@ pub fn write(process: &Process, tid: Option<u32>, which: PidFile, bytes: &[u8]) 
             process.core_filter.store(kept, Ordering::Relaxed);
             Ok(())
         }
+        PidFile::LoginUid => {
+            // pam_loginuid writes it for every session of cron, sshd and login. Without
+            // CAP_AUDIT_CONTROL it can be set once.
+            let text = core::str::from_utf8(text).map_err(|_| EINVAL)?;
+            let uid: u32 = text.trim().parse().map_err(|_| EINVAL)?;
+            let unset = u32::MAX;
+            process
+                .login_uid
+                .compare_exchange(unset, uid, Ordering::Relaxed, Ordering::Relaxed)
+                .map_err(|_| EPERM.because("the login user is set already"))?;
+            Ok(())
+        }
         _ => Err(EACCES),
     }
 }
@@ -341,7 +357,11 @@ pub fn text(
             cancelled_write_bytes: 0\n"
             .to_vec(),
         PidFile::Limits => limits(process).into_bytes(),
-        PidFile::LoginUid | PidFile::SessionId => b"4294967295".to_vec(),
+        PidFile::LoginUid => {
+            let uid = process.login_uid.load(Ordering::Relaxed);
+            format!("{uid}").into_bytes()
+        }
+        PidFile::SessionId => b"4294967295".to_vec(),
         PidFile::Maps => maps(process, &root, false),
         PidFile::Smaps => maps(process, &root, true),
         PidFile::SmapsRollup => {

@@ -66,6 +66,9 @@ impl UnixSocket {
             return Err(EOPNOTSUPP.because("no out-of-band data on UNIX sockets"));
         }
         accounting::admit()?;
+        if message.ancillary.is_unknown {
+            return Err(EINVAL.because("unknown ancillary type"));
+        }
         let (target, own) = self.target(thread, message.address)?;
         let limit = if self.is_stream() {
             CHUNK

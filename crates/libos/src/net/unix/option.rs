@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 use super::{BUFFER_SIZE, UnixSocket};
 use crate::Result;
 use crate::errno::{ECONNRESET, EINVAL, ENOPROTOOPT, ENOTTY, EOPNOTSUPP};
+use crate::net::{family, host, kind};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -101,7 +102,7 @@ impl UnixSocket {
         }
     }
 
-    /// FIONREAD and SIOCOUTQ.
+    /// FIONREAD, SIOCOUTQ, and what any socket can be asked about network interfaces.
     pub(super) fn control(&self, request: u32, value: &mut [u8]) -> Result<usize> {
         let bytes = match request {
             FIONREAD => {
@@ -118,6 +119,11 @@ impl UnixSocket {
             SIOCOUTQ => {
                 let peer = self.state.lock().peer.upgrade();
                 peer.map_or(0, |peer| peer.state.lock().bytes)
+            }
+            // if_nametoindex(3) asks the first socket that it can make, a UNIX one.
+            0x8910 | 0x8913..=0x8942 => {
+                let other = host::socket(i32::from(family::INET), kind::DGRAM, 0)?;
+                return host::ioctl(&other, request, value);
             }
             _ => return Err(ENOTTY),
         };
