@@ -56,6 +56,12 @@ pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     out
 }
 
+/// Other libraries' messages have several lines; ours are one.
+pub(crate) fn one_line(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ")
+}
+
 /// 32 random bytes.
 pub fn nonce() -> std::io::Result<[u8; 32]> {
     use ring::rand::SecureRandom;

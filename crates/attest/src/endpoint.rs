@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -62,7 +63,7 @@ fn attempt(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen>
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "not a host name"))?;
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     let mut stream = None;
-    for address in address.to_socket_addrs()? {
+    for address in resolve(address, deadline)? {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             break;
@@ -111,6 +112,28 @@ fn attempt(address: &str, request: &[u8], timeout: Duration) -> io::Result<Seen>
         chain: witness.seen(),
         answer,
     })
+}
+
+/// The addresses of `host:port`. The system's resolver knows no time of its own (and may wait for minutes),
+/// so it is left behind when time is up.
+fn resolve(address: &str, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = address.parse() {
+        return Ok(vec![address]);
+    }
+    let address = address.to_string();
+    within(deadline, move || Ok(address.to_socket_addrs()?.collect()))
+}
+
+/// What `work` comes to, unless it takes too long: then it goes on by itself, for nothing.
+fn within<T: Send + 'static>(
+    deadline: Instant,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let (say, said) = mpsc::sync_channel(1);
+    std::thread::Builder::new().spawn(move || drop(say.send(work())))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    said.recv_timeout(left)
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// A connection with one deadline for all.
@@ -216,5 +239,27 @@ impl ServerCertVerifier for Witness {
         self.provider
             .signature_verification_algorithms
             .supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resolver_that_never_answers_is_left_behind() {
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let (never, waits) = mpsc::channel::<io::Result<Vec<SocketAddr>>>();
+        let stuck = within(deadline, move || waits.recv().unwrap());
+        assert_eq!(stuck.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        drop(never);
+        let later = Instant::now() + Duration::from_secs(60);
+        assert_eq!(within(later, || Ok(7)).unwrap(), 7);
+        assert_eq!(
+            resolve("[::1]:5", later).unwrap(),
+            ["[::1]:5".parse().unwrap()]
+        );
+        assert!(!resolve("localhost:5", later).unwrap().is_empty());
+        assert!(resolve("no port", later).is_err());
     }
 }

@@ -7,16 +7,17 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
 
 use crate::approve::CollateralSource;
+use crate::certificate::Certificate;
 use crate::collateral::{COLLATERAL_MAX, Collateral, FIELD_MAX};
 use crate::quote::Quote;
 use crate::signed_json;
 use crate::source::Needed;
-use crate::verify::EMULATED_ROOT_NAME;
+use crate::verify::{EMULATED_ROOT_NAME, INTEL_ROOT};
 
 /// Intel's service.
 pub const INTEL: &str = "https://api.trustedservices.intel.com";
@@ -46,7 +47,7 @@ pub struct Options {
     /// `https://host:port`, with the path before `/sgx/certification/v4` if there is one.
     pub base: String,
     pub trust: Trust,
-    /// For each of the four requests.
+    /// For all requests together.
     pub timeout: Duration,
     pub cache: Option<PathBuf>,
     /// Address of the root's revocation list, where the service itself does not have it.
@@ -70,17 +71,22 @@ impl Options {
 /// A service at a base address.
 pub struct Service {
     base: String,
+    timeout: Duration,
     root_crl: Option<String>,
     agent: ureq::Agent,
     cache: Option<PathBuf>,
 }
 
 impl Service {
-    /// Fails if the file of trusted certificates cannot be used.
+    /// Fails if the address is none, or the file of trusted certificates cannot be used.
     pub fn new(options: Options) -> io::Result<Self> {
+        check_address(&options.base)?;
         let roots = match &options.trust {
             Trust::File(path) => {
-                let roots = certificates(&fs::read(path)?);
+                let bytes = fs::read(path).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+                })?;
+                let roots = certificates(&bytes);
                 if roots.is_empty() {
                     let path = path.display();
                     return Err(invalid(format!("{path} holds no certificate in PEM")));
@@ -97,22 +103,34 @@ impl Service {
             .build();
         let config = ureq::Agent::config_builder()
             .tls_config(tls)
-            .timeout_global(Some(options.timeout))
             .max_redirects(2)
             .max_response_header_size(HEADERS_MAX)
             .http_status_as_error(true)
             .build();
         Ok(Service {
             base: options.base.trim_end_matches('/').to_string(),
+            timeout: options.timeout,
             root_crl: options.root_crl,
             agent: config.into(),
             cache: options.cache,
         })
     }
 
-    fn get(&self, url: &str) -> io::Result<(Vec<u8>, ureq::http::HeaderMap)> {
-        let failed = |error: ureq::Error| io::Error::other(format!("{url}: {error}"));
-        let response = self.agent.get(url).call().map_err(failed)?;
+    fn get(&self, url: &str, deadline: Instant) -> io::Result<(Vec<u8>, ureq::http::HeaderMap)> {
+        let failed = |error: ureq::Error| match error {
+            ureq::Error::Timeout(_) => io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{url}: no answer within {} s", self.timeout.as_secs_f32()),
+            ),
+            error => io::Error::other(format!("{url}: {error}")),
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let request = self.agent.get(url).config();
+        let response = request
+            .timeout_global(Some(left.max(Duration::from_millis(1))))
+            .build()
+            .call()
+            .map_err(failed)?;
         let headers = response.headers().clone();
         let mut body = Vec::new();
         response
@@ -132,7 +150,8 @@ impl Service {
             Some(address) => address.clone(),
             None => format!("{}/sgx/certification/v4/rootcacrl", self.base),
         };
-        let list = revocation_list(self.get(&address)?.0);
+        let deadline = Instant::now() + self.timeout;
+        let list = revocation_list(self.get(&address, deadline)?.0);
         match crate::collateral::revocation_list_until(&list) {
             Some(_) => Ok(()),
             None => Err(invalid(format!(
@@ -143,6 +162,8 @@ impl Service {
 
     fn fetch(&self, needed: &Needed) -> io::Result<Collateral> {
         let Needed { fmspc, ca, tee } = needed;
+        let deadline = Instant::now() + self.timeout;
+        let get = |url: &str| self.get(url, deadline);
         let base = format!("{}/{{}}/certification/v4", self.base);
         let url = |tee: &str, rest: &str| format!("{}/{rest}", base.replace("{}", tee));
         let chain = |headers: &ureq::http::HeaderMap, names: &[&str]| {
@@ -150,21 +171,21 @@ impl Service {
             let value = value.ok_or_else(|| invalid(format!("no header {}", names[0])))?;
             percent_decode(value.as_bytes())
         };
-        let (info, headers) = self.get(&url(tee, &format!("tcb?fmspc={fmspc}")))?;
+        let (info, headers) = get(&url(tee, &format!("tcb?fmspc={fmspc}")))?;
         let names = ["TCB-Info-Issuer-Chain", "SGX-TCB-Info-Issuer-Chain"];
         let tcb_info_issuer_chain = chain(&headers, &names)?;
         let (tcb_info, tcb_info_signature) =
             signed_json::split(&info, "tcbInfo").map_err(invalid)?;
-        let (identity, headers) = self.get(&url(tee, "qe/identity"))?;
+        let (identity, headers) = get(&url(tee, "qe/identity"))?;
         let names = ["SGX-Enclave-Identity-Issuer-Chain"];
         let qe_identity_issuer_chain = chain(&headers, &names)?;
         let (qe_identity, qe_identity_signature) =
             signed_json::split(&identity, "enclaveIdentity").map_err(invalid)?;
-        let (pck_crl, headers) = self.get(&url("sgx", &format!("pckcrl?ca={ca}&encoding=der")))?;
+        let (pck_crl, headers) = get(&url("sgx", &format!("pckcrl?ca={ca}&encoding=der")))?;
         let pck_crl_issuer_chain = chain(&headers, &["SGX-PCK-CRL-Issuer-Chain"])?;
         let root_crl = match &self.root_crl {
-            Some(address) => self.get(address)?.0,
-            None => self.get(&url("sgx", "rootcacrl"))?.0,
+            Some(address) => get(address)?.0,
+            None => get(&url("sgx", "rootcacrl"))?.0,
         };
         Ok(Collateral {
             pck_crl_issuer_chain,
@@ -222,6 +243,11 @@ impl CollateralSource for Service {
         if let Some(cached) = self.cached(&needed, now) {
             return Ok(cached);
         }
+        if !is_certified(quote) {
+            return Err(invalid(
+                "the quote's certificates are not Intel's, so nothing is fetched for it".into(),
+            ));
+        }
         let collateral = self.fetch(&needed)?;
         collateral
             .check()
@@ -231,12 +257,42 @@ impl CollateralSource for Service {
     }
 }
 
+/// Whether the chain leads to Intel's root: without it no collateral could make the quote genuine, and a
+/// stranger could have anything asked for. Dates and revocation are looked at later.
+fn is_certified(quote: &Quote) -> bool {
+    let decoded: Option<Vec<Certificate>> = (quote.certificates.iter())
+        .map(|der| Certificate::decode(der).ok())
+        .collect();
+    let is_chain = decoded.is_some_and(|chain| {
+        let mut pairs = chain.windows(2);
+        pairs.all(|pair| pair[0].is_signed_by(&pair[1]))
+    });
+    is_chain
+        && quote
+            .certificates
+            .last()
+            .is_some_and(|root| root == INTEL_ROOT)
+}
+
 /// A PCCS sends revocation lists in hexadecimal, Intel in DER or PEM.
 fn revocation_list(bytes: Vec<u8>) -> Vec<u8> {
     if bytes.trim_ascii_start().starts_with(b"-----BEGIN") {
         return pem::parse(&bytes).map_or(bytes, pem::Pem::into_contents);
     }
     hex::decode(bytes.trim_ascii()).unwrap_or(bytes)
+}
+
+fn check_address(base: &str) -> io::Result<()> {
+    let uri: Option<ureq::http::Uri> = base.parse().ok();
+    let is_http = |uri: &ureq::http::Uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+    };
+    if uri.as_ref().is_some_and(is_http) {
+        return Ok(());
+    }
+    let text = format!("{base:?} is no address of a service; write https://HOST:PORT");
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 fn invalid(reason: String) -> io::Error {

@@ -8,7 +8,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
 
-use crate::bytes::HexBytes;
+use crate::bytes::{HexBytes, one_line};
 use crate::collateral::{date, seconds};
 use crate::quote::{EnclaveIdentity, Identity, Tee};
 use crate::verdict::{Check, Verdict};
@@ -259,6 +259,32 @@ pub struct Disclosed {
     pub image: Option<String>,
 }
 
+/// One line: where it is, what is wrong, and which name was probably meant.
+fn explain(text: &str, error: &toml::de::Error) -> String {
+    let message = one_line(error.message());
+    let before = error.span().and_then(|span| text.get(..span.start));
+    let line = before.map_or(String::new(), |before| {
+        format!("line {}: ", before.matches('\n').count() + 1)
+    });
+    // serde: "unknown field `x`, expected one of `a`, `b`".
+    let mut names = message.split('`').skip(1).step_by(2);
+    let wrong = names
+        .next()
+        .filter(|_| message.starts_with("unknown "))
+        .unwrap_or("");
+    let meant = names
+        .map(|name| (strsim::damerau_levenshtein(wrong, name), name))
+        .filter(|(distance, _)| *distance <= 1 + wrong.len() / 4)
+        .min_by_key(|(distance, _)| *distance);
+    match meant {
+        Some((_, name)) => {
+            let kind = message.split('`').next().unwrap_or("").trim();
+            format!("{line}{kind} `{wrong}`: did you mean `{name}`?")
+        }
+        None => format!("{line}{message}"),
+    }
+}
+
 impl Policy {
     /// Reads `policy.toml`.
     pub fn from_toml(bytes: &[u8]) -> Result<Policy, PolicyError> {
@@ -267,7 +293,7 @@ impl Policy {
         }
         let text = std::str::from_utf8(bytes).map_err(|_| PolicyError::NotText)?;
         let policy: Policy =
-            toml::from_str(text).map_err(|error| PolicyError::Malformed(error.to_string()))?;
+            toml::from_str(text).map_err(|error| PolicyError::Malformed(explain(text, &error)))?;
         policy.check()?;
         Ok(policy)
     }
@@ -315,6 +341,15 @@ impl Policy {
                     "[[accept]] {name} is both an enclave and a TDX machine"
                 ));
             }
+        }
+        if let Some(odd) = self.tcb.advisories.iter().find(|accepted| {
+            let number = accepted.id.strip_prefix("INTEL-SA-").unwrap_or("");
+            number.len() < 5 || !number.bytes().all(|byte| byte.is_ascii_digit())
+        }) {
+            return refuse(format!(
+                "{:?} is no advisory's number; write it as in \"INTEL-SA-00615\"",
+                odd.id
+            ));
         }
         if self
             .tcb

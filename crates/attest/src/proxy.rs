@@ -1,7 +1,8 @@
 //! A relay: plain connections on one side, attested TLS on the other.
 //!
 //! One thread per connection and direction is not needed: everything runs on one thread's event
-//! loop. Certificates are made anew when two thirds of their time have passed.
+//! loop, but for judging peers, which may have to fetch collateral. Certificates are made anew when
+//! two thirds of their time have passed.
 
 use std::io;
 use std::sync::Arc;
@@ -14,12 +15,12 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::ratls::{Approver, TlsIdentity, client_config, server_config};
+use crate::ratls::{Approval, Approver, TlsIdentity, client_config, server_config};
 
-/// How long a peer may take to connect and shake hands.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(20);
 /// Most connections at once; more wait.
 const CONNECTIONS_MAX: usize = 4096;
+/// Most peers that are judged at once.
+const JUDGED_MAX: usize = 64;
 /// How long a certificate is used; it is valid for a day.
 const RENEW_AFTER: Duration = Duration::from_secs(16 * 3600);
 
@@ -39,29 +40,64 @@ enum Ready {
     Server(TlsAcceptor),
 }
 
-/// Relays from `listen` to `forward` until the process ends. Says on which address it listens, and
-/// why connections fail, through `log`.
-pub fn run(
-    listen: &str,
-    forward: &str,
-    side: Side,
-    issuer: Option<Issuer>,
-    log: &mut dyn FnMut(String),
-) -> io::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(serve(listen, forward, side, issuer, log))
+/// What is relayed.
+pub struct Relay {
+    /// Plain or TLS, depending on the side: connections come here.
+    pub listen: String,
+    /// And go there.
+    pub forward: String,
+    pub side: Side,
+    pub issuer: Option<Issuer>,
+    /// How long a peer may take to connect and shake hands.
+    pub timeout: Duration,
 }
 
-async fn serve(
-    listen: &str,
-    forward: &str,
-    side: Side,
-    issuer: Option<Issuer>,
-    log: &mut dyn FnMut(String),
-) -> io::Result<()> {
-    let listener = TcpListener::bind(listen).await?;
+/// Relays until the process ends. Says on which address it listens, and why connections fail,
+/// through `log`.
+pub fn run(relay: Relay, log: &mut dyn FnMut(String)) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .max_blocking_threads(JUDGED_MAX)
+        .enable_all()
+        .build()?;
+    let aside = |approver| Arc::new(Aside(approver)) as Arc<dyn Approver>;
+    let relay = Relay {
+        side: match relay.side {
+            Side::Client { server } => Side::Client {
+                server: aside(server),
+            },
+            Side::Server { clients } => Side::Server {
+                clients: clients.map(aside),
+            },
+        },
+        ..relay
+    };
+    runtime.block_on(serve(relay, log))
+}
+
+/// Lets the other connections go on while a peer is judged, which may take as long as fetching
+/// collateral does.
+struct Aside(Arc<dyn Approver>);
+
+impl Approver for Aside {
+    fn approve(&self, certificate: &[u8], now: u64) -> Result<Approval, String> {
+        tokio::task::block_in_place(|| self.0.approve(certificate, now))
+    }
+}
+
+async fn serve(relay: Relay, log: &mut dyn FnMut(String)) -> io::Result<()> {
+    let Relay {
+        listen,
+        forward,
+        side,
+        issuer,
+        timeout,
+    } = relay;
+    check_address(&listen)?;
+    check_address(&forward)?;
+    let listener = TcpListener::bind(&listen)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("{listen}: {error}")))?;
     log(format!("proxy listens on {}", listener.local_addr()?));
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let (failures, mut failed) = tokio::sync::mpsc::unbounded_channel::<String>();
@@ -97,9 +133,9 @@ async fn serve(
                 Err(error) => log(format!("the certificate cannot be renewed: {error}")),
             }
         }
-        let (ready, failures, forward) = (ready.clone(), failures.clone(), forward.to_string());
+        let (ready, failures, forward) = (ready.clone(), failures.clone(), forward.clone());
         tokio::spawn(async move {
-            if let Err(error) = relay(plain, &ready, &forward).await {
+            if let Err(error) = pass(plain, &ready, &forward, timeout).await {
                 let _ = failures.send(format!("{peer}: {error}"));
             }
             drop(permit);
@@ -124,7 +160,24 @@ fn prepare(side: &Side, issuer: Option<&Issuer>) -> io::Result<Ready> {
     })
 }
 
-async fn relay(accepted: TcpStream, ready: &Ready, forward: &str) -> io::Result<()> {
+/// `host:port`.
+fn check_address(address: &str) -> io::Result<()> {
+    let parts = address.rsplit_once(':');
+    match parts.filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        Some(_) => Ok(()),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{address:?} is no address; write HOST:PORT, with a port up to 65535"),
+        )),
+    }
+}
+
+async fn pass(
+    accepted: TcpStream,
+    ready: &Ready,
+    forward: &str,
+    patience: Duration,
+) -> io::Result<()> {
     let connect = async {
         let stream = TcpStream::connect(forward).await?;
         stream.set_nodelay(true)?;
@@ -139,19 +192,30 @@ async fn relay(accepted: TcpStream, ready: &Ready, forward: &str) -> io::Result<
                 .trim_end_matches(']')
                 .to_string();
             let name = ServerName::try_from(host).map_err(io::Error::other)?;
-            let tls = timeout(HANDSHAKE_MAX, async {
+            let tls = in_time(patience, async {
                 connector.connect(name, connect.await?).await
             })
-            .await??;
+            .await?;
             copy(accepted, tls).await
         }
         Ready::Server(acceptor) => {
-            let tls = timeout(HANDSHAKE_MAX, acceptor.accept(accepted)).await??;
+            let tls = in_time(patience, acceptor.accept(accepted)).await?;
             // Only a client that was approved reaches the program behind.
-            let plain = timeout(HANDSHAKE_MAX, connect).await??;
+            let plain = in_time(patience, connect).await?;
             copy(plain, tls).await
         }
     }
+}
+
+async fn in_time<T>(
+    patience: Duration,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    timeout(patience, work).await.unwrap_or_else(|_| {
+        let seconds = patience.as_secs_f32();
+        let text = format!("no answer within {seconds} s; more time is given with --timeout");
+        Err(io::Error::new(io::ErrorKind::TimedOut, text))
+    })
 }
 
 async fn copy<A, B>(mut plain: A, mut tls: B) -> io::Result<()>

@@ -10,7 +10,7 @@ use parity_scale_codec::Encode;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::bytes::HexBytes;
+use crate::bytes::{HexBytes, one_line};
 
 /// The largest quote that is looked at, in bytes. Real ones have 4 to 6 KiB.
 pub const QUOTE_MAX: usize = 64 << 10;
@@ -145,7 +145,8 @@ impl Quote {
             return Err(QuoteError::TooLarge(bytes.len()));
         }
         let malformed = |error: String| QuoteError::Malformed(error);
-        let decoded = Decoded::parse(bytes).map_err(|error| malformed(format!("{error:#}")))?;
+        let decoded =
+            Decoded::parse(bytes).map_err(|error| malformed(one_line(&format!("{error:#}"))))?;
         // The library ignores what follows a part inside its declared length; signed or not, such
         // bytes have no place in a quote.
         let canonical = decoded.encode();

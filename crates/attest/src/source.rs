@@ -85,17 +85,32 @@ impl Saved {
             io::Error::new(io::ErrorKind::InvalidData, text)
         })
     }
+
+    fn none(&self, needed: &Needed) -> io::Error {
+        let path = self.path.display();
+        let Needed { fmspc, tee, .. } = needed;
+        let text = format!("{path} holds none for FMSPC {fmspc} ({tee})");
+        io::Error::new(io::ErrorKind::NotFound, text)
+    }
 }
 
 impl CollateralSource for Saved {
     /// Of several for the same platform, the one that lasts longest.
     fn collateral(&self, quote: &Quote, _now: u64) -> io::Result<Collateral> {
-        if fs::metadata(&self.path)?.is_file() {
+        let failed = |error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+        };
+        let needed = Needed::of_quote(quote)?;
+        let metadata = match fs::metadata(&self.path) {
+            // A cache into which nothing was put yet is an empty one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(self.none(&needed)),
+            other => other.map_err(failed)?,
+        };
+        if metadata.is_file() {
             return Saved::read(&self.path);
         }
-        let needed = Needed::of_quote(quote)?;
         let mut best: Option<Collateral> = None;
-        for entry in fs::read_dir(&self.path)?.take(FILES_MAX) {
+        for entry in fs::read_dir(&self.path).map_err(failed)?.take(FILES_MAX) {
             let path = entry?.path();
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
@@ -112,17 +127,7 @@ impl CollateralSource for Saved {
                 best = Some(collateral);
             }
         }
-        best.ok_or_else(|| {
-            io::Error::new(
-                io::ErrorKind::NotFound,
-                format!(
-                    "{} holds none for FMSPC {} ({})",
-                    self.path.display(),
-                    needed.fmspc,
-                    needed.tee
-                ),
-            )
-        })
+        best.ok_or_else(|| self.none(&needed))
     }
 }
 
@@ -135,10 +140,16 @@ impl CollateralSource for FirstOf {
         for source in &self.0 {
             match source.collateral(quote, now) {
                 Ok(collateral) => return Ok(collateral),
-                Err(error) => errors.push(error.to_string()),
+                Err(error) => errors.push(error),
             }
         }
-        Err(io::Error::other(errors.join("; ")))
+        // That a source is not meant for such a quote is of interest only where none is.
+        let not_found = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        if !errors.iter().all(not_found) {
+            errors.retain(|error| !not_found(error));
+        }
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Err(io::Error::other(texts.join("; ")))
     }
 }
 

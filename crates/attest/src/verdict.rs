@@ -63,6 +63,21 @@ impl Verdict {
         verdict
     }
 
+    /// The refusal of a certificate that says nothing of an enclave, or lies about its key.
+    pub fn unattested(reason: String, now: u64) -> Verdict {
+        let mut verdict = Verdict::new(now);
+        verdict.until = now;
+        verdict.push(Check {
+            check: "certificate",
+            value: reason,
+            rule: "a certificate in date that carries a quote over its own key".into(),
+            pass: false,
+            meaning: "the peer has not shown that it is an enclave".into(),
+            remedy: "check that this is the right peer, and that it serves RA-TLS ([attestation.tls] in its manifest)".into(),
+        });
+        verdict
+    }
+
     /// Adds a check.
     pub fn push(&mut self, check: Check) {
         self.checks.push(check);

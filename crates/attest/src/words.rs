@@ -185,7 +185,9 @@ pub fn advisory(id: &str) -> String {
     let page = id.to_ascii_lowercase();
     match known {
         Some((_, words)) => format!("{words}; {link}{page}.html"),
-        None => format!("see {link}{page}.html"),
+        None => format!(
+            "not known to this version of bulla: read {link}{page}.html before you accept it"
+        ),
     }
 }
 
@@ -197,6 +199,7 @@ mod tests {
     fn advisories_are_sorted_and_unique() {
         assert!(ADVISORIES.windows(2).all(|pair| pair[0].0 < pair[1].0));
         assert!(advisory("INTEL-SA-00334").contains("Load Value Injection"));
-        assert!(advisory("INTEL-SA-99999").contains("intel-sa-99999"));
+        let unknown = advisory("INTEL-SA-99999");
+        assert!(unknown.contains("not known") && unknown.contains("intel-sa-99999"));
     }
 }

@@ -4,13 +4,13 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
 use bulla_attest::emulated::Parameters;
-use bulla_attest::proxy::{Issuer, Side, run};
-use bulla_attest::ratls::{Approver, Request, issue};
+use bulla_attest::proxy::{Issuer, Relay, Side, run};
+use bulla_attest::ratls::{Approval, Approver, Request, issue};
 use bulla_attest::{Judge, NoSource, Policy};
 use common::{CPU_SVN, Machine, policy};
 
@@ -36,10 +36,14 @@ fn issuer(change: fn(&mut Machine)) -> Issuer {
 fn start(forward: String, side: Side, issuer: Option<Issuer>) -> (String, mpsc::Receiver<String>) {
     let (say, said) = mpsc::channel();
     thread::spawn(move || {
-        run("127.0.0.1:0", &forward, side, issuer, &mut |line| {
-            drop(say.send(line))
-        })
-        .unwrap();
+        let relay = Relay {
+            listen: "127.0.0.1:0".into(),
+            forward,
+            side,
+            issuer,
+            timeout: Duration::from_secs(20),
+        };
+        run(relay, &mut |line| drop(say.send(line))).unwrap();
     });
     let line = said.recv_timeout(Duration::from_secs(20)).unwrap();
     (line.rsplit(' ').next().unwrap().to_string(), said)
@@ -95,6 +99,106 @@ fn plain_programs_talk_through_attested_tls() {
     assert_eq!(talk(&client, b"hello"), b"HELLO");
     let large = vec![b'x'; 1 << 20];
     assert_eq!(talk(&client, &large), vec![b'X'; 1 << 20]);
+}
+
+/// One peer's judgement takes its time (its collateral is fetched); the others' does not.
+#[test]
+fn a_slow_judgement_holds_nobody_else_up() {
+    type Slot = (mpsc::Sender<()>, mpsc::Receiver<()>);
+    struct SlowOnce(Arc<dyn Approver>, Mutex<Option<Slot>>);
+    impl Approver for SlowOnce {
+        fn approve(&self, certificate: &[u8], now: u64) -> Result<Approval, String> {
+            let first = self.1.lock().unwrap().take();
+            if let Some((entered, go_on)) = first {
+                entered.send(()).unwrap();
+                go_on.recv().unwrap();
+            }
+            self.0.approve(certificate, now)
+        }
+    }
+    let (server, _said) = start(echo(), Side::Server { clients: None }, Some(issuer(|_| ())));
+    let (release, go_on) = mpsc::channel();
+    let (entered, is_in) = mpsc::channel();
+    let slow = SlowOnce(approver(policy()), Mutex::new(Some((entered, go_on))));
+    let side = Side::Client {
+        server: Arc::new(slow),
+    };
+    let (client, _said2) = start(server, side, None);
+    let first = client.clone();
+    let first = thread::spawn(move || talk(&first, b"slow"));
+    // Only once the others have had their answers does the first get on.
+    is_in.recv_timeout(Duration::from_secs(20)).unwrap();
+    for _ in 0..3 {
+        assert_eq!(talk(&client, b"quick"), b"QUICK");
+    }
+    assert!(!first.is_finished());
+    release.send(()).unwrap();
+    assert_eq!(first.join().unwrap(), b"SLOW");
+}
+
+#[test]
+fn five_hundred_connections_at_once() {
+    let server_side = Side::Server {
+        clients: Some(approver(policy())),
+    };
+    let (server, _said) = start(echo(), server_side, Some(issuer(|_| ())));
+    let client_side = Side::Client {
+        server: approver(policy()),
+    };
+    let (client, _said2) = start(server, client_side, Some(issuer(|_| ())));
+    // All are open before the first says something.
+    let open: Vec<TcpStream> = (0..500)
+        .map(|_| TcpStream::connect(&client).unwrap())
+        .collect();
+    for (index, mut stream) in open.iter().enumerate() {
+        stream
+            .write_all(format!("hello {index}").as_bytes())
+            .unwrap();
+    }
+    for (index, mut stream) in open.iter().enumerate() {
+        let expected = format!("HELLO {index}");
+        let mut answer = vec![0; expected.len()];
+        let patience = Some(Duration::from_secs(60));
+        stream.set_read_timeout(patience).unwrap();
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&answer), expected);
+    }
+}
+
+#[test]
+fn silent_peers_are_given_up_and_wrong_addresses_named() {
+    // It accepts and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let forward = silent.local_addr().unwrap().to_string();
+    let relay = |listen: &str, forward: &str| Relay {
+        listen: listen.into(),
+        forward: forward.into(),
+        side: Side::Client {
+            server: approver(policy()),
+        },
+        issuer: None,
+        timeout: Duration::from_millis(200),
+    };
+    let (say, said) = mpsc::channel();
+    let waiting = relay("127.0.0.1:0", &forward);
+    thread::spawn(move || run(waiting, &mut |line| drop(say.send(line))));
+    let line = said.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(talk(line.rsplit(' ').next().unwrap(), b"hello"), b"");
+    let reason = said.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(reason.contains("no answer within 0.2 s"), "{reason}");
+    for (listen, forward) in [
+        ("here", "127.0.0.1:1"),
+        ("127.0.0.1:0", "there"),
+        ("127.0.0.1:99999", "127.0.0.1:1"),
+        (":5", "127.0.0.1:1"),
+        (&forward, "127.0.0.1:1"),
+    ] {
+        let error = run(relay(listen, forward), &mut |_| ()).unwrap_err();
+        let named = [listen, forward]
+            .iter()
+            .any(|word| error.to_string().contains(word));
+        assert!(named, "{error}");
+    }
 }
 
 #[test]

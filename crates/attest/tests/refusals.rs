@@ -569,6 +569,54 @@ fn policies_that_would_surprise_are_no_policies() {
     for text in bad {
         assert!(Policy::from_toml(text.as_bytes()).is_err(), "{text}");
     }
+    // One line that says where, and what was probably meant.
+    let pin = "e1".repeat(32);
+    for (text, line, words) in [
+        (
+            "[[accept]]\nmrenclav = \"00\"",
+            "line 2",
+            "did you mean `mrenclave`?",
+        ),
+        ("\n\n[tbc]", "line 3", "did you mean `tcb`?"),
+        (
+            "[tcb]\naccept = [{status = \"SwHardeningNeeded\"}]",
+            "line 2",
+            "did you mean `SWHardeningNeeded`?",
+        ),
+        (
+            "[tcb]\nadvisories = [{id = \"INTEL-SA-00615\", untl = \"2027-01-01\"}]",
+            "line 2",
+            "did you mean `until`?",
+        ),
+        (
+            "insecure_allow_emulatd = true",
+            "line 1",
+            "did you mean `insecure_allow_emulated`?",
+        ),
+        (
+            "[tcb]\nadvisories = [{id = \"INTEL-SA-615\"}]",
+            "",
+            "\"INTEL-SA-615\" is no advisory's number",
+        ),
+        (
+            "[tcb]\nadvisories = [{id = \"SA-00615\"}]",
+            "",
+            "write it as in \"INTEL-SA-00615\"",
+        ),
+        ("x = ", "line 1", ""),
+        (
+            &format!("[[accept]]\nmrenclave = \"{pin}\"\nname = 5"),
+            "line 3",
+            "string",
+        ),
+    ] {
+        let error = Policy::from_toml(text.as_bytes()).unwrap_err().to_string();
+        assert!(
+            error.contains(line) && error.contains(words),
+            "{text}: {error}"
+        );
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
     assert!(Policy::from_toml(&[0xff]).is_err());
     assert!(Policy::from_toml(&vec![b' '; 2 << 20]).is_err());
     let good = "[[accept]]\nname = \"db\"\nmrenclave = \"e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1e1\"\n\

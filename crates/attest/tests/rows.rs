@@ -6,11 +6,13 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bulla_attest::coordinator::Shown;
 use bulla_attest::emulated::{Level, Parameters, Part};
 use bulla_attest::ratls::{Approver, Attester, Request, TlsIdentity, issue};
 use bulla_attest::{
     AcceptedAdvisory, AcceptedStatus, Collateral, Disclosed, HexBytes, Judge, NoSource, Policy,
-    Reason, Status, Until, Verdict, VerifyError, verify,
+    Reason, Status, Until, Verdict, VerifyError, sha256, verify,
 };
 use common::{CPU_SVN, Machine, NOW, policy};
 
@@ -38,6 +40,7 @@ fn failing(judge: &Judge, der: &[u8]) -> (Verdict, Vec<&'static str>) {
 fn rows() -> BTreeSet<&'static str> {
     [
         include_str!("../src/approve.rs"),
+        include_str!("../src/coordinator.rs"),
         include_str!("../src/policy.rs"),
         include_str!("../src/verdict.rs"),
     ]
@@ -136,6 +139,66 @@ fn each_row_can_fail_alone() {
     let revoked = level(Status::Revoked, &[]);
     assert_eq!(failing(&judge(policy()), &revoked).1, ["key", "quote"]);
     covered.insert("quote");
+    // A certificate without a quote has one row, which says no.
+    let unattested = Verdict::unattested("it carries no quote".into(), NOW);
+    assert!(!unattested.trusted);
+    covered.extend(unattested.failures().map(|check| check.check));
+    // A coordinator's root and nonce are quoted, and the connection is with a key of its chain.
+    let (leaf, root) = (vec![1; 20], vec![2; 20]);
+    let pem = |der: &[u8]| {
+        format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            BASE64_STANDARD.encode(der)
+        )
+    };
+    let shown = Shown {
+        nonce: vec![7; 32],
+        connection: leaf.clone(),
+        chain: pem(&leaf) + &pem(&root),
+    };
+    let mut report_data = [0; 64];
+    report_data[..32].copy_from_slice(&sha256(&[&root, &shown.nonce]));
+    let quote = Attester::quote(&machine, &report_data).unwrap();
+    let source = Judge {
+        source: Arc::new(machine.collateral()),
+        ..judge(policy())
+    };
+    let mut said = |shown: &Shown, quote: &[u8]| {
+        let verdict = shown.judge(&source, quote, NOW).unwrap().verdict;
+        let failing: Vec<_> = verdict.failures().map(|check| check.check).collect();
+        assert_eq!(verdict.trusted, failing.is_empty());
+        covered.extend(&failing);
+        failing
+    };
+    assert!(said(&shown, &quote).is_empty());
+    let changed = |change: fn(&mut Shown)| {
+        let mut shown = shown.clone();
+        change(&mut shown);
+        shown
+    };
+    let bound = ["root certificate"];
+    assert_eq!(said(&changed(|shown| shown.nonce[0] = 8), &quote), bound);
+    assert_eq!(said(&changed(|shown| shown.nonce.clear()), &quote), bound);
+    // Another root behind the quoted one.
+    let other = Shown {
+        chain: shown.chain.clone() + &pem(&[9; 20]),
+        ..shown.clone()
+    };
+    assert_eq!(said(&other, &quote), bound);
+    report_data[63] = 1;
+    let more = Attester::quote(&machine, &report_data).unwrap();
+    assert_eq!(said(&shown, &more), bound);
+    let connection = changed(|shown| shown.connection = vec![3; 20]);
+    assert_eq!(said(&connection, &quote), ["connection"]);
+    let nobody = changed(|shown| shown.connection.clear());
+    assert_eq!(said(&nobody, &quote), ["connection"]);
+    for chain in ["", "no PEM", "-----BEGIN CERTIFICATE-----\n*"] {
+        let none = Shown {
+            chain: chain.into(),
+            ..shown.clone()
+        };
+        assert!(none.judge(&source, &quote, NOW).is_err(), "{chain}");
+    }
     assert_eq!(covered, rows());
 }
 

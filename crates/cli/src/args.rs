@@ -435,8 +435,8 @@ pub struct CollateralArguments {
     #[arg(long)]
     pub insecure_pccs_tls: bool,
 
-    /// Seconds after which a peer or service is given up
-    #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+    /// Seconds after which a peer or a service is given up, the look-up of its name included
+    #[arg(long, value_name = "SECONDS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
 }
 

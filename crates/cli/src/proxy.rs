@@ -2,9 +2,10 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bulla_attest::Device;
-use bulla_attest::proxy::{self, Side};
+use bulla_attest::proxy::{self, Relay, Side};
 use bulla_attest::ratls::{Approver, Request, TlsIdentity, issue};
 
 use crate::args::{ProxyArguments, ProxySide};
@@ -45,14 +46,15 @@ pub fn run(arguments: &ProxyArguments) -> Result<(), Failure> {
         }
     };
     let identity = needs_identity.then_some(Box::new(identity) as proxy::Issuer);
-    proxy::run(
-        &arguments.listen,
-        &arguments.forward,
+    let relay = Relay {
+        listen: arguments.listen.clone(),
+        forward: arguments.forward.clone(),
         side,
-        identity,
-        &mut |line| {
-            eprintln!("bulla: {line}");
-        },
-    )
+        issuer: identity,
+        timeout: Duration::from_secs(arguments.collateral.timeout),
+    };
+    proxy::run(relay, &mut |line| {
+        eprintln!("bulla: {line}");
+    })
     .map_err(Failure::new)
 }

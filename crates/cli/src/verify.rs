@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use bulla_attest::fetch::{AZURE, INTEL, Options, Service, Trust};
 use bulla_attest::{
-    Certificate, CertificateUnjudged, Check, CollateralSource, Disclosed, FirstOf, Judge, Judged,
-    LocalEmulated, Policy, Saved, Unjudged, Verdict, bundle, coordinator::CoordinatorError,
-    endpoint,
+    Certificate, CertificateUnjudged, Collateral, CollateralSource, Disclosed, FirstOf, Judge,
+    Judged, LocalEmulated, Policy, Saved, Unjudged, Verdict, bundle, bundle::Origin,
+    coordinator::CoordinatorError, endpoint,
 };
 
 use crate::args::{CollateralArguments, VerifyArguments};
@@ -47,8 +47,16 @@ fn unreachable(message: impl std::fmt::Display) -> Failure {
 /// A verdict and, where there was a genuine attempt, what it rests on.
 struct Outcome {
     verdict: Verdict,
-    judged: Option<Judged>,
-    certificate: Option<Vec<u8>>,
+    kept: Option<(Judged, Origin)>,
+}
+
+impl Outcome {
+    fn of(judged: Judged, origin: Origin) -> Outcome {
+        Outcome {
+            verdict: judged.verdict.clone(),
+            kept: Some((judged, origin)),
+        }
+    }
 }
 
 /// Runs the command; the result is the exit code.
@@ -81,7 +89,7 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
         .transpose()?
         .unwrap_or_default();
     let judge = Judge {
-        policy: Policy::from_toml(&policy).map_err(bad_input)?,
+        policy: policy_of(arguments.policy.as_deref(), &policy)?,
         source: source(&arguments.collateral)?,
         disclosed: disclosed(arguments)?,
     };
@@ -92,8 +100,10 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
     };
     let timeout = Duration::from_secs(arguments.collateral.timeout);
     let outcome = if let Some(address) = subject.strip_prefix("coordinator://") {
-        coordinator(&judge, address, at, timeout)?
+        let address = address.trim_end_matches('/');
+        coordinator(&judge, &with_port(address, address)?, at, timeout)?
     } else if let Some(address) = address_of(subject) {
+        let address = address?;
         let seen = endpoint::look(&address, b"", timeout)
             .map_err(|error| unreachable(format!("{address}: {error}")))?;
         let leaf = seen
@@ -105,7 +115,7 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
         file(&judge, Path::new(subject), at)?
     };
     if let Some(directory) = &arguments.bundle {
-        let judged = outcome.judged.as_ref().ok_or_else(|| {
+        let (judged, origin) = outcome.kept.as_ref().ok_or_else(|| {
             bad_input(format!(
                 "there is no evidence to keep: {}",
                 outcome.verdict.reason()
@@ -113,14 +123,7 @@ fn judge(arguments: &VerifyArguments) -> Result<Verdict, Failure> {
         })?;
         let text = String::from_utf8_lossy(&policy);
         let disclosed = judge.disclosed.as_ref();
-        bundle::write(
-            directory,
-            judged,
-            outcome.certificate.as_deref(),
-            &text,
-            disclosed,
-        )
-        .map_err(Failure::new)?;
+        bundle::write(directory, judged, origin, &text, disclosed).map_err(Failure::new)?;
     }
     Ok(outcome.verdict)
 }
@@ -139,10 +142,17 @@ fn disclosed(arguments: &VerifyArguments) -> Result<Option<Disclosed>, Failure> 
         .map_err(bad_input)
 }
 
+fn policy_of(path: Option<&Path>, text: &[u8]) -> Result<Policy, Failure> {
+    Policy::from_toml(text).map_err(|error| match path {
+        Some(path) => bad_input(format!("{}: {error}", path.display())),
+        None => bad_input(error),
+    })
+}
+
 /// The judge that a policy file and the options describe.
 pub fn judge_of(policy: &Path, collateral: &CollateralArguments) -> Result<Judge, Failure> {
     Ok(Judge {
-        policy: Policy::from_toml(&read(policy)?).map_err(bad_input)?,
+        policy: policy_of(Some(policy), &read(policy)?)?,
         source: source(collateral)?,
         disclosed: None,
     })
@@ -153,8 +163,12 @@ fn source(arguments: &CollateralArguments) -> Result<Arc<dyn CollateralSource>, 
     let state = State::of_user();
     let mut sources: Vec<Box<dyn CollateralSource>> = Vec::new();
     if let Some(path) = &arguments.collateral {
-        sources.push(Box::new(Saved { path: path.clone() }));
-        return Ok(Arc::new(FirstOf(sources)));
+        if path.is_dir() {
+            return Ok(Arc::new(Saved { path: path.clone() }));
+        }
+        let collateral = Collateral::from_json(&read(path)?)
+            .map_err(|error| bad_input(format!("{}: {error}", path.display())))?;
+        return Ok(Arc::new(collateral));
     }
     sources.push(Box::new(LocalEmulated {
         state: state.emulated_fuses(),
@@ -204,79 +218,76 @@ fn read_up_to(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
 }
 
 /// `https://host[:port][/…]` or `host:port`, unless there is a file of that name.
-fn address_of(subject: &str) -> Option<String> {
+fn address_of(subject: &str) -> Option<Result<String, Failure>> {
     if let Some(rest) = subject.strip_prefix("https://") {
         let authority = rest.split('/').next()?;
-        let has_port = authority
-            .rsplit_once(':')
-            .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-        return Some(if has_port {
-            authority.to_string()
+        // Colons may also be those of an IPv6 address.
+        let after_host = authority.rsplit(']').next()?;
+        return Some(if after_host.contains(':') || authority.is_empty() {
+            with_port(authority, subject)
         } else {
-            format!("{authority}:443")
+            Ok(format!("{authority}:443"))
         });
     }
-    if Path::new(subject).exists() {
+    if Path::new(subject).exists() || subject.contains('/') {
         return None;
     }
-    let (host, port) = subject.rsplit_once(':')?;
-    (!host.is_empty() && !host.contains('/') && port.parse::<u16>().is_ok())
-        .then(|| subject.to_string())
+    let (_, port) = subject.rsplit_once(':')?;
+    let is_number = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| with_port(subject, subject))
+}
+
+/// `host:port`, as it was written in `subject`.
+fn with_port(address: &str, subject: &str) -> Result<String, Failure> {
+    let parts = address.rsplit_once(':');
+    match parts.filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) {
+        Some(_) => Ok(address.to_string()),
+        None => Err(bad_input(format!(
+            "{subject:?} is no address; write HOST:PORT, with a port up to 65535"
+        ))),
+    }
 }
 
 fn unjudged(error: Unjudged) -> Failure {
     match error {
         Unjudged::BadInput(reason) => bad_input(reason),
-        Unjudged::Unreachable(reason) => unreachable(reason),
+        Unjudged::Unreachable(reason) => unreachable(format!(
+            "{reason}; a PCCS is named with --pccs, Azure's with --azure, saved collateral with \
+             --collateral"
+        )),
     }
 }
 
 /// A certificate that says nothing or lies about its key is a refusal, not bad input.
 fn certificate(judge: &Judge, der: &[u8], at: u64) -> Result<Outcome, Failure> {
     match judge.certificate(der, at) {
-        Ok(judged) => Ok(Outcome {
-            verdict: judged.verdict.clone(),
-            judged: Some(judged),
-            certificate: Some(der.to_vec()),
+        Ok(judged) => Ok(Outcome::of(judged, Origin::Certificate(der.to_vec()))),
+        Err(CertificateUnjudged::Unjudged(error @ Unjudged::Unreachable(_))) => {
+            Err(unjudged(error))
+        }
+        Err(error) => Ok(Outcome {
+            verdict: Verdict::unattested(error.to_string(), at),
+            kept: None,
         }),
-        Err(CertificateUnjudged::Unjudged(Unjudged::Unreachable(reason))) => {
-            Err(unreachable(reason))
-        }
-        Err(error) => {
-            let mut verdict = Verdict::new(at);
-            verdict.push(Check {
-                check: "certificate",
-                value: error.to_string(),
-                rule: "a certificate in date that carries a quote over its own key".into(),
-                pass: false,
-                meaning: "the peer has not shown that it is an enclave".into(),
-                remedy: "check that this is the right peer, and that it serves RA-TLS ([attestation.tls] in its manifest)".into(),
-            });
-            Ok(Outcome {
-                verdict,
-                judged: None,
-                certificate: None,
-            })
-        }
     }
 }
 
 /// A quote, or a certificate in PEM or DER.
 fn file(judge: &Judge, path: &Path, at: u64) -> Result<Outcome, Failure> {
     let bytes = read(path)?;
+    let named = |error: &dyn std::fmt::Display| bad_input(format!("{}: {error}", path.display()));
     // A quote begins with its version, DER with a SEQUENCE, PEM with dashes.
     let pem = bytes.trim_ascii_start().starts_with(b"-----BEGIN");
     if pem || bytes.first() == Some(&0x30) {
-        let der = Certificate::der_of(&bytes).map_err(bad_input)?;
-        Certificate::decode(&der).map_err(bad_input)?;
+        let der = Certificate::der_of(&bytes).map_err(|error| named(&error))?;
+        Certificate::decode(&der).map_err(|error| named(&error))?;
         return certificate(judge, &der, at);
     }
-    let judged = judge.quote(&bytes, None, at).map_err(unjudged)?;
-    Ok(Outcome {
-        verdict: judged.verdict.clone(),
-        judged: Some(judged),
-        certificate: None,
-    })
+    let judged = judge.quote(&bytes, None, at).map_err(|error| match error {
+        Unjudged::BadInput(reason) => named(&reason),
+        error => unjudged(error),
+    })?;
+    Ok(Outcome::of(judged, Origin::File))
 }
 
 /// A coordinator's quote, fresh and over the root certificate of the connection.
@@ -292,10 +303,35 @@ fn coordinator(
             CoordinatorError::NotOne(_) => bad_input(error),
         },
     )?;
-    Ok(Outcome {
-        verdict: judged.verdict,
-        // The nonce is gone with this process: a bundle could not be judged again.
-        judged: None,
-        certificate: None,
-    })
+    let origin = Origin::Coordinator(judged.shown);
+    Ok(Outcome::of(judged.evidence, origin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_are_told_apart() {
+        let address = |subject: &str| address_of(subject).map(Result::ok);
+        let is = |text: &str| Some(Some(text.to_string()));
+        assert_eq!(address("https://a.example"), is("a.example:443"));
+        assert_eq!(address("https://a.example:7/x"), is("a.example:7"));
+        assert_eq!(address("https://[::1]"), is("[::1]:443"));
+        assert_eq!(address("https://[::1]:8/"), is("[::1]:8"));
+        assert_eq!(address("a.example:7"), is("a.example:7"));
+        assert_eq!(address("coordinator://a:4433"), None);
+        for wrong in [
+            "https://",
+            "https://:5",
+            "https://a:99999",
+            "a:99999",
+            "https://a:x",
+        ] {
+            assert_eq!(address(wrong), Some(None), "{wrong}");
+        }
+        for file in ["quote.bin", "./a:b/quote", "a/b:7", "/", "C:"] {
+            assert_eq!(address(file), None, "{file}");
+        }
+    }
 }

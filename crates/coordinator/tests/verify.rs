@@ -2,7 +2,8 @@
 
 mod common;
 
-use bulla_attest::coordinator::{CoordinatorError, judge};
+use bulla_attest::bundle::{Origin, replay, write};
+use bulla_attest::coordinator::{CoordinatorError, Shown, judge};
 use bulla_attest::emulated::{Parameters, Provisioning, QuotingEnclave};
 use bulla_attest::{Accept, HexBytes, Judge, Policy, Verdict};
 use bulla_coordinator::quote::{NoPlatform, QuoteIssuer};
@@ -99,6 +100,44 @@ async fn this_coordinator_is_who_it_says() {
     // The door for marbles is not a coordinator's: it wants a certificate.
     let closed = ask(Machine::new().judge(0x77), &server.mesh).await;
     assert!(matches!(closed, Err(CoordinatorError::Unreachable(_))));
+}
+
+/// What a coordinator showed can be judged again, with the nonce that it was asked with.
+#[tokio::test]
+async fn the_evidence_of_a_coordinator_is_kept() {
+    let machine = Machine::new();
+    let mut asker = machine.judge(0x77);
+    let policy = format!(
+        "insecure_allow_emulated = true\n[[accept]]\nmrenclave = \"{}\"\n",
+        "77".repeat(32)
+    );
+    asker.policy = Policy::from_toml(policy.as_bytes()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let issuer = Box::new(Issuer(machine, None));
+    let server = Server::on(dir.path(), Box::new(TestPlatform), issuer).await;
+    let address = server.client.clone();
+    let judged =
+        tokio::task::spawn_blocking(move || judge(&asker, &address, now(), LIMIT).unwrap())
+            .await
+            .unwrap();
+    let kept = dir.path().join("evidence");
+    let origin = Origin::Coordinator(judged.shown.clone());
+    write(&kept, &judged.evidence, &origin, &policy, None).unwrap();
+    let again = replay(&kept).unwrap();
+    assert!(again.trusted, "{again}");
+    assert_eq!(again, judged.verdict);
+    // Another nonce, another connection: another verdict, so the bundle is refused.
+    for change in [
+        (|shown: &mut Shown| shown.nonce[0] ^= 1) as fn(&mut Shown),
+        |shown| shown.connection.clear(),
+        |shown| shown.chain.clear(),
+    ] {
+        let mut shown = judged.shown.clone();
+        change(&mut shown);
+        let altered = serde_json::to_vec(&shown).unwrap();
+        std::fs::write(kept.join("coordinator.json"), altered).unwrap();
+        assert!(replay(&kept).is_err());
+    }
 }
 
 #[tokio::test]
