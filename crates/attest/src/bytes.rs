@@ -62,6 +62,11 @@ pub(crate) fn one_line(text: &str) -> String {
     words.join(" ")
 }
 
+/// Seconds for people.
+pub(crate) fn rounded(time: std::time::Duration) -> f64 {
+    (time.as_secs_f64() * 10.0).round() / 10.0
+}
+
 /// 32 random bytes.
 pub fn nonce() -> std::io::Result<[u8; 32]> {
     use ring::rand::SecureRandom;

@@ -33,7 +33,7 @@ fn explain(error: io::Error, timeout: Duration) -> io::Error {
     let words = match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!(
             "no answer within {} s; check the address, or give it more time (--timeout)",
-            timeout.as_secs_f32()
+            crate::bytes::rounded(timeout)
         ),
         io::ErrorKind::ConnectionRefused => {
             "nothing listens there; check the address, and that the program runs".into()

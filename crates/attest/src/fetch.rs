@@ -120,7 +120,10 @@ impl Service {
         let failed = |error: ureq::Error| match error {
             ureq::Error::Timeout(_) => io::Error::new(
                 io::ErrorKind::TimedOut,
-                format!("{url}: no answer within {} s", self.timeout.as_secs_f32()),
+                format!(
+                    "{url}: no answer within {} s",
+                    crate::bytes::rounded(self.timeout)
+                ),
             ),
             error => io::Error::other(format!("{url}: {error}")),
         };

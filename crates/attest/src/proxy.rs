@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use crate::ratls::{Approval, Approver, TlsIdentity, client_config, server_config};
+use crate::ratls::{Approval, Approver, Peers, TlsIdentity, client_config, server_config};
 
 /// Most connections at once; more wait.
 const CONNECTIONS_MAX: usize = 4096;
@@ -30,9 +30,9 @@ pub type Issuer = Box<dyn Fn() -> Result<TlsIdentity, String> + Send + Sync>;
 /// Which side of TLS the relay is.
 pub enum Side {
     /// Plain in, TLS to an approved server out.
-    Client { server: Arc<dyn Approver> },
+    Client { server: Peers },
     /// TLS in (from approved clients, if there is an approver), plain out.
-    Server { clients: Option<Arc<dyn Approver>> },
+    Server { clients: Option<Peers> },
 }
 
 enum Ready {
@@ -60,7 +60,10 @@ pub fn run(relay: Relay, log: &mut dyn FnMut(String)) -> io::Result<()> {
         .max_blocking_threads(JUDGED_MAX)
         .enable_all()
         .build()?;
-    let aside = |approver| Arc::new(Aside(approver)) as Arc<dyn Approver>;
+    let aside = |peers| match peers {
+        Peers::Attested(approver) => Peers::Attested(Arc::new(Aside(approver))),
+        issued => issued,
+    };
     let relay = Relay {
         side: match relay.side {
             Side::Client { server } => Side::Client {
@@ -212,7 +215,7 @@ async fn in_time<T>(
     work: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
     timeout(patience, work).await.unwrap_or_else(|_| {
-        let seconds = patience.as_secs_f32();
+        let seconds = crate::bytes::rounded(patience);
         let text = format!("no answer within {seconds} s; more time is given with --timeout");
         Err(io::Error::new(io::ErrorKind::TimedOut, text))
     })

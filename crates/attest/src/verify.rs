@@ -146,6 +146,8 @@ fn classify(message: &str) -> Reason {
         Reason::NotYetValid
     } else if has("expired") || has("Expired") {
         Reason::Expired
+    } else if has("Unsupported QE Identity") {
+        Reason::OtherPlatform
     } else if has("Unsupported") || has("must have version") || has("Unknown QE vendor") {
         Reason::Unsupported
     } else if ["ignature is invalid", "InvalidSignature", "Intel extension"]
@@ -176,6 +178,25 @@ fn classify(message: &str) -> Reason {
     } else {
         Reason::Other
     }
+}
+
+/// The library's messages hold times as `UnixTime(1814400000)`.
+fn with_dates(message: &str) -> String {
+    let mut parts = message.split("UnixTime(");
+    let mut text = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        match part.split_once(')') {
+            Some((seconds, rest)) if seconds.parse::<u64>().is_ok() => {
+                text += &date(seconds.parse().unwrap_or_default());
+                text += rest;
+            }
+            _ => {
+                text += "UnixTime(";
+                text += part;
+            }
+        }
+    }
+    text
 }
 
 /// A TCB status; see [`crate::words`] for what each means.
@@ -346,7 +367,7 @@ pub fn verify(quote: &[u8], collateral: &Collateral, now: u64) -> Result<Evidenc
     let (platform, root) = choose_root(&decoded);
     let not_genuine = |detail: String| VerifyError::NotGenuine {
         reason: classify(&detail),
-        detail,
+        detail: with_dates(&detail),
     };
     let claims = QuoteVerifier::<Remembering>::new_with_config(root.to_vec())
         .allow_debug(true)
@@ -434,6 +455,18 @@ fn check_pce(collateral: &Collateral, claims: &QuoteClaims) -> Result<(), String
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_in_messages_are_dates() {
+        let message = "CrlExpired { time: UnixTime(1814400000), next_update: UnixTime(0) }";
+        assert_eq!(
+            with_dates(message),
+            "CrlExpired { time: 2027-07-01T00:00:00Z, next_update: 1970-01-01T00:00:00Z }"
+        );
+        for odd in ["", "UnixTime(", "UnixTime(x)", "UnixTime(1"] {
+            assert_eq!(with_dates(odd), odd);
+        }
+    }
 
     #[test]
     fn a_quoting_enclave_never_improves_a_platform() {

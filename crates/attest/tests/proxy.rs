@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use bulla_attest::emulated::Parameters;
 use bulla_attest::proxy::{Issuer, Relay, Side, run};
-use bulla_attest::ratls::{Approval, Approver, Request, issue};
+use bulla_attest::ratls::{Approval, Approver, Issued, Peers, Request, TlsIdentity, issue};
 use bulla_attest::{Judge, NoSource, Policy};
 use common::{CPU_SVN, Machine, policy};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::server::danger::ClientCertVerifier;
 
 fn now() -> u64 {
     std::time::UNIX_EPOCH.elapsed().unwrap().as_secs()
@@ -89,11 +91,11 @@ fn talk(address: &str, words: &[u8]) -> Vec<u8> {
 #[test]
 fn plain_programs_talk_through_attested_tls() {
     let server_side = Side::Server {
-        clients: Some(approver(policy())),
+        clients: Some(approver(policy()).into()),
     };
     let (server, _said) = start(echo(), server_side, Some(issuer(|_| ())));
     let client_side = Side::Client {
-        server: approver(policy()),
+        server: approver(policy()).into(),
     };
     let (client, _said2) = start(server, client_side, Some(issuer(|_| ())));
     assert_eq!(talk(&client, b"hello"), b"HELLO");
@@ -121,7 +123,7 @@ fn a_slow_judgement_holds_nobody_else_up() {
     let (entered, is_in) = mpsc::channel();
     let slow = SlowOnce(approver(policy()), Mutex::new(Some((entered, go_on))));
     let side = Side::Client {
-        server: Arc::new(slow),
+        server: Peers::Attested(Arc::new(slow)),
     };
     let (client, _said2) = start(server, side, None);
     let first = client.clone();
@@ -139,11 +141,11 @@ fn a_slow_judgement_holds_nobody_else_up() {
 #[test]
 fn five_hundred_connections_at_once() {
     let server_side = Side::Server {
-        clients: Some(approver(policy())),
+        clients: Some(approver(policy()).into()),
     };
     let (server, _said) = start(echo(), server_side, Some(issuer(|_| ())));
     let client_side = Side::Client {
-        server: approver(policy()),
+        server: approver(policy()).into(),
     };
     let (client, _said2) = start(server, client_side, Some(issuer(|_| ())));
     // All are open before the first says something.
@@ -174,7 +176,7 @@ fn silent_peers_are_given_up_and_wrong_addresses_named() {
         listen: listen.into(),
         forward: forward.into(),
         side: Side::Client {
-            server: approver(policy()),
+            server: approver(policy()).into(),
         },
         issuer: None,
         timeout: Duration::from_millis(200),
@@ -209,7 +211,7 @@ fn nothing_passes_to_or_from_the_wrong_peer() {
     let (client, said) = start(
         server,
         Side::Client {
-            server: approver(policy()),
+            server: approver(policy()).into(),
         },
         None,
     );
@@ -218,12 +220,12 @@ fn nothing_passes_to_or_from_the_wrong_peer() {
     assert!(reason.contains("not trusted"), "{reason}");
     // The client is another enclave, or none.
     let clients = Side::Server {
-        clients: Some(approver(policy())),
+        clients: Some(approver(policy()).into()),
     };
     let (server, said) = start(echo(), clients, Some(issuer(|_| ())));
     for own in [Some(issuer(other)), None] {
         let side = Side::Client {
-            server: approver(policy()),
+            server: approver(policy()).into(),
         };
         let (client, _said) = start(server.clone(), side, own);
         assert_eq!(talk(&client, b"command"), b"");
@@ -235,4 +237,169 @@ fn nothing_passes_to_or_from_the_wrong_peer() {
             .windows(5)
             .any(|window| window == b"PLAIN")
     );
+}
+
+/// Marbles have no quotes in their certificates: their coordinator issued them.
+#[test]
+fn issued_certificates_pass_until_they_are_revoked() {
+    let authority = Authority::new("marble root");
+    let (good, bad) = (authority.issue(1), authority.issue(2));
+    let issued = Arc::new(authority.verifier(&[2]));
+    let side = Side::Server {
+        clients: Some(issued.clone().into()),
+    };
+    let always = |own: &TlsIdentity| -> Option<Issuer> {
+        let (key, certificate) = (own.key.clone(), own.certificate.clone());
+        Some(Box::new(move || {
+            Ok(TlsIdentity {
+                key: key.clone(),
+                certificate: certificate.clone(),
+            })
+        }))
+    };
+    let (server, _said) = start(echo(), side, always(&good));
+    let client = |own: &TlsIdentity| {
+        let side = Side::Client {
+            server: Peers::Issued(issued.clone()),
+        };
+        // By name: the certificate is for localhost.
+        let forward = server.replace("127.0.0.1", "localhost");
+        start(forward, side, always(own))
+    };
+    assert_eq!(talk(&client(&good).0, b"hello"), b"HELLO");
+    assert_eq!(talk(&client(&bad).0, b"hello"), b"");
+    let stranger = Authority::new("marble root").issue(1);
+    assert_eq!(talk(&client(&stranger).0, b"hello"), b"");
+    // Taken back while the proxies run.
+    let (running, said) = client(&good);
+    assert_eq!(talk(&running, b"hello"), b"HELLO");
+    issued.renew(&authority.list(&[1, 2], 1, 600)).unwrap();
+    assert_eq!(talk(&running, b"hello"), b"");
+    let reason = said.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert!(reason.to_lowercase().contains("revoked"), "{reason}");
+}
+
+#[test]
+fn every_way_to_be_no_issued_peer_is_a_refusal() {
+    let authority = Authority::new("marble root");
+    let other = Authority::new("another root");
+    let leaf = authority.issue(7);
+    let at = |issued: &Issued, leaf: &TlsIdentity, name: &str, after: i64| {
+        let now = rustls::pki_types::UnixTime::since_unix_epoch(Duration::from_secs(
+            now().checked_add_signed(after).unwrap(),
+        ));
+        let der = leaf.certificate.clone().into();
+        let name = rustls::pki_types::ServerName::try_from(name.to_string()).unwrap();
+        let server = issued.verify_server_cert(&der, &[], &name, &[], now);
+        let client = issued.verify_client_cert(&der, &[], now);
+        (server.is_ok(), client.is_ok())
+    };
+    let good = authority.verifier(&[]);
+    assert_eq!(at(&good, &leaf, "localhost", 0), (true, true));
+    // Clients have no name to go by.
+    assert_eq!(at(&good, &leaf, "elsewhere", 0), (false, true));
+    let never = (false, false);
+    assert_eq!(at(&authority.verifier(&[7]), &leaf, "localhost", 0), never);
+    assert_eq!(at(&good, &other.issue(7), "localhost", 0), never);
+    // The list has run out, the certificate, or they are of the future.
+    for after in [601, 86_500, -7200] {
+        assert_eq!(at(&good, &leaf, "localhost", after), never, "{after}");
+    }
+    // A list that another authority made says nothing of this one's certificates, even under its name.
+    for forger in [&other, &Authority::new("marble root")] {
+        let list = forger.list(&[], 0, 600);
+        let odd = Issued::new(authority.pem.as_bytes(), &list).unwrap();
+        assert_eq!(at(&odd, &leaf, "localhost", 0), never);
+        assert!(good.renew(&list).is_ok());
+        assert_eq!(at(&good, &leaf, "localhost", 0), never);
+        good.renew(&authority.list(&[], 0, 600)).unwrap();
+    }
+    assert_eq!(at(&good, &leaf, "localhost", 0), (true, true));
+    // An enclave's own certificate is nobody's that was issued.
+    let machine = Machine::new(&Parameters::new(CPU_SVN, now()));
+    let attested = issue(&machine, &Request::new(now())).unwrap();
+    assert_eq!(at(&good, &attested, "localhost", 0), never);
+    // Older lists, and what is none, change nothing.
+    good.renew(&authority.list(&[7], 0, 600)).unwrap();
+    assert!(good.renew(&authority.list(&[], -60, 600)).is_err());
+    let list = authority.list(&[], 0, 600);
+    for wrong in [
+        &b""[..],
+        b"-----BEGIN X509 CRL-----",
+        &list[..list.len() - 1],
+        &vec![0x30; 5 << 20],
+    ] {
+        assert!(good.renew(wrong).is_err());
+        assert!(Issued::new(authority.pem.as_bytes(), wrong).is_err());
+    }
+    assert_eq!(at(&good, &leaf, "localhost", 0), never);
+    for wrong in [&b""[..], b"no PEM", &[0xff], &list] {
+        assert!(Issued::new(wrong, &list).is_err());
+    }
+}
+
+/// Issues certificates for localhost, and says which of them are revoked.
+struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Authority {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![
+            rcgen::KeyUsagePurpose::KeyCertSign,
+            rcgen::KeyUsagePurpose::CrlSign,
+        ];
+        let pem = params.self_signed(&key).unwrap().pem();
+        Authority {
+            issuer: rcgen::Issuer::new(params, key),
+            pem,
+        }
+    }
+
+    fn issue(&self, serial: u64) -> TlsIdentity {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["localhost".into()]).unwrap();
+        params.serial_number = Some(serial.into());
+        params.not_before = time::OffsetDateTime::now_utc() - time::Duration::hours(1);
+        params.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        TlsIdentity {
+            certificate: certificate.der().to_vec(),
+            key: key.serialize_der().into(),
+        }
+    }
+
+    /// Made `after` seconds from now, and good for so many.
+    fn list(&self, serials: &[u64], after: i64, seconds: i64) -> Vec<u8> {
+        let made = time::OffsetDateTime::now_utc() + time::Duration::seconds(after);
+        let revoked = |serial: &u64| rcgen::RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: made,
+            reason_code: None,
+            invalidity_date: None,
+        };
+        rcgen::CertificateRevocationListParams {
+            this_update: made,
+            next_update: made + time::Duration::seconds(seconds),
+            crl_number: 1u64.into(),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        }
+        .signed_by(&self.issuer)
+        .unwrap()
+        .der()
+        .to_vec()
+    }
+
+    fn verifier(&self, serials: &[u64]) -> Issued {
+        Issued::new(self.pem.as_bytes(), &self.list(serials, 0, 600)).unwrap()
+    }
 }

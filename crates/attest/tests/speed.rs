@@ -176,7 +176,7 @@ fn speed() {
     let (client, server) = plain();
     let mutual = rate(|| handshake(&client, &server));
     let client = Arc::new(client_config(judge(), Some(&own)).unwrap());
-    let server = Arc::new(server_config(&own, Some(judge())).unwrap());
+    let server = Arc::new(server_config(&own, Some(judge().into())).unwrap());
     let known = rate(|| handshake(&client, &server));
     // New certificates with new quotes on both sides each time, of a machine whose chain is known. The
     // configurations are made outside of what is measured, and remember nobody.
@@ -187,7 +187,7 @@ fn speed() {
             let client = Arc::new(client_config(judge(), Some(&own)).unwrap());
             (
                 client,
-                Arc::new(server_config(&other, Some(judge())).unwrap()),
+                Arc::new(server_config(&other, Some(judge().into())).unwrap()),
             )
         })
         .collect();

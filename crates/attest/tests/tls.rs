@@ -87,7 +87,7 @@ fn ask(address: SocketAddr, config: ClientConfig) -> std::io::Result<String> {
 fn attested_peers_talk() {
     let machine = machine();
     let (server, client) = (identity(&machine), identity(&machine));
-    let address = serve(server_config(&server, Some(approver(policy()))).unwrap());
+    let address = serve(server_config(&server, Some(approver(policy()).into())).unwrap());
     for _ in 0..2 {
         let config = client_config(approver(policy()), Some(&client)).unwrap();
         assert!(ask(address, config).unwrap().contains("hello"));
@@ -153,7 +153,7 @@ fn impostors_are_refused() {
     );
 
     // The same refusals when they are clients.
-    let server = serve(server_config(&genuine, Some(approver(policy()))).unwrap());
+    let server = serve(server_config(&genuine, Some(approver(policy()).into())).unwrap());
     for client in [&ordinary, &expired, &identity(&other)] {
         let config = client_config(approver(policy()), Some(client)).unwrap();
         assert!(ask(server, config).is_err());

@@ -486,10 +486,12 @@ const PROXY_EXAMPLES: &str = "\
 A client proxy listens for plain connections and forwards each over TLS to a peer that the policy
 trusts. A server proxy listens for TLS, shows a certificate with this enclave's quote, and forwards
 plain connections; it runs inside an enclave (it needs /dev/attestation). With --policy a server
-wants an attested client, and with --attest a client shows its own quote.
+wants an attested client, and with --attest a client shows its own quote. Peers whose certificates a
+coordinator issued are trusted by --authority and --crl instead.
 
 Examples:
   bulla proxy client 127.0.0.1:6379 db.example:6380 --policy policy.toml
+  bulla proxy client 127.0.0.1:6379 db.example:6380 --authority marble-root.pem --crl crl.pem
   bulla proxy server 0.0.0.0:6380 127.0.0.1:6379";
 
 #[derive(Debug, Args)]
@@ -505,8 +507,16 @@ pub struct ProxyArguments {
     pub forward: String,
 
     /// Whom to trust at the other end of TLS
-    #[arg(long, value_name = "FILE", required_if_eq("side", "client"))]
+    #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
+
+    /// Trust instead whom this authority (PEM) has certified: a cluster's marble root
+    #[arg(long, value_name = "FILE", conflicts_with = "policy", requires = "crl")]
+    pub authority: Option<PathBuf>,
+
+    /// The authority's revocation list (`bulla certificate crl`), read anew each half a minute
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    pub crl: Option<PathBuf>,
 
     /// Show a certificate with this enclave's quote, as a client
     #[arg(long)]

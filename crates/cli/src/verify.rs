@@ -30,7 +30,7 @@ const BAD_INPUT: u8 = 3;
 /// Largest input file, in bytes.
 const FILE_MAX: u64 = 4 << 20;
 
-fn bad_input(message: impl std::fmt::Display) -> Failure {
+pub fn bad_input(message: impl std::fmt::Display) -> Failure {
     Failure {
         code: BAD_INPUT,
         message: message.to_string(),
@@ -197,7 +197,7 @@ fn source(arguments: &CollateralArguments) -> Result<Arc<dyn CollateralSource>, 
     Ok(Arc::new(FirstOf(sources)))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+pub fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     read_up_to(path, FILE_MAX)
 }
 

@@ -11,11 +11,13 @@
 
 mod evidence;
 mod issue;
+mod issued;
 mod tls;
 
 pub use evidence::{Binding, CertificateEvidence, EvidenceError};
 pub use issue::{Attester, Identity as TlsIdentity, IssueError, Request, alternative_names, issue};
-pub use tls::{Approval, Approver, PeerVerifier, TlsError, client_config, server_config};
+pub use issued::{Issued, IssuedError, LIST_MAX};
+pub use tls::{Approval, Approver, PeerVerifier, Peers, TlsError, client_config, server_config};
 
 use der::asn1::ObjectIdentifier;
 

@@ -19,6 +19,7 @@ use rustls::{
 use thiserror::Error as ThisError;
 
 use super::issue::Identity;
+use super::issued::Issued;
 use crate::bytes::sha256;
 
 /// Most certificates that are remembered.
@@ -202,16 +203,41 @@ fn pair(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'st
     (vec![certificate], key.into())
 }
 
+/// Who a peer must be.
+#[derive(Clone)]
+pub enum Peers {
+    /// An enclave: its certificate carries a quote.
+    Attested(Arc<dyn Approver>),
+    /// Whoever an authority says: it issued the certificate and has not revoked it.
+    Issued(Arc<Issued>),
+}
+
+impl From<Arc<dyn Approver>> for Peers {
+    fn from(approver: Arc<dyn Approver>) -> Peers {
+        Peers::Attested(approver)
+    }
+}
+
+impl From<Arc<Issued>> for Peers {
+    fn from(issued: Arc<Issued>) -> Peers {
+        Peers::Issued(issued)
+    }
+}
+
 /// A client that talks to approved servers only, and shows its own certificate if it has one.
 /// Sessions are not resumed: each connection is judged.
 pub fn client_config(
-    approver: Arc<dyn Approver>,
+    servers: impl Into<Peers>,
     own: Option<&Identity>,
 ) -> Result<ClientConfig, Error> {
+    let verifier: Arc<dyn ServerCertVerifier> = match servers.into() {
+        Peers::Attested(approver) => Arc::new(PeerVerifier::new(approver)),
+        Peers::Issued(issued) => issued,
+    };
     let builder = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(PeerVerifier::new(approver)));
+        .with_custom_certificate_verifier(verifier);
     let mut config = match own {
         Some(own) => {
             let (chain, key) = pair(own);
@@ -223,15 +249,15 @@ pub fn client_config(
     Ok(config)
 }
 
-/// A server; with an approver, for approved clients only.
-pub fn server_config(
-    own: &Identity,
-    clients: Option<Arc<dyn Approver>>,
-) -> Result<ServerConfig, Error> {
+/// A server; for approved clients only, if it is said who they are.
+pub fn server_config(own: &Identity, clients: Option<Peers>) -> Result<ServerConfig, Error> {
     let builder = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
         .with_safe_default_protocol_versions()?;
     let builder = match clients {
-        Some(approver) => builder.with_client_cert_verifier(Arc::new(PeerVerifier::new(approver))),
+        Some(Peers::Attested(approver)) => {
+            builder.with_client_cert_verifier(Arc::new(PeerVerifier::new(approver)))
+        }
+        Some(Peers::Issued(issued)) => builder.with_client_cert_verifier(issued),
         None => builder.with_no_client_auth(),
     };
     let (chain, key) = pair(own);
