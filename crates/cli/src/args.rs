@@ -65,6 +65,9 @@ pub enum Command {
     Push(crate::registry::PushArguments),
     /// List the images of this machine
     Images(crate::registry::ImagesArguments),
+    /// Show what the cache takes on disk, and make it smaller
+    #[command(subcommand)]
+    Cache(crate::cache::Arguments),
     /// The entry point of confidential images, inside their containers
     Start(Box<crate::start::Arguments>),
     /// Predict the identity (MRENCLAVE, MRSIGNER) of what `run` would start

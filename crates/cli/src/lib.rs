@@ -12,6 +12,7 @@ mod agent;
 mod args;
 mod banner;
 mod build;
+mod cache;
 mod check;
 mod cluster;
 mod containers;
@@ -69,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Push(arguments) => (registry::push(arguments).map(|()| 0), false),
         Command::Images(arguments) => (registry::images(arguments).map(|()| 0), false),
         Command::Check(arguments) => (check::run(arguments), false),
+        Command::Cache(arguments) => (cache::run(arguments).map(|()| 0), false),
         Command::Ps(arguments) => (containers::ps(arguments).map(|()| 0), false),
         Command::Logs(arguments) => (containers::logs(arguments).map(|()| 0), false),
         Command::Stop(arguments) => (containers::stop(arguments).map(|()| 0), false),

@@ -74,12 +74,18 @@ pub struct ImagesArguments {
 
 /// Fetches an image; prints the digest of its manifest.
 pub fn pull(arguments: &PullArguments) -> Result<(), Failure> {
-    let store = Store::of(&Cache::of_user()?)?;
+    let cache = Cache::of_user()?;
+    let store = Store::of(&cache)?;
     let options = Options {
         always: true,
         ..arguments.registry.options()
     };
     let digest = registry::image(&store, &arguments.name, &options)?;
+    // A confidential image is unpacked now, not when somebody waits for its start.
+    let image = store.open(&digest)?;
+    if image.is_built() {
+        cache.built(&image)?;
+    }
     crate::print(&format!("{digest}\n"))
 }
 

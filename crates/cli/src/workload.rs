@@ -384,6 +384,17 @@ pub enum Opened {
     Built(Built),
 }
 
+impl Opened {
+    /// An ordinary image, which is in use from now on; others make room for a new one.
+    fn plain(cache: &Cache, stored: Stored) -> Opened {
+        stored.touch();
+        if stored.built {
+            crate::cache::bound(cache);
+        }
+        Opened::Plain(Box::new(stored))
+    }
+}
+
 impl Source<'_> {
     /// Opens it; an image that is not there is fetched, its root file system built.
     pub fn open(&self, registry: &registry::Options) -> Result<Opened, Failure> {
@@ -391,7 +402,7 @@ impl Source<'_> {
         let build = &mut bulla_oci::build_rootfs;
         let source = match self {
             Source::Directory(path) => {
-                return Ok(Opened::Plain(cache.directory(path, build)?.into()));
+                return Ok(Opened::plain(&cache, cache.directory(path, build)?));
             }
             Source::Image(name) => ImageSource::parse(name)?,
         };
@@ -399,12 +410,12 @@ impl Source<'_> {
         if let ImageSource::File(reference) = &source
             && let Some(stored) = cache.known_image(reference)?
         {
-            return Ok(Opened::Plain(stored.into()));
+            return Ok(Opened::plain(&cache, stored));
         }
         let image = source.open(&cache, registry)?;
         Ok(match image.is_built() {
             true => Opened::Built(cache.built(&image)?),
-            false => Opened::Plain(source.stored(&cache, image, build)?.into()),
+            false => Opened::plain(&cache, source.stored(&cache, image, build)?),
         })
     }
 

@@ -127,7 +127,9 @@ impl Cache {
                 });
             }
         }
-        Built::at(self.place(image, |temporary| self.unpack(image, temporary))?)
+        let built = Built::at(self.place(image, |temporary| self.unpack(image, temporary))?)?;
+        crate::prune::touch(&built.path("about.json"));
+        Ok(built)
     }
 
     /// Makes the directory of a confidential image from the files that its layers were written from,

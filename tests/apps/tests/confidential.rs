@@ -901,6 +901,47 @@ fn check_says_what_will_work() {
     }
 }
 
+/// What can be made again goes, and is made again when it is needed.
+#[test]
+fn the_cache_says_what_it_takes_and_shrinks() {
+    let place = Place::new();
+    let manifest = place.write("bulla.toml", MANIFEST);
+    place.succeed(&["build", &busybox(), "-t", "box:1", "--manifest", &manifest]);
+    let usage = || place.json(&["cache", "show", "--json"]);
+    let before = usage();
+    let bytes = |usage: &Value, what: &str| usage[what].as_u64().unwrap();
+    assert!(bytes(&before, "rootfs") > 1 << 20 && bytes(&before, "images") > 1 << 20);
+    let shown = place.succeed(&["cache", "show"]);
+    assert!(
+        shown.contains("named images") && shown.contains("total"),
+        "{shown}"
+    );
+    // All of it was used a moment ago.
+    assert_eq!(place.succeed(&["cache", "prune"]), "0 MiB freed\n");
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+    for path in walk(&place.path("cache")) {
+        fs::File::open(path).unwrap().set_modified(old).unwrap();
+    }
+    for entry in fs::read_dir(place.path("cache/built-1")).unwrap() {
+        fs::File::open(entry.unwrap().path())
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+    }
+    assert_eq!(
+        place.succeed(&["cache", "prune", "--keep", "1G"]),
+        "0 MiB freed\n"
+    );
+    place.succeed(&["cache", "prune"]);
+    let after = usage();
+    assert_eq!((bytes(&after, "rootfs"), bytes(&after, "built")), (0, 0));
+    assert_eq!(after["images"], before["images"]);
+    let output = place.start(&["-e", "LOG=again", "box:1", "env"]);
+    assert!(text(&output.stdout).contains("LOG=again\n"), "{output:?}");
+    let error = place.fail(&["cache", "prune", "--keep", "much"]);
+    assert!(error.contains("is not a size"), "{error}");
+}
+
 /// As any other image: podman with runc, the enclave emulated.
 #[test]
 fn podman_runs_a_built_image() {
