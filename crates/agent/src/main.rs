@@ -12,6 +12,7 @@ mod files;
 mod marble;
 mod tls;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -64,7 +65,8 @@ fn main() -> ExitCode {
         let uuid = activated
             .as_ref()
             .map(|activated| activated.uuid.to_string());
-        if let Err(error) = start_renewer(&path, &program, uuid) {
+        let environment = activated.as_ref().map(|activated| &activated.env);
+        if let Err(error) = start_renewer(&path, &program, uuid, environment) {
             return failed(format!("the helper that renews cannot be started: {error}"));
         }
     }
@@ -99,7 +101,7 @@ fn failed(reason: impl std::fmt::Display) -> ExitCode {
 fn become_application(
     program: &OsStr,
     arguments: &[OsString],
-    environment: std::collections::BTreeMap<String, OsString>,
+    environment: BTreeMap<String, OsString>,
 ) -> io::Error {
     Command::new(program)
         .args(arguments)
@@ -108,9 +110,19 @@ fn become_application(
 }
 
 /// This program once more, as a helper beside what will be the application.
-fn start_renewer(settings: &OsStr, program: &OsStr, uuid: Option<String>) -> io::Result<()> {
+/// `environment`: what the coordinator gave, for `reload_command`.
+fn start_renewer(
+    settings: &OsStr,
+    program: &OsStr,
+    uuid: Option<String>,
+    environment: Option<&BTreeMap<String, OsString>>,
+) -> io::Result<()> {
     let mut renewer = Command::new(std::env::current_exe()?);
-    renewer.arg(settings).arg(program).env(RENEWER, "1");
+    renewer
+        .arg(settings)
+        .arg(program)
+        .envs(environment.into_iter().flatten())
+        .env(RENEWER, "1");
     if let Some(uuid) = uuid {
         renewer.env(marble::UUID, uuid);
     }

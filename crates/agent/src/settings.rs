@@ -54,6 +54,8 @@ pub struct Coordinator {
     pub uuid_file: Option<PathBuf>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renew_seconds: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crl_seconds: Option<u32>,
     pub reload_signal: i32,
     pub reload_command: Vec<String>,
     pub wait_seconds: u32,
@@ -77,6 +79,7 @@ impl Default for Coordinator {
             directory: "/dev/shm/bulla-marble".into(),
             uuid_file: None,
             renew_seconds: None,
+            crl_seconds: None,
             reload_signal: 0,
             reload_command: Vec::new(),
             wait_seconds: 60,
@@ -126,6 +129,8 @@ impl Default for Tls {
 const HOURS_MAX: u32 = 366 * 24;
 /// Below this nobody can keep up with renewals.
 const SECONDS_MIN: u32 = 3;
+/// Revocation lists go out of date after ten minutes, and the application loads one twice as old.
+const CRL_SECONDS_MAX: u32 = 240;
 
 impl Tls {
     /// How long a certificate lives, in seconds.
@@ -222,6 +227,12 @@ impl Coordinator {
             .is_some_and(|seconds| seconds < SECONDS_MIN)
         {
             return refuse("renew_seconds", "write a number from 3 on");
+        }
+        if self
+            .crl_seconds
+            .is_some_and(|seconds| !(SECONDS_MIN..=CRL_SECONDS_MAX).contains(&seconds))
+        {
+            return refuse("crl_seconds", "write a number from 3 to 240");
         }
         if !(0..=64).contains(&self.reload_signal) {
             return refuse("reload_signal", "write a signal's number, or 0 for none");
@@ -352,6 +363,8 @@ mod tests {
             format!("[coordinator]\n{root}\ndirectory = \"tls\""),
             format!("[coordinator]\n{root}\nuuid_file = \"uuid\""),
             format!("[coordinator]\n{root}\nrenew_seconds = 1"),
+            format!("[coordinator]\n{root}\ncrl_seconds = 2"),
+            format!("[coordinator]\n{root}\ncrl_seconds = 241"),
             format!("[coordinator]\n{root}\nreload_signal = 99"),
         ] {
             assert!(Settings::parse(&text).is_err(), "{text}");

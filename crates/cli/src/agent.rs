@@ -138,7 +138,7 @@ mod tests {
         let config = installed_by(
             "[coordinator]\naddress = \"c:1\"\nmarble = \"web\"\nnames = [\"web\"]\n\
              client_address = \"c:2\"\ndirectory = \"/tls\"\nuuid_file = \"/data/uuid\"\n\
-             renew_seconds = 9\nreload_signal = 1\nreload_command = [\"a\", \"b\"]\nwait_seconds = 7\n\
+             renew_seconds = 9\ncrl_seconds = 30\nreload_signal = 1\nreload_command = [\"a\", \"b\"]\nwait_seconds = 7\n\
              [coordinator.policy]\naccept = [{ mrenclave = \"00000000000000000000000000000000\
              00000000000000000000000000000000\" }]\n\
              [environment]\nPASSWORD = { secret = \"DB_PASSWORD\" }",

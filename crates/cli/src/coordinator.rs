@@ -97,29 +97,42 @@ fn shared_place(arguments: &CoordinatorArguments) -> Result<Option<Box<dyn Place
             .to_string_lossy()
             .into_owned(),
     };
-    let tls = ClientTls {
+    if arguments.kubernetes {
+        let api = Kubernetes::new(&kubernetes(arguments)).map_err(Failure::new)?;
+        let place = ObjectPlace::new(Arc::new(api), &arguments.kubernetes_prefix, &replica);
+        return Ok(Some(Box::new(
+            place.anchored(arguments.freshness_anchor.clone()),
+        )));
+    }
+    if arguments.etcd.is_empty() {
+        return Ok(None);
+    }
+    let tls = store_tls(arguments);
+    let place = EtcdPlace::new(&arguments.etcd, &tls, &arguments.etcd_prefix, &replica);
+    let place = place.map_err(Failure::new)?;
+    Ok(Some(Box::new(
+        place.anchored(arguments.freshness_anchor.clone()),
+    )))
+}
+
+fn store_tls(arguments: &CoordinatorArguments) -> ClientTls {
+    ClientTls {
         authority: arguments.store_ca.clone(),
         identity: arguments
             .store_cert
             .clone()
             .zip(arguments.store_key.clone()),
-    };
-    if arguments.kubernetes {
-        let api = Kubernetes::new(&KubernetesOptions {
-            server: arguments.kubernetes_api.clone(),
-            namespace: arguments.kubernetes_namespace.clone(),
-            token: arguments.kubernetes_token.clone(),
-            tls,
-        })
-        .map_err(Failure::new)?;
-        let place = ObjectPlace::new(Arc::new(api), &arguments.kubernetes_prefix, &replica);
-        return Ok(Some(Box::new(place)));
     }
-    if arguments.etcd.is_empty() {
-        return Ok(None);
+}
+
+/// Where the Kubernetes API is, as the command line says.
+pub fn kubernetes(arguments: &CoordinatorArguments) -> KubernetesOptions {
+    KubernetesOptions {
+        server: arguments.kubernetes_api.clone(),
+        namespace: arguments.kubernetes_namespace.clone(),
+        token: arguments.kubernetes_token.clone(),
+        tls: store_tls(arguments),
     }
-    let place = EtcdPlace::new(&arguments.etcd, &tls, &arguments.etcd_prefix, &replica);
-    Ok(Some(Box::new(place.map_err(Failure::new)?)))
 }
 
 /// What verifies quotes; `collateral` is a file or a directory of them.

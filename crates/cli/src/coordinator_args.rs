@@ -37,17 +37,18 @@ pub struct CoordinatorArguments {
     /// Only who knows the token with this SHA-256 may set a manifest
     #[arg(long, value_name = "HEX")]
     pub owner_token_sha256: Option<String>,
-    /// A file on another disk that remembers how new the state is
+    /// A file on another disk that remembers how new the state is; with --in-enclave and a store that
+    /// replicas share, a directory for a protected volume
     #[arg(long, value_name = "FILE")]
     pub freshness_anchor: Option<PathBuf>,
     /// Keep the state in etcd instead, with other replicas: HOST:PORT of a member (repeatable)
-    #[arg(long, value_name = "ADDRESS", conflicts_with = "freshness_anchor")]
+    #[arg(long, value_name = "ADDRESS")]
     pub etcd: Vec<String>,
     /// What the keys in etcd begin with
     #[arg(long, value_name = "PREFIX", default_value = "/bulla")]
     pub etcd_prefix: String,
     /// Keep the state in Secrets of the Kubernetes API instead, with other replicas
-    #[arg(long, conflicts_with_all = ["freshness_anchor", "etcd"])]
+    #[arg(long, conflicts_with = "etcd")]
     pub kubernetes: bool,
     /// The API's address [default: that of the cluster that this pod runs in]
     #[arg(long, value_name = "URL", requires = "kubernetes")]

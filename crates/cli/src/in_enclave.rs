@@ -2,7 +2,7 @@
 //! the coordinator there.
 //!
 //! The command line inside and the files that options name (certificate, manifest, collateral) are
-//! measured: MRENCLAVE says which owner the coordinator obeys. The state is in a protected volume, whose
+//! measured: MRENCLAVE says which owner the coordinator obeys, and which store it uses. The state is in a protected volume, whose
 //! anchor notices an old copy.
 //!
 //! What is put together stays in the cache, in a directory that is named after its content: it appears
@@ -10,6 +10,7 @@
 
 use crate::coordinator_args::CoordinatorArguments;
 use crate::failure::Failure;
+use bulla_coordinator::store::KubernetesOptions;
 use bulla_oci::Cache;
 use serde::Deserialize;
 use serde_json::json;
@@ -28,22 +29,27 @@ const PT_INTERP: u32 = 3;
 /// Enough for ten thousand marbles; where all of it is added before the start, it costs time.
 const MEMORY: &str = "1G";
 
+/// Where the directory with the Kubernetes API's token is, in the enclave.
+const TOKEN_PLACE: &str = "/run/kubernetes";
+
 /// Becomes `bulla run`; with `--identity`, says what that would be.
 pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
-    if arguments.freshness_anchor.is_some() {
+    if arguments.freshness_anchor.is_some() && !arguments.is_shared() {
         return Err(Failure::new(
-            "--freshness-anchor is for coordinators outside an enclave: the volume of --in-enclave has \
-             an anchor of its own",
-        ));
-    }
-    if arguments.kubernetes {
-        return Err(Failure::new(
-            "--in-enclave does not keep its state in Kubernetes yet, whose tokens change while it runs: \
-             use --etcd, or the volume in --state",
+            "--freshness-anchor is for coordinators outside an enclave, and for stores that replicas share: \
+             the volume of --in-enclave has an anchor of its own",
         ));
     }
     let program = std::env::current_exe().map_err(Failure::new)?;
-    let (files, words) = contents(arguments, &program)?;
+    let kubernetes = match arguments.kubernetes {
+        true => Some(
+            crate::coordinator::kubernetes(arguments)
+                .in_pod()
+                .map_err(Failure::new)?,
+        ),
+        false => None,
+    };
+    let (files, words) = contents(arguments, kubernetes.as_ref(), &program)?;
     let root = lay_out(&files)?;
     let mut command = Command::new(&program);
     match arguments.identity {
@@ -51,16 +57,31 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
         false => command.args(["run", "--quiet"]),
     };
     command.args(["--memory", MEMORY]);
-    // With etcd there is nothing to keep here.
-    if !arguments.is_shared() {
-        let state = &arguments.state;
-        fs::create_dir_all(state).map_err(|error| at(state, error))?;
-        let mut volume = state
-            .canonicalize()
-            .map_err(|error| at(state, error))?
-            .into_os_string();
-        volume.push(":/state");
+    // With a shared store only the anchor is kept here.
+    let kept = match arguments.is_shared() {
+        false => Some((&arguments.state, ":/state")),
+        true => arguments
+            .freshness_anchor
+            .as_ref()
+            .map(|anchor| (anchor, ":/anchor")),
+    };
+    if let Some((place, target)) = kept {
+        fs::create_dir_all(place).map_err(|error| at(place, error))?;
+        let volume = place.canonicalize().map_err(|error| at(place, error))?;
+        let mut volume = volume.into_os_string();
+        volume.push(target);
         command.arg("-v").arg(volume);
+    }
+    // Tokens are exchanged while they are in use, and come from the host anyway.
+    if let Some(token) = kubernetes
+        .as_ref()
+        .and_then(|options| options.token.as_ref())
+        && !arguments.identity
+    {
+        let token = std::path::absolute(token).map_err(|error| at(token, error))?;
+        let mut mount = token.parent().unwrap_or(&token).as_os_str().to_owned();
+        mount.push(format!(":{TOKEN_PLACE}:ro"));
+        command.arg("--insecure-passthrough").arg(mount);
     }
     if let Some(key) = &arguments.insecure_volume_key {
         command.arg("--insecure-volume-key").arg(key);
@@ -107,6 +128,7 @@ type Files = BTreeMap<PathBuf, (Vec<u8>, u32)>;
 
 fn contents(
     arguments: &CoordinatorArguments,
+    kubernetes: Option<&KubernetesOptions>,
     program: &Path,
 ) -> Result<(Files, Vec<OsString>), Failure> {
     let bytes = fs::read(program).map_err(|error| at(program, error))?;
@@ -137,8 +159,23 @@ fn contents(
     for endpoint in &arguments.etcd {
         option("--etcd", endpoint);
     }
-    if arguments.is_shared() {
+    if !arguments.etcd.is_empty() {
         option("--etcd-prefix", &arguments.etcd_prefix);
+    }
+    if let Some(kubernetes) = kubernetes {
+        let known = |value: &Option<String>| value.clone().unwrap_or_default();
+        option("--kubernetes-api", &known(&kubernetes.server));
+        option("--kubernetes-namespace", &known(&kubernetes.namespace));
+        option("--kubernetes-prefix", &arguments.kubernetes_prefix);
+        if let Some(name) = kubernetes.token.as_ref().and_then(|path| path.file_name()) {
+            let token = Path::new(TOKEN_PLACE).join(name);
+            option("--kubernetes-token", &token.to_string_lossy());
+        }
+    }
+    if arguments.is_shared() {
+        if arguments.freshness_anchor.is_some() {
+            option("--freshness-anchor", "/anchor/anchor");
+        }
         let host = rustix::system::uname();
         let host = host.nodename().to_string_lossy();
         option("--replica", arguments.replica.as_deref().unwrap_or(&host));
@@ -146,8 +183,12 @@ fn contents(
     for peer in &arguments.peers {
         option("--peer", peer);
     }
+    let authority = match kubernetes {
+        Some(kubernetes) => &kubernetes.tls.authority,
+        None => &arguments.store_ca,
+    };
     for (name, file) in [
-        ("store-ca", &arguments.store_ca),
+        ("store-ca", authority),
         ("store-cert", &arguments.store_cert),
         ("store-key", &arguments.store_key),
         ("manifest", &arguments.manifest),
@@ -159,6 +200,9 @@ fn contents(
             read(file, &there, &mut files)?;
             option(&format!("--{name}"), &format!("/{}", there.display()));
         }
+    }
+    if kubernetes.is_some() {
+        words.push("--kubernetes".into());
     }
     if arguments.log_json {
         words.push("--log-json".into());
@@ -196,7 +240,14 @@ fn lay_out(files: &Files) -> Result<PathBuf, Failure> {
     let temporary = tempfile::tempdir_in(&place).map_err(|error| at(&place, error))?;
     let new = temporary.path().join("root");
     let mut directories = vec![new.clone()];
-    for directory in ["tmp", "state", "config"] {
+    for directory in [
+        "tmp",
+        "run",
+        "state",
+        "config",
+        "anchor",
+        TOKEN_PLACE.trim_start_matches('/'),
+    ] {
         directories.push(new.join(directory));
     }
     directories.extend(

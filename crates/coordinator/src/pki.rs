@@ -48,6 +48,11 @@ impl Issuer {
         x509::key_id(&self.signer.keys().spki)
     }
 
+    /// An intermediate, by its key (PKCS#8).
+    pub fn intermediate(key: &[u8]) -> Result<Issuer, KeyError> {
+        Ok(Issuer::new(Signer::from_pkcs8(key)?, INTERMEDIATE_NAME))
+    }
+
     fn authority(&self, issuer: &Issuer, names: AlternativeNames<'_>) -> Result<Vec<u8>, KeyError> {
         let now = OffsetDateTime::now_utc();
         Certificate {
@@ -133,7 +138,7 @@ impl Pki {
         Ok(Pki {
             root: Issuer::new(Signer::from_pkcs8(root_key)?, ROOT_NAME),
             root_cert,
-            intermediate: Issuer::new(Signer::from_pkcs8(intermediate_key)?, INTERMEDIATE_NAME),
+            intermediate: Issuer::intermediate(intermediate_key)?,
             intermediate_cert,
             marble_root_cert,
         })
@@ -179,17 +184,22 @@ impl Pki {
     /// The marble that a client certificate belongs to, if it was issued under this marble root
     /// and is in its time.
     pub fn marble_of(&self, der: &[u8]) -> Option<(String, Uuid)> {
-        let (rest, cert) = x509_parser::parse_x509_certificate(der).ok()?;
-        let (_, issuer) = x509_parser::parse_x509_certificate(&self.marble_root_cert).ok()?;
-        if !rest.is_empty()
-            || cert.issuer().as_raw() != issuer.subject().as_raw()
-            || !cert.validity().is_valid()
-            || cert.verify_signature(Some(issuer.public_key())).is_err()
-        {
-            return None;
-        }
-        marble_identity(&cert)
+        marble_under(&self.marble_root_cert, der)
     }
+}
+
+/// The marble that a certificate belongs to, if this issuer (DER) made it and it is in its time.
+pub fn marble_under(issuer: &[u8], der: &[u8]) -> Option<(String, Uuid)> {
+    let (rest, cert) = x509_parser::parse_x509_certificate(der).ok()?;
+    let (_, issuer) = x509_parser::parse_x509_certificate(issuer).ok()?;
+    if !rest.is_empty()
+        || cert.issuer().as_raw() != issuer.subject().as_raw()
+        || !cert.validity().is_valid()
+        || cert.verify_signature(Some(issuer.public_key())).is_err()
+    {
+        return None;
+    }
+    marble_identity(&cert)
 }
 
 /// A marble's type and UUID, as its certificate says.

@@ -370,6 +370,95 @@ async fn what_etcd_puts_back_changes_or_leaves_out_is_noticed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_old_backup_of_etcd_is_noticed_by_an_anchor() {
+    let mut etcd = Etcd::start(1);
+    let dir = tempfile::tempdir().unwrap();
+    let anchor = dir.path().join("anchor");
+    let place = |etcd: &Etcd, anchor: Option<&Path>| {
+        let place = EtcdPlace::new(&etcd.endpoints, &ClientTls::default(), "/bulla", "a");
+        place.unwrap().anchored(anchor.map(Path::to_owned))
+    };
+    let starts = |etcd: &Etcd, anchor| common::opens(&dir.path().join("a"), &place(etcd, anchor));
+    let run = async |etcd: &Etcd, is_first: bool| {
+        let server = replica(Box::new(place(etcd, Some(&anchor))), dir.path(), "a").await;
+        if is_first {
+            let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
+            server.set(&manifest(&admin, &other)).await;
+        }
+        server.activate("frontend", &fresh()).await.unwrap();
+        server.stop().await;
+    };
+    run(&etcd, true).await;
+    etcd.kill();
+    let backup = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        let words = [from.join("."), to.to_owned()];
+        let copied = std::process::Command::new("cp")
+            .arg("-a")
+            .args(words)
+            .status();
+        assert!(copied.unwrap().success());
+    };
+    copy(etcd.directory(), backup.path());
+    etcd.go_on();
+    run(&etcd, false).await;
+    assert_eq!(starts(&etcd, Some(&anchor)), Ok(()));
+    etcd.kill();
+    std::fs::remove_dir_all(etcd.directory().join("m0")).unwrap();
+    copy(backup.path(), etcd.directory());
+    etcd.go_on();
+    // Who kept nothing cannot know.
+    assert_eq!(starts(&etcd, None), Ok(()));
+    let said = starts(&etcd, Some(&anchor)).unwrap_err();
+    assert!(said.contains("older than its freshness anchor"), "{said}");
+    // Who wants it all the same deletes the anchor.
+    std::fs::remove_file(&anchor).unwrap();
+    assert_eq!(starts(&etcd, Some(&anchor)), Ok(()));
+    run(&etcd, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_objects_and_another_state_are_noticed_by_an_anchor() {
+    let api = api::Api::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let place = |prefix: &str, replica: &str| {
+        let kubernetes = Arc::new(Kubernetes::new(&api.options()).unwrap());
+        ObjectPlace::new(kubernetes, prefix, replica).anchored(Some(dir.path().join(replica)))
+    };
+    let [admin, other] = ["admin", "other"].map(|n| self_signed(n).unwrap().0);
+    let server = replica(Box::new(place("bulla", "a")), &dir.path().join("x"), "a").await;
+    server.set(&manifest(&admin, &other)).await;
+    let b = replica(Box::new(place("bulla", "b")), &dir.path().join("x"), "b").await;
+    b.app.join(&server.client).await.unwrap();
+    let old = api.value("bulla-root.head");
+    server.activate("frontend", &fresh()).await.unwrap();
+    // The other has taken it in.
+    b.app.refresh().await.unwrap();
+    let newest = api.value("bulla-root.head");
+    server.stop().await;
+    b.stop().await;
+    for name in ["a", "b"] {
+        let own = dir.path().join("x").join(name);
+        assert_eq!(common::opens(&own, &place("bulla", name)), Ok(()));
+        api.put("bulla-root.head", &old);
+        let said = common::opens(&own, &place("bulla", name)).unwrap_err();
+        assert!(said.contains("older than its freshness anchor"), "{said}");
+        api.put("bulla-root.head", &newest);
+    }
+    // Another state of this very coordinator, elsewhere.
+    let server = replica(Box::new(place("other", "c")), &dir.path().join("x"), "a").await;
+    server.set(&manifest(&admin, &other)).await;
+    server.stop().await;
+    std::fs::copy(dir.path().join("a"), dir.path().join("c")).unwrap();
+    let own = dir.path().join("x").join("a");
+    let said = common::opens(&own, &place("other", "c")).unwrap_err();
+    assert!(
+        said.contains("not the one that its freshness anchor"),
+        "{said}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_kubernetes_api_puts_back_changes_or_leaves_out_is_noticed() {
     let api = api::Api::start().await;
     objects_put_back_changed_or_left_out_are_noticed(&api).await;

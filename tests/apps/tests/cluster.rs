@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Certificates are renewed so often that a test sees it.
 const RENEW_SECONDS: u32 = 4;
+/// And revocation lists are looked for.
+const CRL_SECONDS: u32 = 3;
 
 const FRONT: &str = r#"
 import http.client, http.server, os, signal, ssl
@@ -33,6 +35,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = open("/run/front/greeting", "rb").read()
         else:
             inner = ssl.create_default_context(cafile=place + "ca.crt")
+            inner.load_verify_locations(place + "crl.pem")
+            inner.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
             inner.load_cert_chain(place + "tls.pem")
             api = http.client.HTTPSConnection("api", int(os.environ["API_PORT"]), context=inner, timeout=60)
             api.request("GET", self.path)
@@ -272,7 +276,7 @@ impl Cluster {
             format!(
                 "memory = \"512M\"\n{more}\n[network]\nhosts = {{ api = \"127.0.0.1\", redis = \
                  \"127.0.0.1\" }}\n[coordinator]\naddress = \"localhost:{port}\"\nmarble = \
-                 \"{name}\"\nnames = [\"{name}\"]\nrenew_seconds = {RENEW_SECONDS}\n{reload}\n{trust}\n"
+                 \"{name}\"\nnames = [\"{name}\"]\nrenew_seconds = {RENEW_SECONDS}\ncrl_seconds = {CRL_SECONDS}\n{reload}\n{trust}\n"
             ),
         );
     }
@@ -648,6 +652,19 @@ fn life(runs: Runs) {
     cluster.volume = "other.volume";
     let front = cluster.serve("front");
     assert_ne!(cluster.uuid(cluster.front), uuid);
+
+    // Its peers refuse one that is revoked while it runs and shows a certificate that has not expired.
+    let uuid = cluster.uuid(cluster.api);
+    cluster.bulla(&format!("revoke @ +admin --marble {uuid}"));
+    eventually("refused by its peer", || match cluster.get("/count") {
+        Err(_) if front.output().contains("certificate revoked") => Ok(()),
+        other => Err(format!("{other:?}: {}", front.output())),
+    });
+    assert_eq!(cluster.uuid(cluster.api), uuid, "it still runs");
+    api.stop();
+    let api = cluster.serve("api");
+    let count = cluster.get("/count").unwrap();
+    assert!(count.starts_with("count :"), "{count}");
 
     // The coordinator is killed; the services go on.
     drop(cluster.coordinator.take());

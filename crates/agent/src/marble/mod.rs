@@ -1,13 +1,15 @@
 //! Activation: the coordinator verifies this enclave and gives the container its files, variables,
 //! arguments and certificate.
 //!
-//! - [`wire`]: the call. [`trust`]: whether it was the right coordinator.
+//! - [`wire`]: the call. [`trust`]: whether it was the right coordinator. [`revoked`]: which of the
+//!   cluster's certificates were taken back.
 //! - [`activate`] runs before the application, [`renew`] beside it, in a process of its own.
 //!
 //! A renewal is an activation whose TLS certificate is the marble's present one, so that the
 //! coordinator knows the marble again. Nothing of an answer is used before the coordinator is known to
 //! be the one that the manifest means.
 
+mod revoked;
 mod trust;
 mod wire;
 
@@ -18,6 +20,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use bulla_agent::settings::{Coordinator, is_address, is_name};
@@ -164,10 +167,23 @@ pub fn activate(settings: &Coordinator) -> Result<Activated, MarbleError> {
 
 /// Renews for ever.
 pub fn renew(settings: &Coordinator, uuid: Uuid) {
-    let request = match Wish::new(settings) {
-        Ok(request) => request,
+    let wish = match Wish::new(settings) {
+        Ok(wish) => wish,
         Err(error) => return eprintln!("bulla-agent: no renewal of the certificate: {error}"),
     };
+    let (news, wake) = mpsc::channel();
+    std::thread::scope(|scope| {
+        if let Some(every) = crl_period(settings) {
+            let (wish, news) = (&wish, news.clone());
+            scope.spawn(move || revoked::follow(settings, wish, every, &news));
+        }
+        renew_certificate(settings, &wish, uuid, &wake);
+        // While it is there, nobody else can end the channel.
+        drop(news);
+    });
+}
+
+fn renew_certificate(settings: &Coordinator, wish: &Wish, uuid: Uuid, wake: &mpsc::Receiver<()>) {
     let mut period = match present(settings).map(|identity| period(settings, &identity.certificate))
     {
         Ok(period) => period,
@@ -175,9 +191,11 @@ pub fn renew(settings: &Coordinator, uuid: Uuid) {
     };
     let mut pause = period;
     loop {
-        std::thread::sleep(pause);
+        // In its time, or when certificates have another issuer.
+        let _ = wake.recv_timeout(pause);
         let renewed =
-            present(settings).and_then(|identity| once(settings, &request, uuid, Some(identity)));
+            present(settings).and_then(|identity| once(settings, wish, uuid, Some(identity)));
+        while wake.try_recv().is_ok() {}
         pause = match renewed {
             Ok(done) => {
                 period = self::period(settings, &done.leaf);
@@ -190,6 +208,12 @@ pub fn renew(settings: &Coordinator, uuid: Uuid) {
             }
         };
     }
+}
+
+/// How often revocation lists are looked for, if they are.
+fn crl_period(settings: &Coordinator) -> Option<Duration> {
+    let seconds = settings.crl_seconds?;
+    Some(Duration::from_secs(seconds.into()))
 }
 
 /// After two thirds of the certificate's life, or sooner if the settings say so.
@@ -296,6 +320,7 @@ fn once(
     params
         .distinguished_name
         .push(DnType::CommonName, "bulla marble");
+    let is_renewal = present.is_some();
     let identity = match present {
         Some(identity) => identity,
         None => Identity {
@@ -310,6 +335,14 @@ fn once(
         marble_type: wish.marble_type.clone(),
         uuid: uuid.to_string(),
     };
+    // First: what fails after an activation would have cost one of the marble's budget.
+    let lists = match settings.crl_seconds {
+        Some(_) => {
+            let path = revoked::path(&wish.marble_type);
+            Some(wire::lists(&wish.address, &identity, &path)?)
+        }
+        None => None,
+    };
     let (parameters, server) = wire::activate(&wish.address, &identity, &request)?;
     let mut done = Done {
         parameters,
@@ -322,8 +355,26 @@ fn once(
         &server,
     )?;
     done.leaf = chain;
+    if let Some(lists) = lists {
+        let root = pem_certificates(text(&done.parameters, COORDINATOR_ROOT)?).unwrap_or_default();
+        let root = root.into_iter().next().unwrap_or_default();
+        revoked::understood(&lists, &root)?.put(settings)?;
+        if is_renewal {
+            wait_for_peers(settings, text(&done.parameters, CHAIN)?);
+        }
+    }
     lay_out(settings, &done.parameters)?;
     Ok(done)
+}
+
+/// A certificate of a new issuer is shown only when peers have had the time to load its list: who has
+/// none refuses.
+fn wait_for_peers(settings: &Coordinator, chain: &str) {
+    let issuer = |text: &str| pem_certificates(text)?.into_iter().nth(1);
+    let shown = fs::read_to_string(settings.directory.join("tls.crt")).unwrap_or_default();
+    if issuer(&shown) != issuer(chain) {
+        std::thread::sleep(crl_period(settings).unwrap_or_default() * 2);
+    }
 }
 
 fn text<'a>(parameters: &'a Parameters, name: &str) -> Result<&'a str, MarbleError> {

@@ -1,4 +1,4 @@
-//! `/rpc.Marble/Activate`: one gRPC call over TLS. The server's certificate is only written down here;
+//! `/rpc.Marble/Activate`: one gRPC call over TLS; and the revocation lists, behind the same door. The server's certificate is only written down here;
 //! [`super::trust`] judges it before anything of the answer is used, and the request holds nothing
 //! secret.
 
@@ -68,12 +68,35 @@ pub fn activate(
     identity: &Identity,
     request: &Request,
 ) -> Result<(Parameters, Vec<Vec<u8>>), MarbleError> {
+    in_time(address, call(address, identity, request))
+}
+
+/// The revocation lists at a path of the door, as they are said.
+pub fn lists(address: &str, identity: &Identity, path: &str) -> Result<Vec<u8>, MarbleError> {
+    in_time(address, async {
+        let (answer, _) = asked(address, identity, path, None).await?;
+        match (answer.status, answer.code) {
+            (200, None) => Ok(answer.body.to_vec()),
+            (503, _) => Err(MarbleError::NotReady(printable(&String::from_utf8_lossy(
+                &answer.body,
+            )))),
+            _ => Err(MarbleError::Broken(
+                "it has no revocation lists: leave coordinator.crl_seconds out".into(),
+            )),
+        }
+    })
+}
+
+fn in_time<T>(
+    address: &str,
+    work: impl Future<Output = Result<T, MarbleError>>,
+) -> Result<T, MarbleError> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(MarbleError::Start)?
         .block_on(async {
-            tokio::time::timeout(PATIENCE, call(address, identity, request))
+            tokio::time::timeout(PATIENCE, work)
                 .await
                 .unwrap_or_else(|_| {
                     Err(unreachable(
@@ -93,6 +116,18 @@ async fn call(
     identity: &Identity,
     request: &Request,
 ) -> Result<(Parameters, Vec<Vec<u8>>), MarbleError> {
+    let path = "/rpc.Marble/Activate";
+    let (answer, server) = asked(address, identity, path, Some(request)).await?;
+    Ok((understood(answer)?, server))
+}
+
+/// A gRPC request, or a plain one without a body; and what the server showed.
+async fn asked(
+    address: &str,
+    identity: &Identity,
+    path: &str,
+    request: Option<&Request>,
+) -> Result<(Answer, Vec<Vec<u8>>), MarbleError> {
     let (config, witness) =
         tls(identity).map_err(|error| MarbleError::Broken(error.to_string()))?;
     let failed = |error: &dyn fmt::Display| unreachable(address, error);
@@ -116,14 +151,16 @@ async fn call(
     let driver = tokio::spawn(async move {
         let _ = connection.await;
     });
-    let answer = exchange(&mut client, address, request).await;
+    let url = format!("https://{address}{path}");
+    let answer = exchange(&mut client, &url, request).await;
     driver.abort();
-    let answer = answer.map_err(|error| failed(&error))?;
-    let parameters = understood(answer)?;
-    Ok((parameters, witness.seen()))
+    Ok((answer.map_err(|error| failed(&error))?, witness.seen()))
 }
 
 struct Answer {
+    /// Of HTTP.
+    status: u16,
+    /// Of gRPC.
     code: Option<i32>,
     message: String,
     body: Zeroizing<Vec<u8>>,
@@ -131,20 +168,30 @@ struct Answer {
 
 async fn exchange(
     client: &mut h2::client::SendRequest<Bytes>,
-    address: &str,
-    request: &Request,
+    url: &str,
+    request: Option<&Request>,
 ) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
-    let mut frame = BytesMut::new();
-    frame.put_u8(0);
-    frame.put_u32(request.encoded_len() as u32);
-    request.encode(&mut frame)?;
-    let head = http::Request::post(format!("https://{address}/rpc.Marble/Activate"))
-        .header(http::header::CONTENT_TYPE, "application/grpc")
-        .header(http::header::TE, "trailers")
-        .body(())?;
     std::future::poll_fn(|context| client.poll_ready(context)).await?;
-    let (response, mut body) = client.send_request(head, false)?;
-    body.send_data(frame.freeze(), true)?;
+    let response = match request {
+        None => {
+            client
+                .send_request(http::Request::get(url).body(())?, true)?
+                .0
+        }
+        Some(request) => {
+            let mut frame = BytesMut::new();
+            frame.put_u8(0);
+            frame.put_u32(request.encoded_len() as u32);
+            request.encode(&mut frame)?;
+            let head = http::Request::post(url)
+                .header(http::header::CONTENT_TYPE, "application/grpc")
+                .header(http::header::TE, "trailers")
+                .body(())?;
+            let (response, mut body) = client.send_request(head, false)?;
+            body.send_data(frame.freeze(), true)?;
+            response
+        }
+    };
     let (head, mut stream) = response.await?.into_parts();
     let mut content = Zeroizing::new(Vec::new());
     while let Some(chunk) = stream.data().await {
@@ -161,6 +208,7 @@ async fn exchange(
         value.to_str().ok()
     };
     Ok(Answer {
+        status: head.status.as_u16(),
         code: field("grpc-status").and_then(|code| code.parse().ok()),
         message: percent_decoded(field("grpc-message").unwrap_or_default()),
         body: content,
@@ -246,6 +294,7 @@ mod tests {
     #[test]
     fn answers_are_understood_or_refused() {
         let answer = |code, body: &[u8]| Answer {
+            status: 200,
             code,
             message: "why".into(),
             body: Zeroizing::new(body.to_vec()),

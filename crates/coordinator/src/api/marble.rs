@@ -1,12 +1,13 @@
-//! The marble door: gRPC `/rpc.Marble/Activate`. The messages are few and fixed, so they are
+//! The marble door: gRPC `/rpc.Marble/Activate`, and of our own the revocation lists. The messages are few and fixed, so they are
 //! written down here, and building needs no protoc.
 
 use super::serve::Peer;
 use crate::core::{ActivationError, ActivationRequest, Cluster};
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{Path, Request, State};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
+use http::StatusCode;
 use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
@@ -48,10 +49,33 @@ pub struct Parameters {
 pub fn router(cluster: Arc<Cluster>) -> Router {
     Router::new()
         .route("/rpc.Marble/Activate", post(activate))
+        .route("/crl", get(own_lists))
+        .route("/crl/{namespace}", get(lists))
         .fallback(|| async {
             Status::unimplemented("unknown method").into_http::<axum::body::Body>()
         })
         .with_state(cluster)
+}
+
+async fn own_lists(State(cluster): State<Arc<Cluster>>) -> Response {
+    revocation_bundle(&cluster, "")
+}
+
+async fn lists(State(cluster): State<Arc<Cluster>>, Path(name): Path<String>) -> Response {
+    revocation_bundle(&cluster, &name)
+}
+
+/// A certificate and a list, by turns, PEM.
+fn revocation_bundle(cluster: &Arc<Cluster>, name: &str) -> Response {
+    let unavailable = |reason: String| (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    match cluster.get(name) {
+        Ok(Some(coordinator)) => match coordinator.revocation_bundle() {
+            Ok(bundle) => bundle.into_response(),
+            Err(error) => unavailable(error.to_string()),
+        },
+        Ok(None) => StatusCode::NOT_FOUND.into_response(),
+        Err(error) => unavailable(error.to_string()),
+    }
 }
 
 async fn activate(State(cluster): State<Arc<Cluster>>, request: Request) -> Response {

@@ -197,7 +197,8 @@ pub fn table() -> Vec<Route> {
                 .certified(),
         ),
         route("/crl", get(revocation_list)).get(tells(
-            "The revocation list of the marble root, PEM; load it anew each minute",
+            "The revocation lists of the marble root and of earlier ones whose certificates have not \
+             expired, PEM; load them anew each minute",
             object([("crl", text())]),
         )),
         route("/policy-key", get(policy_key)).get(tells(
@@ -700,8 +701,11 @@ async fn revocation_list(State(app): App) -> Answer {
     struct Data {
         crl: String,
     }
-    let crl = app.revocation_list()?;
+    let lists = app.revocation_lists()?;
     Ok(success(Data {
-        crl: crate::x509::pem("X509 CRL", &crl),
+        crl: lists
+            .iter()
+            .map(|list| crate::x509::pem("X509 CRL", &list.der))
+            .collect(),
     }))
 }

@@ -18,12 +18,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
-use time::Duration;
 use uuid::Uuid;
 use x509_parser::prelude::FromDer;
 
-/// Leaves are short-lived: a marble renews by activating again.
-const DEFAULT_LEAF_HOURS: u32 = 24;
 const MOST_NAMES: usize = 100;
 /// A marble that restarts every few minutes has some hundred certificates in a day.
 const MOST_LEAVES: usize = 500;
@@ -141,7 +138,7 @@ impl Coordinator {
         )?;
         leaf.enclave = hex::encode(evidence.mr_enclave);
         // Who shows the certificate of an earlier activation is no further instance.
-        let known = live.pki.marble_of(certificate);
+        let known = live.known_marble(certificate);
         let budget = match known == Some((request.marble_type.to_owned(), uuid)) {
             true => Budget::Renewal,
             false => Budget::Takes {
@@ -287,10 +284,6 @@ fn parameters(
     let internal = |error: String| ActivationError::Internal(error);
     let request = parse_csr(csr)?;
     check_names(marble, &request)?;
-    let hours = match live.manifest.config.marble_certificate_hours {
-        0 => DEFAULT_LEAF_HOURS,
-        hours => hours,
-    };
     let (leaf, keys) = live
         .pki
         .issue_marble(&MarbleLeaf {
@@ -301,15 +294,14 @@ fn parameters(
             }),
             dns_names: &request.dns_names,
             ip_addresses: &request.ip_addresses,
-            life: Duration::hours(i64::from(hours)),
+            life: live.leaf_life(),
         })
         .map_err(|error| internal(error.to_string()))?;
     let issued = Leaf {
         serial: x509_parser::parse_x509_certificate(&leaf)
             .map(|(_, certificate)| hex::encode(certificate.raw_serial()))
             .map_err(|error| internal(error.to_string()))?,
-        until: (time::OffsetDateTime::now_utc() + Duration::hours(i64::from(hours)))
-            .unix_timestamp(),
+        until: (time::OffsetDateTime::now_utc() + live.leaf_life()).unix_timestamp(),
         enclave: String::new(),
     };
     let bound_type = if marble.disable_secret_binding {

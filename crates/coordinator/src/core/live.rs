@@ -1,8 +1,9 @@
 //! The part of the state that manifests and updates determine.
 
 use crate::json::Bytes;
+use crate::keys::KeyError;
 use crate::manifest::{Manifest, Package, SealMode, User, certificate_der};
-use crate::pki::Pki;
+use crate::pki::{Issuer, Pki, marble_under};
 use crate::secrets::Secret;
 use crate::store::Content;
 use serde::{Deserialize, Serialize};
@@ -10,6 +11,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use uuid::Uuid;
+
+/// Leaves are short-lived: a marble renews by activating again.
+const DEFAULT_LEAF_HOURS: u32 = 24;
 
 /// Its key in the store.
 pub const CORE: &str = "core";
@@ -41,10 +46,28 @@ pub struct Core {
     /// Ours: requests to read secrets that boards must agree to.
     #[serde(default)]
     pub read_requests: BTreeMap<String, ReadRequest>,
+    /// Ours: issuers of certificates that have not expired, the newest first.
+    #[serde(default)]
+    pub earlier: Vec<Earlier>,
     /// Ours: SHA-256 of manifests that were put in force by their signatures; no replays.
     #[serde(default)]
     pub used_policies: BTreeSet<String>,
 }
+
+/// An intermediate that an update of the manifest replaced. It issues nothing more but revocation
+/// lists, and marbles that renew are known by it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Earlier {
+    /// PKCS#8.
+    pub key: Bytes,
+    /// DER.
+    pub certificate: Bytes,
+    /// When the last of its certificates expires, in seconds since 1970.
+    pub until: i64,
+}
+
+/// Updates in one life of a certificate that are remembered.
+const MOST_EARLIER: usize = 16;
 
 /// A manifest of its own, with its own keys, beside the default one.
 #[derive(Clone, Serialize, Deserialize)]
@@ -100,6 +123,8 @@ pub struct Live {
     /// With the packages in force.
     pub manifest: Manifest,
     pub pki: Pki,
+    /// Issuers before the present one, with their certificates.
+    pub earlier: Vec<(Issuer, Vec<u8>)>,
     /// Of the values that it was read from; see [`crate::store::Refreshed`].
     epoch: AtomicU64,
     /// Users by the DER of their certificates.
@@ -118,6 +143,21 @@ impl Core {
         self.intermediate_key = Bytes(pki.intermediate.signer().keys().pkcs8.clone());
         self.intermediate_cert = Bytes(pki.intermediate_cert.clone());
         self.marble_root_cert = Bytes(pki.marble_root_cert.clone());
+    }
+
+    /// A new intermediate takes the place of the one in force, whose certificates live so long.
+    pub fn rotate(&mut self, pki: &Pki, life: time::Duration) {
+        let now = OffsetDateTime::now_utc();
+        let replaced = Earlier {
+            key: self.intermediate_key.clone(),
+            certificate: self.intermediate_cert.clone(),
+            until: (now + life).unix_timestamp(),
+        };
+        self.earlier.insert(0, replaced);
+        self.earlier
+            .retain(|earlier| earlier.until > now.unix_timestamp());
+        self.earlier.truncate(MOST_EARLIER);
+        self.set_pki(pki);
     }
 
     /// Adds a line to the update log, bound to the line before it.
@@ -156,6 +196,15 @@ impl Live {
             core.marble_root_cert.0.clone(),
         )
         .map_err(|error| error.to_string())?;
+        let earlier = core
+            .earlier
+            .iter()
+            .map(|earlier| {
+                let issuer = Issuer::intermediate(&earlier.key.0)?;
+                Ok((issuer, earlier.certificate.0.clone()))
+            })
+            .collect::<Result<_, KeyError>>()
+            .map_err(|error| error.to_string())?;
         let users = manifest
             .users
             .iter()
@@ -168,6 +217,7 @@ impl Live {
             core,
             manifest,
             pki,
+            earlier,
             epoch: AtomicU64::new(0),
             users,
             seal_mode,
@@ -209,6 +259,23 @@ impl Live {
             .iter()
             .find(|(certificate, _)| signature.is_by(certificate, namespace))
             .map(|(_, name)| name.clone())
+    }
+
+    /// The marble whose certificate this is, by the present manifest or an earlier one.
+    pub fn known_marble(&self, certificate: &[u8]) -> Option<(String, Uuid)> {
+        let earlier = self.earlier.iter().map(|(_, issuer)| issuer.as_slice());
+        std::iter::once(self.pki.marble_root_cert.as_slice())
+            .chain(earlier)
+            .find_map(|issuer| marble_under(issuer, certificate))
+    }
+
+    /// How long marbles' certificates live.
+    pub fn leaf_life(&self) -> time::Duration {
+        let hours = match self.manifest.config.marble_certificate_hours {
+            0 => DEFAULT_LEAF_HOURS,
+            hours => hours,
+        };
+        time::Duration::hours(i64::from(hours))
     }
 
     /// The user with exactly this certificate.

@@ -40,6 +40,7 @@ pub use tables::Instance;
 pub use update::UpdateOutcome;
 
 use crate::keys::KeyError;
+use crate::manifest::SealMode;
 use crate::pki::Pki;
 use crate::quote::{QuoteIssuer, QuoteVerifier};
 use crate::recovery::Recovery;
@@ -99,6 +100,8 @@ enum Phase {
     Recovery {
         pki: Arc<Pki>,
         recovery: Arc<Mutex<Recovery>>,
+        /// As the header has it, which anybody may have written.
+        seal_mode: SealMode,
     },
     /// No state yet.
     AcceptingManifest {
@@ -283,6 +286,7 @@ fn phase_of(opened: Opened, tables: &Tables, names: &[String]) -> Result<Phase, 
         Opened::State { header, .. } => Phase::Recovery {
             pki: Arc::new(Pki::generate(names)?),
             recovery: Arc::new(Mutex::new(Recovery::new(header.recovery))),
+            seal_mode: header.seal_mode,
         },
     })
 }

@@ -113,9 +113,13 @@ impl Coordinator {
     }
 
     fn check_replica(&self, quote: &[u8], report_data: &[u8; 32]) -> Result<(), String> {
-        let seal_mode = self
-            .live()
-            .map_or(SealMode::UniqueKey, |live| live.manifest.seal_mode());
+        // Who joins has only the store's word for it. A lie gains nothing: the key that is given must
+        // open the state, and who gives it knows the mode.
+        let seal_mode = match self.phase() {
+            Phase::Running(live) => live.manifest.seal_mode(),
+            Phase::Recovery { seal_mode, .. } => seal_mode,
+            Phase::AcceptingManifest { .. } => SealMode::UniqueKey,
+        };
         let package = self
             .own_package(seal_mode)
             .map_err(|error| error.to_string())?;

@@ -8,6 +8,8 @@ use super::tables::Instance;
 use super::{Coordinator, Credentials, Error};
 use crate::crl::RevocationList;
 use crate::manifest::Resource;
+use crate::x509::pem;
+use std::sync::Arc;
 use std::time::Instant;
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -39,7 +41,13 @@ pub(super) struct KeptList {
     made: Instant,
     revoked: Revoked,
     root: Vec<u8>,
-    der: Vec<u8>,
+    lists: Arc<Vec<IssuersList>>,
+}
+
+/// A revocation list, DER, with its issuer's certificate.
+pub struct IssuersList {
+    pub issuer: Vec<u8>,
+    pub der: Vec<u8>,
 }
 
 impl Coordinator {
@@ -109,9 +117,10 @@ impl Coordinator {
         Ok(live.core.revoked.clone())
     }
 
-    /// The CRL of the marble root, DER: all certificates of revoked marbles, packages and platforms
-    /// that have not expired. Anyone may ask, so it is made anew only when it must be.
-    pub fn revocation_list(&self) -> Result<Vec<u8>, Error> {
+    /// The CRLs of the present issuer and, behind it, of earlier ones: all certificates of revoked
+    /// marbles, packages and platforms that have not expired. Anyone may ask, so they are made anew
+    /// only when they must be.
+    pub fn revocation_lists(&self) -> Result<Arc<Vec<IssuersList>>, Error> {
         let live = self.live()?;
         let mut kept = self.list.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(list) = kept.as_ref()
@@ -119,20 +128,64 @@ impl Coordinator {
             && list.revoked == live.core.revoked
             && list.root == live.pki.marble_root_cert
         {
-            return Ok(list.der.clone());
+            return Ok(list.lists.clone());
         }
-        let der = self.new_revocation_list(&live)?;
+        let lists = Arc::new(self.new_revocation_lists(&live)?);
         *kept = Some(KeptList {
             made: Instant::now(),
             revoked: live.core.revoked.clone(),
             root: live.pki.marble_root_cert.clone(),
-            der: der.clone(),
+            lists: lists.clone(),
         });
-        Ok(der)
+        Ok(lists)
     }
 
-    fn new_revocation_list(&self, live: &Live) -> Result<Vec<u8>, Error> {
+    /// The CRL of the marble root, DER.
+    pub fn revocation_list(&self) -> Result<Vec<u8>, Error> {
+        let lists = self.revocation_lists()?;
+        Ok(lists
+            .first()
+            .map(|list| list.der.clone())
+            .unwrap_or_default())
+    }
+
+    /// All lists, each behind its issuer's certificate, PEM: what marbles load.
+    pub fn revocation_bundle(&self) -> Result<String, Error> {
+        let lists = self.revocation_lists()?;
+        Ok(lists
+            .iter()
+            .map(|list| pem("CERTIFICATE", &list.issuer) + &pem("X509 CRL", &list.der))
+            .collect())
+    }
+
+    fn new_revocation_lists(&self, live: &Live) -> Result<Vec<IssuersList>, Error> {
         let now = OffsetDateTime::now_utc();
+        let serials = self.revoked_serials(live, now);
+        let present = (&live.pki.intermediate, &live.pki.intermediate_cert);
+        let earlier = live.earlier.iter().map(|(issuer, cert)| (issuer, cert));
+        std::iter::once(present)
+            .chain(earlier)
+            .map(|(issuer, certificate)| {
+                // Whose list a serial number belongs on is not known; numbers are random, so a
+                // further one says nothing about anybody else.
+                let der = RevocationList {
+                    issuer: issuer.name(),
+                    issuer_key_id: &issuer.key_id(),
+                    number: now.unix_timestamp().unsigned_abs(),
+                    this_update: now - CLOCK_SKEW,
+                    next_update: now + LIST_LIFE,
+                    serials: &serials,
+                }
+                .sign(issuer.signer())?;
+                Ok(IssuersList {
+                    issuer: certificate.clone(),
+                    der,
+                })
+            })
+            .collect()
+    }
+
+    fn revoked_serials(&self, live: &Live, now: OffsetDateTime) -> Vec<Vec<u8>> {
         let revoked = &live.core.revoked;
         let mut serials = Vec::new();
         for (uuid, instance) in self.tables.instances().iter() {
@@ -150,16 +203,7 @@ impl Coordinator {
             );
         }
         serials.sort();
-        let issuer = &live.pki.intermediate;
-        Ok(RevocationList {
-            issuer: issuer.name(),
-            issuer_key_id: &issuer.key_id(),
-            number: now.unix_timestamp().unsigned_abs(),
-            this_update: now - CLOCK_SKEW,
-            next_update: now + LIST_LIFE,
-            serials: &serials,
-        }
-        .sign(issuer.signer())?)
+        serials
     }
 
     /// Whether a marble's certificate, issued here, was taken back since.

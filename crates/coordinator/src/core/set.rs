@@ -124,6 +124,7 @@ impl Coordinator {
 fn new_core(raw: &[u8], manifest: &Manifest, pki: &Pki) -> Result<Core, Error> {
     let root_secret = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
     let mut core = Core {
+        earlier: Vec::new(),
         manifest: Bytes(raw.to_vec()),
         packages: manifest.packages.clone(),
         root_secret: Bytes(root_secret.0.to_vec()),

@@ -140,7 +140,7 @@ impl Coordinator {
             );
         }
         let pki = live.pki.rotated(&self.options.names)?;
-        core.set_pki(&pki);
+        core.rotate(&pki, live.leaf_life());
         renew_certificates(&mut core, &live.manifest, &pki)?;
         self.replace(live, core).await?;
         Ok(UpdateOutcome::default())
@@ -242,7 +242,7 @@ impl Coordinator {
         }
         core.manifest = pending.manifest.clone();
         core.packages.clone_from(&update.packages);
-        core.set_pki(&pki);
+        core.rotate(&pki, live.leaf_life());
         if update.config.rotate_root_secret {
             let new = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
             core.previous = Some(Previous {

@@ -48,6 +48,15 @@ pub struct FileAnchor {
 }
 
 impl FileAnchor {
+    /// The anchor of a namespace's state beside that of the coordinator's own (`root`).
+    pub fn of(path: Option<&std::path::Path>, id: &str) -> Option<Box<dyn Anchor>> {
+        let mut path = path?.as_os_str().to_owned();
+        if id != "root" {
+            path.push(format!(".{id}"));
+        }
+        Some(Box::new(FileAnchor::new(PathBuf::from(path))))
+    }
+
     pub fn new(path: PathBuf) -> FileAnchor {
         FileAnchor { path }
     }

@@ -91,11 +91,7 @@ pub struct DirectoryPlace {
 
 impl Place for DirectoryPlace {
     fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError> {
-        let anchor = self.anchor.as_ref().map(|anchor| {
-            let mut path = anchor.as_os_str().to_owned();
-            path.push(format!(".{id}"));
-            Box::new(FileAnchor::new(PathBuf::from(path))) as Box<dyn Anchor>
-        });
+        let anchor = FileAnchor::of(self.anchor.as_deref(), id);
         let path = self.directory.join("namespaces").join(id);
         Ok(Box::new(DirectoryStore::open(&path, anchor)?))
     }

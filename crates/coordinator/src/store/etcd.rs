@@ -16,23 +16,19 @@
 //! A commit that lost its race is [`StoreError::Conflict`]: the replica reads what the others wrote
 //! ([`Store::refresh`]) and tries again; [`worker`](super::worker) sees to that.
 
+use super::anchor::Mark;
 use super::etcd_client::{Compare, EtcdClient, Operation};
 use super::http::ClientTls;
-use super::worker::{Changes, Epochs, News, SharedState, Worker};
-use super::{
-    Batch, Content, Header, Opened, Place, Receipt, RefreshReceipt, Refreshed, Store, StoreError,
-    failed,
-};
-use crate::manifest::SealMode;
-use crate::recovery::Plan;
-use crate::seal::{Key, SealingKeys};
+use super::shared::{self, Medium, SharedStore};
+use super::worker::{Changes, News, SharedState};
+use super::{Content, FileAnchor, Header, Place, Store, StoreError};
+use crate::seal::Key;
 use hkdf::Hkdf;
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::oneshot;
 
 /// Batches that are written together at most; etcd allows 128 operations in a transaction, and a
 /// request of 1.5 MiB.
@@ -44,6 +40,7 @@ pub struct EtcdPlace {
     client: Arc<EtcdClient>,
     prefix: String,
     replica: String,
+    anchor: Option<PathBuf>,
 }
 
 impl EtcdPlace {
@@ -58,20 +55,22 @@ impl EtcdPlace {
             client: Arc::new(EtcdClient::new(endpoints, tls)?),
             prefix: prefix.trim_end_matches('/').to_owned(),
             replica: replica.to_owned(),
+            anchor: None,
         })
     }
 
-    pub fn store(&self, id: &str) -> EtcdStore {
-        EtcdStore {
-            place: Arc::new(Names {
-                client: self.client.clone(),
-                base: format!("{}/{id}/", self.prefix),
-                replica: self.replica.clone(),
-            }),
-            worker: None,
-            head_at: 0,
-            key: None,
-        }
+    /// Remembers in a file how new the state was, for when this replica starts.
+    pub fn anchored(self, anchor: Option<PathBuf>) -> EtcdPlace {
+        EtcdPlace { anchor, ..self }
+    }
+
+    fn store(&self, id: &str) -> SharedStore<Names> {
+        let names = Names {
+            client: self.client.clone(),
+            base: format!("{}/{id}/", self.prefix),
+            replica: self.replica.clone(),
+        };
+        SharedStore::new(names, FileAnchor::of(self.anchor.as_deref(), id))
     }
 }
 
@@ -93,7 +92,7 @@ struct Names {
 }
 
 impl Names {
-    fn head(&self) -> Vec<u8> {
+    fn head_key(&self) -> Vec<u8> {
         format!("{}head", self.base).into_bytes()
     }
 
@@ -101,7 +100,7 @@ impl Names {
         format!("{}{snapshot}/", self.base).into_bytes()
     }
 
-    fn own_key(&self, snapshot: &str) -> Vec<u8> {
+    fn key_of(&self, snapshot: &str) -> Vec<u8> {
         format!("{}{snapshot}/key/{}", self.base, hex::encode(&self.replica)).into_bytes()
     }
 
@@ -112,20 +111,87 @@ impl Names {
     fn entry(&self, snapshot: &str, key: &str) -> Vec<u8> {
         format!("{}{snapshot}/kv/{key}", self.base).into_bytes()
     }
+}
+
+impl Medium for Names {
+    type Head = Head;
+    type At = i64;
+    type Replica = Replica;
+
+    fn read_head(&self) -> Result<Option<(Head, i64)>, StoreError> {
+        let found = self.client.get(&self.head_key())?;
+        let Some(found) = found else { return Ok(None) };
+        let head = serde_json::from_slice(&found.value).map_err(|error| self.damaged(error))?;
+        Ok(Some((head, found.mod_revision)))
+    }
+
+    fn own_key(&self, head: &Head) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.client.get(&self.key_of(&head.header.snapshot))?;
+        Ok(found.map(|found| found.value))
+    }
+
+    fn put_own_key(&self, head: &Head, sealed: &[u8]) -> Result<(), StoreError> {
+        self.client.put(&self.key_of(&head.header.snapshot), sealed)
+    }
+
+    fn read(self: &Arc<Self>, key: &Key) -> Result<Replica, StoreError> {
+        let (head, _) = self
+            .read_head()?
+            .ok_or_else(|| self.damaged("it is gone"))?;
+        // A wrong key is the uploader's mistake, not damage.
+        head.open(key)?;
+        let mut replica = Replica::new(self.clone(), key.clone(), head.header)?;
+        replica.read_all()?;
+        Ok(replica)
+    }
+
+    fn install(
+        self: &Arc<Self>,
+        seal: &dyn Fn(&Head) -> Result<Vec<u8>, StoreError>,
+        key: &Key,
+        header: Header,
+        content: Content,
+        replaces: Option<&i64>,
+    ) -> Result<Replica, StoreError> {
+        let mut replica = Replica::new(self.clone(), key.clone(), header)?;
+        let (client, snapshot) = (&self.client, replica.header.snapshot.clone());
+        let begun = replica.head()?;
+        self.put_own_key(&begun, &seal(&begun)?)?;
+        let mut operations = Vec::new();
+        let mut bytes = 0;
+        for (name, value) in content {
+            let sealed = replica.set(&name, Some(value))?;
+            bytes += sealed.len();
+            operations.push(Operation::Put(self.entry(&snapshot, &name), sealed));
+            if operations.len() >= MOST_OPERATIONS || bytes >= MOST_BYTES / 2 {
+                client.write(&operations)?;
+                operations.clear();
+                bytes = 0;
+            }
+        }
+        client.write(&operations)?;
+        let old = self.read_head()?;
+        let compare = Compare {
+            key: self.head_key(),
+            mod_revision: replaces.copied().unwrap_or_default(),
+        };
+        let Some(at) = client.transact(&compare, &[replica.put_head()?])? else {
+            client.write(&[Operation::DeletePrefix(self.snapshot(&snapshot))])?;
+            return Err(StoreError::Conflict);
+        };
+        if let Some((old, _)) = old {
+            let gone = self.snapshot(&old.header.snapshot);
+            client.write(&[Operation::DeletePrefix(gone)])?;
+        }
+        replica.head_at = at;
+        Ok(replica)
+    }
 
     fn damaged(&self, reason: impl ToString) -> StoreError {
         StoreError::Damaged {
             path: PathBuf::from(format!("etcd:{}", self.base)),
             reason: reason.to_string(),
         }
-    }
-
-    /// The head and where it is; None if there is no state.
-    fn read_head(&self) -> Result<Option<(Head, i64)>, StoreError> {
-        let found = self.client.get(&self.head())?;
-        let Some(found) = found else { return Ok(None) };
-        let head = serde_json::from_slice(&found.value).map_err(|error| self.damaged(error))?;
-        Ok(Some((head, found.mod_revision)))
     }
 }
 
@@ -166,223 +232,16 @@ impl Head {
     }
 }
 
-pub struct EtcdStore {
-    place: Arc<Names>,
-    worker: Option<Worker<Replica>>,
-    /// Where the head was when it was last read; 0: there was none.
-    head_at: i64,
-    key: Option<Key>,
-}
-
-fn key_context(header: &Header) -> Vec<u8> {
-    format!("bulla data key of {} in {}", header.state, header.snapshot).into_bytes()
-}
-
-impl EtcdStore {
-    fn start(&mut self, replica: Replica, epochs: Epochs) {
-        self.stop();
-        self.key = Some(replica.key.clone());
-        self.worker = Some(Worker::start(replica, epochs));
+impl shared::Head for Head {
+    fn header(&self) -> &Header {
+        &self.header
     }
 
-    fn stop(&mut self) -> Option<(Replica, Epochs)> {
-        self.worker.take()?.stop()
-    }
-
-    /// Begins or goes on under a new header, all in one transaction.
-    fn install(
-        &mut self,
-        keys: &dyn SealingKeys,
-        key: &Key,
-        header: Header,
-        content: Content,
-        epochs: Epochs,
-    ) -> Result<(), StoreError> {
-        let mut replica = Replica::new(self.place.clone(), key.clone(), header)?;
-        let sealed = keys
-            .key(replica.header.seal_mode)?
-            .seal(&key_context(&replica.header), &key.0)?;
-        let (client, snapshot) = (&self.place.client, replica.header.snapshot.clone());
-        client.put(&self.place.own_key(&snapshot), &sealed)?;
-        let mut operations = Vec::new();
-        let mut bytes = 0;
-        for (name, value) in content {
-            let sealed = replica.set(&name, Some(value))?;
-            bytes += sealed.len();
-            operations.push(Operation::Put(self.place.entry(&snapshot, &name), sealed));
-            if operations.len() >= MOST_OPERATIONS || bytes >= MOST_BYTES / 2 {
-                client.write(&operations)?;
-                operations.clear();
-                bytes = 0;
-            }
-        }
-        client.write(&operations)?;
-        let old = self.place.read_head()?;
-        let head = Operation::Put(self.place.head(), replica.head()?);
-        let compare = Compare {
-            key: self.place.head(),
-            mod_revision: self.head_at,
-        };
-        let at = match client.transact(&compare, &[head])? {
-            Some(at) => at,
-            None => {
-                client.write(&[Operation::DeletePrefix(self.place.snapshot(&snapshot))])?;
-                return Err(StoreError::Conflict);
-            }
-        };
-        if let Some((old, _)) = old {
-            let gone = self.place.snapshot(&old.header.snapshot);
-            client.write(&[Operation::DeletePrefix(gone)])?;
-        }
-        self.head_at = at;
-        replica.head_at = at;
-        self.start(replica, epochs);
-        Ok(())
-    }
-}
-
-impl Store for EtcdStore {
-    fn load(&mut self, keys: &dyn SealingKeys) -> Result<Opened, StoreError> {
-        self.stop();
-        let Some((head, at)) = self.place.read_head()? else {
-            self.head_at = 0;
-            return Ok(Opened::Empty);
-        };
-        self.head_at = at;
-        let header = head.header;
-        let key = self
-            .place
-            .client
-            .get(&self.place.own_key(&header.snapshot))?
-            .and_then(|sealed| {
-                let sealing = keys.key(header.seal_mode).ok()?;
-                let plain = sealing.open(&key_context(&header), &sealed.value).ok()?;
-                Some(Key(plain.as_slice().try_into().ok()?))
-            });
-        let content = match key {
-            Some(key) => Some(self.unseal(&key)?),
-            None => None,
-        };
-        Ok(Opened::State { header, content })
-    }
-
-    fn unseal(&mut self, key: &Key) -> Result<Content, StoreError> {
-        self.stop();
-        let (head, _) = self
-            .place
-            .read_head()?
-            .ok_or_else(|| self.place.damaged("it is gone"))?;
-        // A wrong key is the uploader's mistake, not damage.
-        head.open(key)?;
-        let mut replica = Replica::new(self.place.clone(), key.clone(), head.header)?;
-        replica.read_all()?;
-        self.head_at = replica.head_at;
-        let content = replica.content();
-        self.start(replica, Epochs::default());
-        Ok(content)
-    }
-
-    fn begin(
-        &mut self,
-        keys: &dyn SealingKeys,
-        key: &Key,
-        header: Header,
-        content: Content,
-    ) -> Result<(), StoreError> {
-        self.stop();
-        self.install(keys, key, header, content, Epochs::default())
-    }
-
-    fn rekey(
-        &mut self,
-        keys: &dyn SealingKeys,
-        key: &Key,
-        seal_mode: SealMode,
-        recovery: Plan,
-        batch: Batch,
-    ) -> Result<bool, StoreError> {
-        let Some((old, epochs)) = self.stop() else {
-            return Ok(false);
-        };
-        if batch.epoch != epochs.now {
-            self.start(old, epochs);
-            return Err(StoreError::Conflict);
-        }
-        let header = Header {
-            revision: old.revision + 1,
-            ..Header::new(seal_mode, recovery)?
-        };
-        let header = Header {
-            state: old.header.state.clone(),
-            ..header
-        };
-        let mut content = old.content();
-        batch.apply(&mut content);
-        self.head_at = old.head_at;
-        let next = Epochs {
-            now: epochs.now,
-            told: epochs.now,
-        };
-        match self.install(keys, key, header, content, next) {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                self.start(old, epochs);
-                Err(error)
-            }
-        }
-    }
-
-    fn rewrite_key(&self, keys: &dyn SealingKeys, key: &Key) -> Result<(), StoreError> {
-        let (head, _) = self
-            .place
-            .read_head()?
-            .ok_or_else(|| self.place.damaged("it is gone"))?;
-        let sealed = keys
-            .key(head.header.seal_mode)?
-            .seal(&key_context(&head.header), &key.0)?;
-        self.place
-            .client
-            .put(&self.place.own_key(&head.header.snapshot), &sealed)
-    }
-
-    fn commit(&self, batch: Batch) -> Receipt {
-        match &self.worker {
-            Some(worker) => worker.commit(batch),
-            None => failed(),
-        }
-    }
-
-    fn refresh(&self) -> Option<RefreshReceipt> {
-        Some(match &self.worker {
-            Some(worker) => worker.refresh(),
-            // Nothing is open: has somebody begun a state, or another one?
-            None => {
-                let (sender, receiver) = oneshot::channel();
-                let place = self.place.clone();
-                let known = self.head_at;
-                std::thread::spawn(move || {
-                    let answer =
-                        place
-                            .read_head()
-                            .map(|head| match head.map_or(0, |(_, at)| at) == known {
-                                true => Refreshed::Unchanged,
-                                false => Refreshed::Replaced,
-                            });
-                    let _ = sender.send(answer);
-                });
-                receiver
-            }
-        })
-    }
-
-    fn data_key(&self) -> Option<Key> {
-        self.key.clone()
-    }
-}
-
-impl Drop for EtcdStore {
-    fn drop(&mut self) {
-        self.stop();
+    fn key_context(&self) -> Vec<u8> {
+        let Header {
+            state, snapshot, ..
+        } = &self.header;
+        format!("bulla data key of {state} in {snapshot}").into_bytes()
     }
 }
 
@@ -475,9 +334,13 @@ impl Replica {
         Ok(sealed)
     }
 
-    fn head(&self) -> Result<Vec<u8>, StoreError> {
-        let head = Head::new(&self.header, self.revision, &self.digest, &self.key)?;
-        Ok(serde_json::to_vec(&head).unwrap_or_default())
+    fn head(&self) -> Result<Head, StoreError> {
+        Head::new(&self.header, self.revision, &self.digest, &self.key)
+    }
+
+    fn put_head(&self) -> Result<Operation, StoreError> {
+        let head = serde_json::to_vec(&self.head()?).unwrap_or_default();
+        Ok(Operation::Put(self.place.head_key(), head))
     }
 
     fn read_all(&mut self) -> Result<(), StoreError> {
@@ -498,7 +361,7 @@ impl Replica {
         let (head, entries) =
             place
                 .client
-                .get_with_prefix(&place.head(), &prefix, self.head_at + 1)?;
+                .get_with_prefix(&place.head_key(), &prefix, self.head_at + 1)?;
         let Some(found) = head else { return Ok(false) };
         let head: Head =
             serde_json::from_slice(&found.value).map_err(|error| place.damaged(error))?;
@@ -528,7 +391,27 @@ impl Replica {
     }
 }
 
+impl shared::Replica for Replica {
+    type At = i64;
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn at(&self) -> i64 {
+        self.head_at
+    }
+}
+
 impl SharedState for Replica {
+    fn mark(&self) -> Mark {
+        Mark {
+            state: self.header.state.clone(),
+            revision: self.revision,
+            next: None,
+        }
+    }
+
     fn fits(&self, changes: usize, bytes: usize) -> bool {
         changes <= MOST_OPERATIONS && bytes <= MOST_BYTES
     }
@@ -565,9 +448,9 @@ impl SharedState for Replica {
         }
         self.revision += 1;
         let written = result.and_then(|()| {
-            operations.push(Operation::Put(self.place.head(), self.head()?));
+            operations.push(self.put_head()?);
             let compare = Compare {
-                key: self.place.head(),
+                key: self.place.head_key(),
                 mod_revision: self.head_at,
             };
             self.place

@@ -36,6 +36,31 @@ pub struct KubernetesOptions {
     pub tls: ClientTls,
 }
 
+impl KubernetesOptions {
+    /// With what a pod of a cluster finds by itself.
+    pub fn in_pod(&self) -> Result<KubernetesOptions, StoreError> {
+        let account = Path::new(ACCOUNT);
+        let present = |name: &str| Some(account.join(name)).filter(|path| path.exists());
+        let unknown = |what: &str| StoreError::Remote(what.to_owned());
+        let mut found = self.clone();
+        if found.server.is_none() {
+            found.server = Some(in_cluster().ok_or_else(|| {
+                unknown("this is no pod of a cluster: name the API with --kubernetes-api")
+            })?);
+            // They are for that server alone.
+            found.token = found.token.or_else(|| present("token"));
+            found.tls.authority = found.tls.authority.or_else(|| present("ca.crt"));
+        }
+        if found.namespace.is_none() {
+            let text = std::fs::read_to_string(account.join("namespace")).map_err(|_| {
+                unknown("this pod's namespace is not known: name it with --kubernetes-namespace")
+            })?;
+            found.namespace = Some(text.trim().to_owned());
+        }
+        Ok(found)
+    }
+}
+
 pub struct Kubernetes {
     agent: ureq::Agent,
     /// Up to and with `/secrets`.
@@ -45,38 +70,14 @@ pub struct Kubernetes {
 
 impl Kubernetes {
     pub fn new(options: &KubernetesOptions) -> Result<Kubernetes, StoreError> {
-        let account = Path::new(ACCOUNT);
-        let server = match &options.server {
-            Some(server) => server.trim_end_matches('/').to_owned(),
-            None => in_cluster().ok_or_else(|| {
-                StoreError::Remote(
-                    "this is no pod of a cluster: name the API with --kubernetes-api".to_owned(),
-                )
-            })?,
-        };
-        let namespace = match &options.namespace {
-            Some(namespace) => namespace.clone(),
-            None => std::fs::read_to_string(account.join("namespace"))
-                .map(|text| text.trim().to_owned())
-                .map_err(|_| {
-                    StoreError::Remote(
-                        "this pod's namespace is not known: name it with --kubernetes-namespace"
-                            .to_owned(),
-                    )
-                })?,
-        };
-        let present = |name: &str| Some(account.join(name)).filter(|path| path.exists());
-        let mut tls = options.tls.clone();
-        if tls.authority.is_none() && options.server.is_none() {
-            tls.authority = present("ca.crt");
-        }
+        let options = options.in_pod()?;
+        let server = options.server.unwrap_or_default();
+        let server = server.trim_end_matches('/');
+        let namespace = options.namespace.unwrap_or_default();
         Ok(Kubernetes {
-            agent: agent(&tls, PATIENCE)?,
+            agent: agent(&options.tls, PATIENCE)?,
             base: format!("{server}/api/v1/namespaces/{namespace}/secrets"),
-            token: options
-                .token
-                .clone()
-                .or_else(|| present("token").filter(|_| options.server.is_none())),
+            token: options.token,
         })
     }
 

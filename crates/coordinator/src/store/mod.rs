@@ -11,14 +11,15 @@ mod http;
 mod journal;
 mod kubernetes;
 mod objects;
+mod shared;
 mod worker;
 
 pub use anchor::{Anchor, FileAnchor, Mark};
 pub use directory::{DirectoryPlace, DirectoryStore, Header, Opened, SEALED_DATA, SEALED_KEY};
-pub use etcd::{EtcdPlace, EtcdStore};
+pub use etcd::EtcdPlace;
 pub use http::ClientTls;
 pub use kubernetes::{Kubernetes, KubernetesOptions};
-pub use objects::{Object, ObjectPlace, ObjectStore, Objects};
+pub use objects::{Object, ObjectPlace, Objects};
 
 use crate::manifest::SealMode;
 use crate::recovery::Plan;

@@ -13,21 +13,17 @@
 //! A journal that has grown, or a batch that does not fit into it, makes a new snapshot: its pieces
 //! first, then the head, then the old pieces go. Who reads meanwhile begins again.
 
+use super::anchor::Mark;
 use super::journal::Position;
-use super::worker::{Changes, Epochs, News, SharedState, Worker};
-use super::{
-    Batch, Content, Header, Opened, Place, Receipt, RefreshReceipt, Refreshed, Store, StoreError,
-    failed,
-};
+use super::shared::{self, Medium, SharedStore};
+use super::worker::{Changes, News, SharedState};
+use super::{Batch, Content, FileAnchor, Header, Place, Store, StoreError};
 use crate::json::Bytes;
-use crate::manifest::SealMode;
-use crate::recovery::Plan;
-use crate::seal::{Key, SealError, SealingKeys};
+use crate::seal::{Key, SealError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokio::sync::oneshot;
 
 /// A journal that is longer is folded: each commit sends all of it.
 const FOLD_BYTES: usize = 96 << 10;
@@ -65,6 +61,7 @@ pub struct ObjectPlace {
     objects: Arc<dyn Objects>,
     prefix: String,
     replica: String,
+    anchor: Option<PathBuf>,
 }
 
 impl ObjectPlace {
@@ -75,37 +72,39 @@ impl ObjectPlace {
             objects,
             prefix: prefix.to_owned(),
             replica: replica.to_owned(),
+            anchor: None,
         }
     }
 
-    pub fn store(&self, id: &str) -> ObjectStore {
-        ObjectStore {
-            names: Arc::new(Names {
-                objects: self.objects.clone(),
-                base: format!("{}-{id}", self.prefix),
-                // Names of objects are short, and lower-case.
-                replica: hex::encode(&crate::sha256(self.replica.as_bytes())[..16]),
-            }),
-            worker: None,
-            version: None,
-            key: None,
+    /// Remembers in a file how new the state was, for when this replica starts.
+    pub fn anchored(self, anchor: Option<PathBuf>) -> ObjectPlace {
+        ObjectPlace { anchor, ..self }
+    }
+
+    fn names(&self, id: &str) -> Names {
+        Names {
+            objects: self.objects.clone(),
+            base: format!("{}-{id}", self.prefix),
+            // Names of objects are short, and lower-case.
+            replica: hex::encode(&crate::sha256(self.replica.as_bytes())[..16]),
         }
     }
 }
 
 impl Place for ObjectPlace {
     fn open(&self, id: &str) -> Result<Box<dyn Store>, StoreError> {
-        Ok(Box::new(self.store(id)))
+        let anchor = FileAnchor::of(self.anchor.as_deref(), id);
+        Ok(Box::new(SharedStore::new(self.names(id), anchor)))
     }
 
     fn remove(&self, id: &str) -> Result<(), StoreError> {
-        let store = self.store(id);
-        let Some((head, _)) = store.names.read_head()? else {
+        let names = self.names(id);
+        let Some((head, _)) = names.read_head()? else {
             return Ok(());
         };
-        self.objects.delete(&store.names.head())?;
-        store.names.remove_pieces(&head);
-        self.objects.delete(&store.names.own_key(&head))
+        self.objects.delete(&names.head())?;
+        names.remove_pieces(&head);
+        self.objects.delete(&names.key_of(&head))
     }
 }
 
@@ -132,13 +131,19 @@ impl Head {
         context
     }
 
-    fn key_context(&self) -> Vec<u8> {
-        format!("bulla data key {} of {}", self.key, self.header.state).into_bytes()
-    }
-
     /// Where its journal begins.
     fn position(&self) -> Position {
         Position::after_snapshot(&self.header.snapshot, self.header.revision)
+    }
+}
+
+impl shared::Head for Head {
+    fn header(&self) -> &Header {
+        &self.header
+    }
+
+    fn key_context(&self) -> Vec<u8> {
+        format!("bulla data key {} of {}", self.key, self.header.state).into_bytes()
     }
 }
 
@@ -157,27 +162,12 @@ impl Names {
         format!("{}.{}.{number}", self.base, head.header.snapshot)
     }
 
-    fn own_key(&self, head: &Head) -> String {
+    fn key_of(&self, head: &Head) -> String {
         format!("{}.{}.{}", self.base, head.key, self.replica)
     }
 
     fn path(&self) -> PathBuf {
         PathBuf::from(format!("{}/{}", self.objects.place(), self.base))
-    }
-
-    fn damaged(&self, reason: impl ToString) -> StoreError {
-        StoreError::Damaged {
-            path: self.path(),
-            reason: reason.to_string(),
-        }
-    }
-
-    fn read_head(&self) -> Result<Option<(Head, String)>, StoreError> {
-        let Some(object) = self.objects.get(&self.head())? else {
-            return Ok(None);
-        };
-        let head = serde_json::from_slice(&object.bytes).map_err(|error| self.damaged(error))?;
-        Ok(Some((head, object.version)))
     }
 
     /// The snapshot's content. A piece that is missing was folded away meanwhile: a conflict.
@@ -268,35 +258,29 @@ impl Names {
     }
 }
 
-pub struct ObjectStore {
-    names: Arc<Names>,
-    worker: Option<Worker<Replica>>,
-    /// The head's version when it was last read.
-    version: Option<String>,
-    key: Option<Key>,
-}
+impl Medium for Names {
+    type Head = Head;
+    type At = String;
+    type Replica = Replica;
 
-impl ObjectStore {
-    fn start(&mut self, replica: Replica, epochs: Epochs) {
-        self.stop();
-        self.key = Some(replica.key.clone());
-        self.version = Some(replica.version.clone());
-        self.worker = Some(Worker::start(replica, epochs));
+    fn read_head(&self) -> Result<Option<(Head, String)>, StoreError> {
+        let Some(object) = self.objects.get(&self.head())? else {
+            return Ok(None);
+        };
+        let head = serde_json::from_slice(&object.bytes).map_err(|error| self.damaged(error))?;
+        Ok(Some((head, object.version)))
     }
 
-    fn stop(&mut self) -> Option<(Replica, Epochs)> {
-        self.worker.take()?.stop()
+    fn own_key(&self, head: &Head) -> Result<Option<Vec<u8>>, StoreError> {
+        let found = self.objects.get(&self.key_of(head))?;
+        Ok(found.map(|object| object.bytes))
     }
 
-    fn seal_key(&self, keys: &dyn SealingKeys, key: &Key, head: &Head) -> Result<(), StoreError> {
-        let sealed = keys
-            .key(head.header.seal_mode)?
-            .seal(&head.key_context(), &key.0)?;
-        let name = self.names.own_key(head);
-        let objects = &self.names.objects;
+    fn put_own_key(&self, head: &Head, sealed: &[u8]) -> Result<(), StoreError> {
+        let name = self.key_of(head);
         for _ in 0..WRITES {
-            let version = objects.get(&name)?.map(|object| object.version);
-            match objects.put(&name, &sealed, version.as_deref()) {
+            let version = self.objects.get(&name)?.map(|object| object.version);
+            match self.objects.put(&name, sealed, version.as_deref()) {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) | Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error),
@@ -305,173 +289,52 @@ impl ObjectStore {
         Err(StoreError::Conflict)
     }
 
-    /// Begins a state, or goes on under a new key.
+    fn read(self: &Arc<Self>, key: &Key) -> Result<Replica, StoreError> {
+        Replica::read(self.clone(), key)
+    }
+
     fn install(
-        &mut self,
-        keys: &dyn SealingKeys,
+        self: &Arc<Self>,
+        seal: &dyn Fn(&Head) -> Result<Vec<u8>, StoreError>,
         key: &Key,
         header: Header,
         content: Content,
-        epochs: Epochs,
-    ) -> Result<(), StoreError> {
+        replaces: Option<&String>,
+    ) -> Result<Replica, StoreError> {
         let mut head = Head {
             header,
             key: random_id()?,
             pieces: 0,
             journal: Bytes(Vec::new()),
         };
-        self.seal_key(keys, key, &head)?;
-        let old = self.names.read_head()?;
+        self.put_own_key(&head, &seal(&head)?)?;
+        let old = self.read_head()?;
         let written =
-            self.names
-                .write_snapshot(key, &mut head, &content, self.version.as_deref())?;
+            self.write_snapshot(key, &mut head, &content, replaces.map(String::as_str))?;
         let Some(version) = written else {
-            let _ = self.names.objects.delete(&self.names.own_key(&head));
+            let _ = self.objects.delete(&self.key_of(&head));
             return Err(StoreError::Conflict);
         };
         if let Some((old, _)) = old {
-            self.names.remove_pieces(&old);
-            let _ = self.names.objects.delete(&self.names.own_key(&old));
+            self.remove_pieces(&old);
+            let _ = self.objects.delete(&self.key_of(&old));
         }
-        let replica = Replica {
-            names: self.names.clone(),
+        Ok(Replica {
+            names: self.clone(),
             key: key.clone(),
             position: head.position(),
             read: 0,
             head,
             version,
             content,
-        };
-        self.start(replica, epochs);
-        Ok(())
-    }
-}
-
-impl Store for ObjectStore {
-    fn load(&mut self, keys: &dyn SealingKeys) -> Result<Opened, StoreError> {
-        self.stop();
-        let Some((head, version)) = self.names.read_head()? else {
-            self.version = None;
-            return Ok(Opened::Empty);
-        };
-        self.version = Some(version);
-        let sealed = self.names.objects.get(&self.names.own_key(&head))?;
-        let key = sealed.and_then(|sealed| {
-            let sealing = keys.key(head.header.seal_mode).ok()?;
-            let plain = sealing.open(&head.key_context(), &sealed.bytes).ok()?;
-            Some(Key(plain.as_slice().try_into().ok()?))
-        });
-        let content = match key {
-            Some(key) => Some(self.unseal(&key)?),
-            None => None,
-        };
-        Ok(Opened::State {
-            header: head.header,
-            content,
         })
     }
 
-    fn unseal(&mut self, key: &Key) -> Result<Content, StoreError> {
-        self.stop();
-        let replica = Replica::read(self.names.clone(), key)?;
-        let content = replica.content.clone();
-        self.start(replica, Epochs::default());
-        Ok(content)
-    }
-
-    fn begin(
-        &mut self,
-        keys: &dyn SealingKeys,
-        key: &Key,
-        header: Header,
-        content: Content,
-    ) -> Result<(), StoreError> {
-        if let Some((old, _)) = self.stop() {
-            self.version = Some(old.version);
+    fn damaged(&self, reason: impl ToString) -> StoreError {
+        StoreError::Damaged {
+            path: self.path(),
+            reason: reason.to_string(),
         }
-        self.install(keys, key, header, content, Epochs::default())
-    }
-
-    fn rekey(
-        &mut self,
-        keys: &dyn SealingKeys,
-        key: &Key,
-        seal_mode: SealMode,
-        recovery: Plan,
-        batch: Batch,
-    ) -> Result<bool, StoreError> {
-        let Some((old, epochs)) = self.stop() else {
-            return Ok(false);
-        };
-        if batch.epoch != epochs.now {
-            self.start(old, epochs);
-            return Err(StoreError::Conflict);
-        }
-        let header = Header {
-            state: old.head.header.state.clone(),
-            revision: old.position.revision + 1,
-            ..Header::new(seal_mode, recovery)?
-        };
-        let mut content = old.content.clone();
-        batch.apply(&mut content);
-        self.version = Some(old.version.clone());
-        let next = Epochs {
-            now: epochs.now,
-            told: epochs.now,
-        };
-        match self.install(keys, key, header, content, next) {
-            Ok(()) => Ok(true),
-            Err(error) => {
-                self.start(old, epochs);
-                Err(error)
-            }
-        }
-    }
-
-    fn rewrite_key(&self, keys: &dyn SealingKeys, key: &Key) -> Result<(), StoreError> {
-        let (head, _) = self
-            .names
-            .read_head()?
-            .ok_or_else(|| self.names.damaged("it is gone"))?;
-        self.seal_key(keys, key, &head)
-    }
-
-    fn commit(&self, batch: Batch) -> Receipt {
-        match &self.worker {
-            Some(worker) => worker.commit(batch),
-            None => failed(),
-        }
-    }
-
-    fn refresh(&self) -> Option<RefreshReceipt> {
-        Some(match &self.worker {
-            Some(worker) => worker.refresh(),
-            // Nothing is open: has somebody begun a state, or another one?
-            None => {
-                let (sender, receiver) = oneshot::channel();
-                let (names, known) = (self.names.clone(), self.version.clone());
-                std::thread::spawn(move || {
-                    let answer = names.read_head().map(|head| {
-                        match head.map(|(_, version)| version) == known {
-                            true => Refreshed::Unchanged,
-                            false => Refreshed::Replaced,
-                        }
-                    });
-                    let _ = sender.send(answer);
-                });
-                receiver
-            }
-        })
-    }
-
-    fn data_key(&self) -> Option<Key> {
-        self.key.clone()
-    }
-}
-
-impl Drop for ObjectStore {
-    fn drop(&mut self) {
-        self.stop();
     }
 }
 
@@ -576,7 +439,27 @@ impl Replica {
     }
 }
 
+impl shared::Replica for Replica {
+    type At = String;
+
+    fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn at(&self) -> String {
+        self.version.clone()
+    }
+}
+
 impl SharedState for Replica {
+    fn mark(&self) -> Mark {
+        Mark {
+            state: self.head.header.state.clone(),
+            revision: self.position.revision,
+            next: None,
+        }
+    }
+
     fn fits(&self, _: usize, bytes: usize) -> bool {
         bytes <= FOLD_BYTES
     }

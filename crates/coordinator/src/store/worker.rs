@@ -4,6 +4,7 @@
 //! new one, and so does a failure, after which nobody knows what is there; a batch of an older
 //! epoch is a [`StoreError::Conflict`]. So nothing that was computed from old values is written.
 
+use super::anchor::{Anchor, Mark};
 use super::{Batch, Content, Receipt, RefreshReceipt, Refreshed, StoreError};
 use std::sync::mpsc;
 use tokio::sync::oneshot;
@@ -21,6 +22,8 @@ pub trait SharedState: Send + 'static {
     /// Takes in what others have written.
     fn read_news(&mut self) -> Result<News, StoreError>;
     fn content(&self) -> Content;
+    /// Which state, and how new.
+    fn mark(&self) -> Mark;
 }
 
 pub enum News {
@@ -39,8 +42,11 @@ pub struct Epochs {
 
 pub struct Worker<S> {
     queue: mpsc::Sender<Message>,
-    thread: std::thread::JoinHandle<(S, Epochs)>,
+    thread: std::thread::JoinHandle<Stopped<S>>,
 }
+
+/// What a worker leaves.
+type Stopped<S> = (S, Epochs, Option<Box<dyn Anchor>>);
 
 enum Message {
     Commit(Batch, Reply),
@@ -50,15 +56,20 @@ enum Message {
 type Reply = oneshot::Sender<Result<u64, StoreError>>;
 
 impl<S: SharedState> Worker<S> {
-    pub fn start(state: S, epochs: Epochs) -> Worker<S> {
+    /// `anchor`: told of what is written or taken in, before anybody else is.
+    pub fn start(state: S, epochs: Epochs, anchor: Option<Box<dyn Anchor>>) -> Worker<S> {
         let (queue, messages) = mpsc::channel();
-        let running = Running { state, epochs };
+        let running = Running {
+            state,
+            epochs,
+            anchor,
+        };
         let thread = std::thread::spawn(move || running.run(&messages));
         Worker { queue, thread }
     }
 
     /// Ends it, after all that was queued.
-    pub fn stop(self) -> Option<(S, Epochs)> {
+    pub fn stop(self) -> Option<Stopped<S>> {
         drop(self.queue);
         self.thread.join().ok()
     }
@@ -91,10 +102,11 @@ fn size(batch: &Batch) -> usize {
 struct Running<S> {
     state: S,
     epochs: Epochs,
+    anchor: Option<Box<dyn Anchor>>,
 }
 
 impl<S: SharedState> Running<S> {
-    fn run(mut self, messages: &mpsc::Receiver<Message>) -> (S, Epochs) {
+    fn run(mut self, messages: &mpsc::Receiver<Message>) -> Stopped<S> {
         let mut next = messages.recv().ok();
         while let Some(message) = next.take() {
             match message {
@@ -129,7 +141,7 @@ impl<S: SharedState> Running<S> {
                 next = messages.recv().ok();
             }
         }
-        (self.state, self.epochs)
+        (self.state, self.epochs, self.anchor)
     }
 
     fn write(&mut self, group: Vec<(Batch, Reply)>) {
@@ -148,7 +160,8 @@ impl<S: SharedState> Running<S> {
             changes.extend(batch.changes);
             replies.push(reply);
         }
-        let result = self.state.write(changes.into_iter().collect());
+        let written = self.state.write(changes.into_iter().collect());
+        let result = written.and_then(|revision| self.remember().map(|()| revision));
         if result.is_err() {
             self.epochs.now += 1;
         }
@@ -162,11 +175,19 @@ impl<S: SharedState> Running<S> {
         }
     }
 
+    fn remember(&mut self) -> Result<(), StoreError> {
+        match &mut self.anchor {
+            Some(anchor) => anchor.write(&self.state.mark()),
+            None => Ok(()),
+        }
+    }
+
     fn refresh(&mut self) -> Result<Refreshed, StoreError> {
         match self.state.read_news()? {
             News::Replaced => return Ok(Refreshed::Replaced),
             News::None if self.epochs.now == self.epochs.told => return Ok(Refreshed::Unchanged),
-            News::None | News::Changes => {}
+            News::None => {}
+            News::Changes => self.remember()?,
         }
         self.epochs.now += 1;
         self.epochs.told = self.epochs.now;

@@ -1,5 +1,6 @@
 //! A real Kubernetes API server, which tests/images/kubernetes.sh builds, on an etcd of its own; with
 //! the service account, role and binding that the manual tells operators to make.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use crate::common::b64;
 use crate::common::etcd::Etcd;

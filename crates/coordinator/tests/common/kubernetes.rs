@@ -1,6 +1,7 @@
 //! A double of the Kubernetes API: Secrets of one namespace, with `resourceVersion` as the API server
 //! has it (a write with another version is 409, a second POST of a name too, versions of a deleted
 //! name do not come back), its checks of names, sizes and tokens, and its answers' forms.
+#![allow(dead_code, reason = "each test file uses a part")]
 
 use axum::body::Bytes;
 use axum::extract::{Path, Request, State};

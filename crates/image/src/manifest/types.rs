@@ -96,9 +96,15 @@ pub struct Coordinator {
     /// certificate's life.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub renew_seconds: Option<u32>,
-    /// Signal for the program after a renewal, by number; 0 for none.
+    /// Look for revocation lists this often, at most 240 seconds: `crl.pem` in `directory`, for the
+    /// program to check its peers' certificates by. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crl_seconds: Option<u32>,
+    /// Signal for the program after a renewal, or when there is a new revocation list, by number; 0 for
+    /// none.
     pub reload_signal: i32,
-    /// Command to run after a renewal, with the coordinator's variables in its environment.
+    /// Command to run after a renewal, or when there is a new revocation list, with the coordinator's
+    /// variables in its environment.
     pub reload_command: Vec<String>,
     /// How long to go on trying at the start while the coordinator cannot be reached or has no
     /// manifest. A refusal ends the container at once.
@@ -122,6 +128,7 @@ impl Default for Coordinator {
             directory: "/dev/shm/bulla-marble".into(),
             uuid_file: None,
             renew_seconds: None,
+            crl_seconds: None,
             reload_signal: 0,
             reload_command: Vec::new(),
             wait_seconds: 60,
