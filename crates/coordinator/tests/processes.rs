@@ -227,7 +227,7 @@ impl Pair {
         self.bulla("namespace delete team @b +admin");
         self.eventually(
             "status @a +root --namespace team",
-            "bulla: the coordinator refuses (404): there is no namespace",
+            "bulla: the coordinator refused (404): there is no namespace",
         );
         let gone = self.ask("namespace delete team @a +admin");
         assert!(!gone.status.success() && all(&gone).contains("no namespace"));
