@@ -175,6 +175,11 @@ fn without_user_dispatch() {
 }
 
 #[test]
+fn arguments() {
+    check("arguments");
+}
+
+#[test]
 fn ancillary() {
     check("ancillary");
 }

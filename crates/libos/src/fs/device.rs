@@ -8,8 +8,9 @@ use super::inode::FileType;
 use super::lower::split_device;
 use super::path::PathRef;
 use super::permission::Caller;
-use crate::errno::{EINVAL, ENOSPC, ENXIO};
+use crate::errno::{EINVAL, ENOSPC, ENOTTY, ENXIO};
 use crate::platform::platform;
+use crate::syscall::Context;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
@@ -46,8 +47,32 @@ struct Full;
 /// /dev/random and /dev/urandom.
 struct Random;
 
+/// Whether Linux has no way to wait for this device: epoll refuses it, as it refuses files.
+pub fn is_always_ready(ops: &dyn FileOps) -> bool {
+    let ops = ops.as_any();
+    ops.is::<Null>() || ops.is::<Zero>() || ops.is::<Full>()
+}
+
+/// What /dev/random answers to RNDGETENTCNT: its pool is always full.
+const ENTROPY_BITS: i32 = 256;
+
+fn no_ioctl(_: &mut Context<'_>, _: u32, _: u64) -> Result<usize> {
+    Err(ENOTTY)
+}
+
+fn random_ioctl(context: &mut Context<'_>, request: u32, argument: u64) -> Result<usize> {
+    const RNDGETENTCNT: u32 = 0x8004_5200;
+    match request {
+        RNDGETENTCNT => {
+            context.mm().write(argument, &ENTROPY_BITS.to_le_bytes())?;
+            Ok(0)
+        }
+        _ => Err(ENOTTY),
+    }
+}
+
 macro_rules! memory_device {
-    ($name:ident, $read:expr, $write:expr) => {
+    ($name:ident, $read:expr, $write:expr, $ioctl:expr) => {
         impl FileOps for $name {
             fn as_any(&self) -> &dyn Any {
                 self
@@ -106,6 +131,16 @@ macro_rules! memory_device {
             fn is_seekable(&self) -> bool {
                 true
             }
+
+            fn ioctl(
+                &self,
+                context: &mut Context<'_>,
+                _file: &OpenFile,
+                request: u32,
+                argument: u64,
+            ) -> Result<usize> {
+                $ioctl(context, request, argument)
+            }
         }
     };
 }
@@ -136,7 +171,7 @@ fn random(to: &mut IoBuffer<'_>) -> Result<usize> {
     Ok(to.done() - start)
 }
 
-memory_device!(Null, |_| Ok(0), swallow);
-memory_device!(Zero, zeros, swallow);
-memory_device!(Full, zeros, |_| Err(ENOSPC));
-memory_device!(Random, random, swallow);
+memory_device!(Null, |_| Ok(0), swallow, no_ioctl);
+memory_device!(Zero, zeros, swallow, no_ioctl);
+memory_device!(Full, zeros, |_| Err(ENOSPC), no_ioctl);
+memory_device!(Random, random, swallow, random_ioctl);

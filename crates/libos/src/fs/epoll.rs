@@ -157,6 +157,9 @@ impl Epoll {
         if matches!(kind, Some(FileType::Regular | FileType::Directory)) {
             return Err(EPERM.because("regular files are always ready"));
         }
+        if super::device::is_always_ready(&*file.ops) {
+            return Err(EPERM.because("this device is always ready"));
+        }
         let exclusive = interest.events.contains(Events::EXCLUSIVE);
         if exclusive && !EXCLUSIVE_ALLOWED.contains(interest.events) {
             return Err(EINVAL.because("not with EPOLLEXCLUSIVE"));

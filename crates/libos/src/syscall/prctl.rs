@@ -144,9 +144,15 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             UserPtr::<u64>::new(value).write(&context.mm(), &address)?;
         }
         // Huge pages are a matter of the host.
-        PR_SET_THP_DISABLE | PR_GET_THP_DISABLE => {}
+        PR_SET_THP_DISABLE if [2, 3, 4].iter().all(|&index| arguments.u64(index) == 0) => {}
+        PR_GET_THP_DISABLE if (1..5).all(|index| arguments.u64(index) == 0) => {}
         PR_CAP_AMBIENT => return ambient(context, arguments),
-        PR_GET_SPECULATION_CTRL | PR_SET_SPECULATION_CTRL => return Err(ENODEV),
+        PR_GET_SPECULATION_CTRL if (2..5).all(|index| arguments.u64(index) == 0) => {
+            return Err(ENODEV);
+        }
+        PR_SET_SPECULATION_CTRL if arguments.u64(3) == 0 && arguments.u64(4) == 0 => {
+            return Err(ENODEV);
+        }
         PR_SET_IO_FLUSHER => return Err(EPERM),
         // Names of anonymous mappings are a debugging aid that nothing may rely on.
         PR_SET_VMA => return Err(EINVAL.because("names of mappings are not kept")),
@@ -156,9 +162,14 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     Ok(0)
 }
 
+const SECBIT_NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
+
 fn ambient(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let mut credentials = context.thread.process.credentials.lock();
     let capability = arguments.u64(2);
+    if arguments.u64(3) != 0 || arguments.u64(4) != 0 {
+        return Err(EINVAL.because("arguments that must be 0"));
+    }
     let bit = || {
         let known = capability <= u64::from(CAP_LAST);
         known
@@ -169,6 +180,9 @@ fn ambient(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         1 => Ok(usize::from(credentials.ambient & bit()? != 0)),
         2 => {
             let bit = bit()?;
+            if credentials.secure_bits & SECBIT_NO_CAP_AMBIENT_RAISE != 0 {
+                return Err(EPERM.because("SECBIT_NO_CAP_AMBIENT_RAISE is set"));
+            }
             if credentials.permitted & credentials.inheritable & bit == 0 {
                 return Err(EPERM.because("not permitted and inheritable"));
             }

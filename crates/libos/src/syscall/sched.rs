@@ -86,11 +86,7 @@ pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Res
     let mut wanted = vec![0u8; len];
     context.mm().read(arguments.u64(2), &mut wanted)?;
     let target = affinity_target(context, arguments.i32(0))?;
-    let own = context.thread.process.credentials.lock().clone();
-    let theirs = target.process.credentials.lock().clone();
-    if own.euid != theirs.euid && own.euid != theirs.ruid && !own.has(CAP_SYS_NICE) {
-        return Err(EPERM.because("another user's thread"));
-    }
+    check_owner(context, &target)?;
     let chosen: vec::Vec<u8> = wanted
         .iter()
         .zip(&mask)
@@ -126,13 +122,24 @@ fn check_policy(policy: i32, priority: i32) -> Result<()> {
     }
 }
 
+/// Whether the caller may change how `target` is scheduled.
+fn check_owner(context: &Context<'_>, target: &Thread) -> Result<()> {
+    let own = context.thread.process.credentials.lock().clone();
+    let theirs = target.process.credentials.lock().clone();
+    if own.euid != theirs.euid && own.euid != theirs.ruid && !own.has(CAP_SYS_NICE) {
+        return Err(EPERM.because("another user's thread"));
+    }
+    Ok(())
+}
+
 pub fn sched_setscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let from = arguments.pointer::<i32>(2);
     if from.is_null() || arguments.i32(0) < 0 || arguments.i32(1) < 0 {
         return Err(EINVAL);
     }
     let priority = from.read(&context.mm())?;
-    target(context, arguments.i32(0))?;
+    let target = target(context, arguments.i32(0))?;
+    check_owner(context, &target)?;
     check_policy(arguments.i32(1), priority).map(|()| 0)
 }
 
@@ -142,7 +149,8 @@ pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result
         return Err(EINVAL);
     }
     let priority = from.read(&context.mm())?;
-    target(context, arguments.i32(0))?;
+    let target = target(context, arguments.i32(0))?;
+    check_owner(context, &target)?;
     check_policy(SCHED_OTHER, priority).map(|()| 0)
 }
 

@@ -70,10 +70,24 @@ pub fn socket(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     add(context, socket, wanted)
 }
 
+/// Whether the Internet families have this protocol (0: the usual one) for sockets of this type.
+fn fits(socket_kind: i32, protocol: i32) -> bool {
+    const TCP: i32 = 6;
+    const UDP: i32 = 17;
+    match socket_kind {
+        kind::STREAM => matches!(protocol, 0 | TCP),
+        kind::DGRAM => matches!(protocol, 0 | UDP),
+        kind::RAW => protocol != 0,
+        _ => false,
+    }
+}
+
 pub fn socketpair(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (socket_kind, wanted) = split_kind(arguments.i32(1))?;
     match arguments.i32(0) {
         known if known == i32::from(family::UNIX) => {}
+        // The protocol is looked up first.
+        2 | 10 if !fits(socket_kind, arguments.i32(2)) => return Err(EPROTONOSUPPORT),
         2 | 10 | 16 => return Err(EOPNOTSUPP),
         _ => return Err(EAFNOSUPPORT),
     }
