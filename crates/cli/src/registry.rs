@@ -4,6 +4,7 @@ use crate::failure::Failure;
 use bulla_oci::registry::{self, Options};
 use bulla_oci::{Cache, Store};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct RegistryArguments {
@@ -35,8 +36,17 @@ impl RegistryArguments {
             progress: true,
             always: self.pull == Pull::Always,
             never: self.pull == Pull::Never,
+            timeout: timeout(),
         }
     }
+}
+
+/// The seconds of BULLA_REGISTRY_TIMEOUT, if it has some.
+fn timeout() -> Option<Duration> {
+    let seconds = std::env::var("BULLA_REGISTRY_TIMEOUT").ok()?.parse().ok();
+    seconds
+        .filter(|&seconds| seconds > 0)
+        .map(Duration::from_secs)
 }
 
 #[derive(Debug, clap::Args)]

@@ -11,6 +11,7 @@ use crate::store::Store;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
+use oci_client::errors::{OciDistributionError, OciErrorCode};
 use oci_client::manifest::OciDescriptor;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
@@ -27,7 +28,7 @@ const PARALLEL: usize = 4;
 /// A registry that says nothing for so long is given up.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// Attempts per blob, each of which continues where the last one ended.
+/// Attempts per manifest and per blob, each of which continues where the last one ended.
 const ATTEMPTS: u32 = 3;
 /// As large as registries accept.
 const MANIFEST_MAX: usize = 4 << 20;
@@ -55,6 +56,8 @@ pub struct Options {
     pub always: bool,
     /// Never ask a registry.
     pub never: bool,
+    /// How long a registry may say nothing; a minute by default.
+    pub timeout: Option<Duration>,
 }
 
 /// A name with registry and tag: `redis` is `docker.io/library/redis:latest`.
@@ -151,6 +154,25 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     runtime.block_on(work)
 }
 
+/// Before another attempt.
+fn pause(attempt: u32) -> Duration {
+    Duration::from_millis(500 << attempt)
+}
+
+/// Whether the same request may succeed a moment later: too many of them, or a server that starts.
+fn is_temporary(error: &OciDistributionError) -> bool {
+    match error {
+        OciDistributionError::ServerError { code, .. } => *code == 429 || *code >= 500,
+        OciDistributionError::RegistryError { envelope, .. } => {
+            let codes = envelope.errors.iter().map(|error| &error.code);
+            codes
+                .into_iter()
+                .any(|code| *code == OciErrorCode::Toomanyrequests)
+        }
+        _ => false,
+    }
+}
+
 /// A conversation with one registry.
 struct Session<'a> {
     store: &'a Store,
@@ -170,7 +192,7 @@ impl<'a> Session<'a> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let config = ClientConfig {
             protocol: ClientProtocol::HttpsExcept(options.plain_http.clone()),
-            read_timeout: Some(READ_TIMEOUT),
+            read_timeout: Some(options.timeout.unwrap_or(READ_TIMEOUT)),
             connect_timeout: Some(CONNECT_TIMEOUT),
             user_agent: concat!("bulla/", env!("CARGO_PKG_VERSION")),
             ..ClientConfig::default()
@@ -205,10 +227,7 @@ impl<'a> Session<'a> {
         auth.await.map_err(|error| self.failed(error))?;
         let mut reference = self.reference.clone();
         for _ in 0..NESTING_MAX {
-            let pulled = self
-                .client
-                .pull_manifest_raw(&reference, &self.auth, &MANIFESTS);
-            let (bytes, _) = pulled.await.map_err(|error| self.failed(error))?;
+            let bytes = self.manifest(&reference).await?;
             let digest = Digest::of(&bytes);
             if let Some(expected) = reference.digest().and_then(Digest::parse)
                 && expected != digest
@@ -252,6 +271,23 @@ impl<'a> Session<'a> {
         Err(Error::Platform {
             found: others.join(", "),
         })
+    }
+
+    /// A manifest; a registry that is busy for the moment is asked again.
+    async fn manifest(&self, reference: &Reference) -> Result<Vec<u8>, Error> {
+        let mut attempt = 0;
+        loop {
+            let pulled = self
+                .client
+                .pull_manifest_raw(reference, &self.auth, &MANIFESTS);
+            match pulled.await {
+                Ok((bytes, _)) => return Ok(bytes.to_vec()),
+                Err(error) if attempt + 1 < ATTEMPTS && is_temporary(&error) => {}
+                Err(error) => return Err(self.failed(error)),
+            }
+            attempt += 1;
+            tokio::time::sleep(pause(attempt)).await;
+        }
     }
 
     async fn pull_blobs(&self, manifest: &Value) -> Result<(), Error> {
@@ -311,11 +347,15 @@ impl<'a> Session<'a> {
         let mut result = Ok(());
         for attempt in 0..ATTEMPTS {
             if attempt > 0 {
-                tokio::time::sleep(Duration::from_millis(500 << attempt)).await;
+                tokio::time::sleep(pause(attempt)).await;
             }
+            let begun = file.metadata().map_err(Error::io(&path))?.len() > 0;
             result = self.fetch_rest(digest, size, &mut file, &path, &bar).await;
-            if !matches!(result, Err(Error::Registry { .. })) {
-                break;
+            match result {
+                Err(Error::Registry { .. }) => {}
+                // What was there before may have been damaged; what comes now need not be.
+                Err(Error::Digest { .. }) if begun => file.set_len(0).map_err(Error::io(&path))?,
+                _ => break,
             }
         }
         bar.finish_and_clear();

@@ -10,6 +10,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::{Arc, Mutex};
 
 struct Place {
@@ -77,8 +79,15 @@ struct Behaviour {
     user: Option<(&'static str, &'static str)>,
     /// The connection breaks after so many bytes of a blob, unless the request is for the rest.
     breaks_after: Option<usize>,
+    /// Instead of breaking, it goes on saying nothing.
+    stalls: bool,
     /// A blob that comes with this byte changed.
     damaged: bool,
+    /// A blob that says it is this much longer than the manifest does.
+    longer: usize,
+    /// This many requests for manifests and blobs are answered like this.
+    busy: AtomicUsize,
+    busy_status: &'static str,
 }
 
 struct Registry {
@@ -194,6 +203,11 @@ fn serve(
         );
         return answer("401 Unauthorized", &header, b"{}");
     }
+    let busy = |left: usize| left.checked_sub(1);
+    let asked = path.contains("/manifests/") || path.contains("/blobs/");
+    if asked && behaviour.busy.fetch_update(SeqCst, SeqCst, busy).is_ok() {
+        return answer(behaviour.busy_status, "Retry-After: 1\r\n", b"busy");
+    }
     if path.contains("/manifests/") {
         let header = "Content-Type: application/vnd.oci.image.manifest.v1+json\r\n";
         return answer("200 OK", header, manifest);
@@ -209,6 +223,7 @@ fn serve(
         let middle = blob.len() / 2;
         blob[middle] ^= 1;
     }
+    blob.extend(vec![0; behaviour.longer]);
     let start = range
         .as_deref()
         .and_then(|range| range.strip_prefix("bytes="));
@@ -222,7 +237,12 @@ fn serve(
         (None, Some(limit)) if blob.len() > limit => {
             let total = blob.len();
             write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {total}\r\n\r\n")?;
-            stream.write_all(&blob[..limit])
+            stream.write_all(&blob[..limit])?;
+            if behaviour.stalls {
+                // Until the other side gives up.
+                let _ = reader.read_line(&mut String::new());
+            }
+            Ok(())
         }
         _ => answer("200 OK", "", &blob),
     }
@@ -374,16 +394,66 @@ fn a_download_that_was_killed_is_continued() {
     let output = run(&other, &again);
     assert_eq!(output.stdout, b"it runs\n", "{output:?}");
     assert_eq!(again.seen(&format!("bytes={}-", bytes.len() / 3)), 1);
-    // A beginning that is another's is not believed: the end has the wrong digest, and the next
-    // attempt starts anew.
+    // A beginning that is another's is not believed: the end has the wrong digest, and all of it is
+    // fetched anew.
     let third = Place::new();
     let partial = partial_of(&store, &layer, &third.path("cache"));
     fs::create_dir_all(partial.parent().unwrap()).unwrap();
     fs::write(&partial, vec![7; bytes.len() / 3]).unwrap();
     let output = run(&third, &again);
-    assert_eq!(output.status.code(), Some(125), "{output:?}");
-    let output = run(&third, &again);
     assert_eq!(output.stdout, b"it runs\n", "{output:?}");
+}
+
+#[test]
+fn a_registry_that_stalls_is_given_up_and_asked_for_the_rest() {
+    let registry = Registry::start(Behaviour {
+        breaks_after: Some(100_000),
+        stalls: true,
+        ..Behaviour::default()
+    });
+    let place = Place::new();
+    let host = registry.host();
+    let name = registry.name();
+    let mut command = place.command(&["pull", "--plain-http", &host, &name]);
+    let output = command.env("BULLA_REGISTRY_TIMEOUT", "1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(registry.seen("bytes=100000-"), 1, "{:?}", registry.requests);
+}
+
+#[test]
+fn a_busy_registry_is_asked_again_a_few_times() {
+    for status in ["429 Too Many Requests", "503 Service Unavailable"] {
+        for (busy, succeeds) in [(2, true), (1000, false)] {
+            let registry = Registry::start(Behaviour {
+                busy: AtomicUsize::new(busy),
+                busy_status: status,
+                ..Behaviour::default()
+            });
+            let place = Place::new();
+            let words = ["pull", "--plain-http", &registry.host(), &registry.name()];
+            let output = place.command(&words).output().unwrap();
+            assert_eq!(output.status.success(), succeeds, "{output:?}");
+            if !succeeds {
+                assert!(said(&output).contains(&status[..3]), "{output:?}");
+                assert!(registry.seen("/manifests/") <= 3, "{:?}", registry.requests);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_blob_that_is_longer_than_its_manifest_says_is_refused() {
+    let registry = Registry::start(Behaviour {
+        longer: 512,
+        ..Behaviour::default()
+    });
+    let place = Place::new();
+    let output = run(&place, &registry);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    assert!(
+        said(&output).contains("larger than its manifest says"),
+        "{output:?}"
+    );
 }
 
 fn files(dir: &Path) -> Vec<PathBuf> {
