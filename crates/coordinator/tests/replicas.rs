@@ -70,6 +70,9 @@ async fn replicas_over_kubernetes_serve_at_once_and_survive_broken_connections()
             .iter()
             .all(|name| name.starts_with("bulla-root."))
     );
+    // Whoever removes the state leaves nothing, of other replicas neither.
+    place("d").remove("root").unwrap();
+    assert_eq!(api.names(), [""; 0]);
 }
 
 /// Who keeps the objects: they can read and change all of them.

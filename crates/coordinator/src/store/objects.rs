@@ -8,7 +8,8 @@
 //!   embedded store has it ([`journal`](super::journal)): each record is bound to the one before it.
 //!   Every commit replaces it, so commits of all replicas form one line.
 //! - `SNAPSHOT.N`: a piece of the snapshot, sealed with the header and its place as context.
-//! - `KEY.REPLICA`: the data key, sealed for one replica's enclave.
+//! - `KEY`: the data key, sealed for each replica's enclave. One object: who deletes the state cannot
+//!   list what is there, and must leave nothing.
 //!
 //! A journal that has grown, or a batch that does not fit into it, makes a new snapshot: its pieces
 //! first, then the head, then the old pieces go. Who reads meanwhile begins again.
@@ -108,6 +109,8 @@ impl Place for ObjectPlace {
     }
 }
 
+type SealedKeys = BTreeMap<String, Bytes>;
+
 struct Names {
     objects: Arc<dyn Objects>,
     base: String,
@@ -163,7 +166,17 @@ impl Names {
     }
 
     fn key_of(&self, head: &Head) -> String {
-        format!("{}.{}.{}", self.base, head.key, self.replica)
+        format!("{}.{}", self.base, head.key)
+    }
+
+    /// The data key as it is sealed, by replica, and the object's version.
+    fn sealed_keys(&self, head: &Head) -> Result<(SealedKeys, Option<String>), StoreError> {
+        let Some(object) = self.objects.get(&self.key_of(head))? else {
+            return Ok(Default::default());
+        };
+        // What cannot be read is sealed anew, as is what cannot be unsealed.
+        let keys = serde_json::from_slice(&object.bytes).unwrap_or_default();
+        Ok((keys, Some(object.version)))
     }
 
     fn path(&self) -> PathBuf {
@@ -272,15 +285,17 @@ impl Medium for Names {
     }
 
     fn own_key(&self, head: &Head) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.objects.get(&self.key_of(head))?;
-        Ok(found.map(|object| object.bytes))
+        let (mut keys, _) = self.sealed_keys(head)?;
+        Ok(keys.remove(&self.replica).map(|sealed| sealed.0))
     }
 
     fn put_own_key(&self, head: &Head, sealed: &[u8]) -> Result<(), StoreError> {
         let name = self.key_of(head);
         for _ in 0..WRITES {
-            let version = self.objects.get(&name)?.map(|object| object.version);
-            match self.objects.put(&name, sealed, version.as_deref()) {
+            let (mut keys, version) = self.sealed_keys(head)?;
+            keys.insert(self.replica.clone(), Bytes(sealed.to_vec()));
+            let bytes = serde_json::to_vec(&keys).unwrap_or_default();
+            match self.objects.put(&name, &bytes, version.as_deref()) {
                 Ok(Some(_)) => return Ok(()),
                 Ok(None) | Err(StoreError::Conflict) => {}
                 Err(error) => return Err(error),
