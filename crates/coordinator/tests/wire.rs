@@ -1139,20 +1139,14 @@ async fn revoked_marbles_packages_and_platforms_are_refused() {
     // What a peer says who has loaded the list now.
     let peer = async |leaf: &[u8]| {
         let list = c.server.plain_body("/crl").await;
-        let root = String::from_utf8(parameters.env["MARBLE_PREDEFINED_ROOT_CA"].clone()).unwrap();
-        let root = bulla_coordinator::pem_block(&root, "CERTIFICATE").unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(root.into()).unwrap();
-        rustls::server::WebPkiClientVerifier::builder_with_provider(
-            roots.into(),
-            rustls::crypto::ring::default_provider().into(),
+        let root = &parameters.env["MARBLE_PREDEFINED_ROOT_CA"];
+        let issued = bulla_attest::ratls::Issued::new(root, &list).unwrap();
+        rustls::server::danger::ClientCertVerifier::verify_client_cert(
+            &issued,
+            &leaf.into(),
+            &[],
+            rustls::pki_types::UnixTime::now(),
         )
-        .with_crls([list.into()])
-        .only_check_end_entity_revocation()
-        .enforce_revocation_expiration()
-        .build()
-        .unwrap()
-        .verify_client_cert(&leaf.into(), &[], rustls::pki_types::UnixTime::now())
         .map(|_| ())
     };
     let is_revoked = |answer: Result<(), rustls::Error>| match answer {
