@@ -134,7 +134,7 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             }
             process.no_new_privileges.store(true, Ordering::Relaxed);
         }
-        PR_GET_NO_NEW_PRIVS => {
+        PR_GET_NO_NEW_PRIVS if (1..5).all(|index| arguments.u64(index) == 0) => {
             return Ok(usize::from(
                 process.no_new_privileges.load(Ordering::Relaxed),
             ));
