@@ -180,6 +180,11 @@ fn arguments() {
 }
 
 #[test]
+fn copies() {
+    check("copies");
+}
+
+#[test]
 fn ancillary() {
     check("ancillary");
 }
