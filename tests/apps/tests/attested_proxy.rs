@@ -19,7 +19,7 @@ fn root(policy: &str) -> tempfile::TempDir {
         fs::create_dir_all(to.parent().unwrap()).unwrap();
         fs::copy(from, to).unwrap();
     };
-    put(&bulla(), "/bulla");
+    put(bulla(), "/bulla");
     let linked = Command::new("ldd").arg(bulla()).output().unwrap();
     let linked = String::from_utf8_lossy(&linked.stdout).into_owned();
     for path in linked
