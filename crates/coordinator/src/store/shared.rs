@@ -17,6 +17,11 @@ use crate::seal::{Key, SealingKeys};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
+/// A head and its version.
+pub type Versioned<M> = (<M as Medium>::Head, <M as Medium>::At);
+/// Seals the data key under a head, for this replica.
+pub type Seal<'a, H> = &'a dyn Fn(&H) -> Result<Vec<u8>, StoreError>;
+
 /// Where one state is.
 pub trait Medium: Send + Sync + Sized + 'static {
     type Head: Head;
@@ -24,7 +29,7 @@ pub trait Medium: Send + Sync + Sized + 'static {
     type At: Clone + PartialEq + Send + Sync + 'static;
     type Replica: Replica<At = Self::At>;
 
-    fn read_head(&self) -> Result<Option<(Self::Head, Self::At)>, StoreError>;
+    fn read_head(&self) -> Result<Option<Versioned<Self>>, StoreError>;
     /// The data key as it was sealed for this replica.
     fn own_key(&self, head: &Self::Head) -> Result<Option<Vec<u8>>, StoreError>;
     fn put_own_key(&self, head: &Self::Head, sealed: &[u8]) -> Result<(), StoreError>;
@@ -34,7 +39,7 @@ pub trait Medium: Send + Sync + Sized + 'static {
     /// there is none). The old snapshot goes. `seal` gives the data key for this replica.
     fn install(
         self: &Arc<Self>,
-        seal: &dyn Fn(&Self::Head) -> Result<Vec<u8>, StoreError>,
+        seal: Seal<'_, Self::Head>,
         key: &Key,
         header: Header,
         content: Content,
