@@ -1007,6 +1007,102 @@ fn podman_runs_a_built_image() {
     assert_eq!(output.status.code(), Some(125), "{output:?}");
 }
 
+/// Docker's daemon, without a network of its own.
+struct Dockerd {
+    child: Child,
+    host: String,
+    /// What it leaves mounted.
+    network: PathBuf,
+}
+
+impl Dockerd {
+    fn start(place: &Place) -> Dockerd {
+        // Paths of sockets are short.
+        let host = format!("unix://{}", place.path("d.sock").display());
+        let child = Command::new("dockerd")
+            .arg("--data-root")
+            .arg(place.path("docker-data"))
+            .arg("--exec-root")
+            .arg(place.path("docker-exec"))
+            .arg("--pidfile")
+            .arg(place.path("docker.pid"))
+            .args(["-H", &host, "--storage-driver", "vfs"])
+            .args(["--iptables=false", "--ip6tables=false", "--bridge=none"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("dockerd is missing; run scripts/packages.sh test");
+        let network = place.path("docker-exec/netns/default");
+        let dockerd = Dockerd {
+            child,
+            host,
+            network,
+        };
+        while !dockerd.docker(&["version"]).status.success() {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        dockerd
+    }
+
+    fn docker(&self, words: &[&str]) -> Output {
+        let mut command = Command::new("timeout");
+        command.args(["120", "docker"]).args(words);
+        command.env("DOCKER_HOST", &self.host).output().unwrap()
+    }
+}
+
+impl Drop for Dockerd {
+    fn drop(&mut self) {
+        // Asked, it ends its own containerd as well.
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").arg(pid).status();
+        let _ = self.child.wait();
+        let _ = Command::new("umount").arg(&self.network).status();
+    }
+}
+
+/// As any other image, and its own images are read.
+#[test]
+fn docker_runs_a_built_image_and_gives_its_own() {
+    let place = Place::new();
+    let manifest = place.write("bulla.toml", MANIFEST);
+    let archive = place.path("box.tar");
+    let archive = archive.to_str().unwrap();
+    let build = [
+        "build",
+        &busybox(),
+        "-t",
+        "bulla-test:docker",
+        "-o",
+        archive,
+    ];
+    place.succeed(&[&build[..], &["--manifest", &manifest]].concat());
+    let dockerd = Dockerd::start(&place);
+    for archive in [archive, &*busybox()] {
+        let loaded = dockerd.docker(&["load", "-i", archive]);
+        assert!(loaded.status.success(), "{loaded:?}");
+    }
+    let run = [
+        "run",
+        "--rm",
+        "--network",
+        "none",
+        "-e",
+        "LOG=docker",
+        "bulla-test:docker",
+    ];
+    let output = dockerd.docker(&[&run[..], &["env"]].concat());
+    assert!(text(&output.stdout).contains("LOG=docker"), "{output:?}");
+    assert!(text(&output.stderr).contains("EMULATED"), "{output:?}");
+    let output = dockerd.docker(&[&run[..], &["reboot"]].concat());
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+
+    let name = "docker-daemon:bulla-test/busybox:latest";
+    let mut command = place.command(&["inspect", name]);
+    let output = command.env("DOCKER_HOST", &dockerd.host).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn bad_output_leaves_nothing_behind() {
     let place = Place::new();
