@@ -604,3 +604,80 @@ fn the_store_survives_kills_at_random_points() {
 fn the_store_survives_600_kills_at_random_points() {
     kill_at_random(600);
 }
+
+/// A disk of its own, with little room.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn new() -> SmallDisk {
+        let dir = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=8m", "small"])
+            .arg(dir.path())
+            .status();
+        assert!(mounted.unwrap().success(), "mount: run as root");
+        SmallDisk(dir)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: whoever still has a file open lets go of it soon.
+        let _ = std::process::Command::new("umount")
+            .arg("--lazy")
+            .arg(self.0.path())
+            .status();
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_loses_nothing_and_is_survived() {
+    let disk = SmallDisk::new();
+    let dir = disk.0.path();
+    let server = Server::start(dir).await;
+    let [admin, other] = ["admin", "other"].map(|name| self_signed(name).unwrap().0);
+    server.set(&manifest(&admin, &other)).await;
+    let set = async |server: &Server, n: usize| {
+        let value = BASE64_STANDARD.encode(format!("{n} {}", "x".repeat(4000)));
+        let body = json!({"secrets": {"token": {"Key": value}}});
+        server.post("/api/v2/secrets", body, Some(&admin)).await
+    };
+    let get = async |server: &Server| {
+        let path = "/api/v2/secrets?s=token";
+        let (code, answer) = server.send("GET", path, None, Some(&admin)).await;
+        assert_eq!(code, 200, "{answer}");
+        let value = b64(&answer["data"]["secrets"]["token"]["Private"]);
+        let text = String::from_utf8(value).unwrap();
+        text.split(' ').next().unwrap().parse::<usize>().unwrap()
+    };
+    assert_eq!(set(&server, 0).await.0, 200);
+    let filler = dir.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write(&mut file, &[0; 4096]).is_ok() {}
+    let mut kept = 0;
+    let refused = loop {
+        match set(&server, kept + 1).await {
+            (200, _) => kept += 1,
+            (code, answer) => break (code, answer["message"].to_string()),
+        }
+    };
+    assert_eq!(refused.0, 500);
+    assert!(refused.1.contains("no storage space"), "{}", refused.1);
+    assert_eq!(set(&server, 99).await.0, 500);
+    // What is there is served; after a crash too.
+    assert_eq!(get(&server).await, kept);
+    server.stop().await;
+    let server = Server::start(dir).await;
+    assert_eq!(get(&server).await, kept);
+    // With room again it goes on by itself.
+    assert_eq!(set(&server, 99).await.0, 500);
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    for n in 100..120 {
+        let (code, said) = set(&server, n).await;
+        assert_eq!(code, 200, "{said}");
+    }
+    server.stop().await;
+    let server = Server::start(dir).await;
+    assert_eq!(get(&server).await, 119);
+}

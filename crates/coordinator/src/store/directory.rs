@@ -19,7 +19,7 @@ use crate::recovery::Plan;
 use crate::seal::{Key, SealError, SealingKeys};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use tokio::sync::oneshot;
@@ -543,29 +543,44 @@ impl Disk {
                 true => Err(StoreError::Failed),
                 false => self.write(batches),
             };
-            self.failed |= result.is_err();
             if let Err(error) = &result {
                 eprintln!("bulla coordinator: the store failed: {error}");
             }
             for (number, reply) in replies.into_iter().enumerate() {
                 let revision = before + number as u64 + 1;
-                let _ = reply.send(match result.is_ok() {
-                    true => Ok(revision),
-                    false => Err(StoreError::Failed),
+                let _ = reply.send(match &result {
+                    Ok(()) => Ok(revision),
+                    Err(StoreError::Io { path, error }) if !self.failed => Err(StoreError::Io {
+                        path: path.clone(),
+                        error: error.kind().into(),
+                    }),
+                    Err(_) => Err(StoreError::Failed),
                 });
             }
         }
         self
     }
 
+    /// After an error `failed` says whether it is known what the disk has.
     fn write(&mut self, batches: Vec<Batch>) -> Result<(), StoreError> {
+        let before = self.position.clone();
+        self.failed = true;
         let mut records = Vec::new();
         for batch in &batches {
             self.position.append(&self.key, batch, &mut records)?;
         }
         let path = self.path.join(format!("journal-{}", self.header.snapshot));
         if !records.is_empty() {
-            self.journal.write_all(&records).map_err(io(&path))?;
+            if let Err(error) = self.journal.write_all(&records) {
+                // A full disk: what is there of it is taken back, and nothing has happened.
+                self.journal
+                    .set_len(self.journal_bytes)
+                    .and_then(|()| self.journal.sync_all())
+                    .map_err(io(&path))?;
+                self.position = before;
+                self.failed = false;
+                return Err(io(&path)(error));
+            }
             self.journal.sync_data().map_err(io(&path))?;
         }
         self.journal_bytes += records.len() as u64;
@@ -582,6 +597,7 @@ impl Disk {
         if self.journal_bytes > FOLD_BYTES.max(self.snapshot_bytes) {
             self.fold()?;
         }
+        self.failed = false;
         Ok(())
     }
 
@@ -590,7 +606,15 @@ impl Disk {
         let mut header = self.header.clone();
         header.snapshot = random_id()?;
         header.revision = self.position.revision;
-        self.snapshot_bytes = write_snapshot(&self.path, &self.key, &header, &self.content)?;
+        // Without the room for it the journal goes on growing.
+        match write_snapshot(&self.path, &self.key, &header, &self.content) {
+            Err(StoreError::Io { path, error }) if error.kind() == ErrorKind::StorageFull => {
+                let path = path.display();
+                eprintln!("bulla coordinator: no new snapshot: {path}: {error}");
+                return Ok(());
+            }
+            written => self.snapshot_bytes = written?,
+        }
         let path = self.path.join(format!("journal-{}", header.snapshot));
         self.journal = create_journal(&path)?;
         self.journal_bytes = 0;
