@@ -51,8 +51,11 @@ impl Confidential {
         let signed = read_signature(built, LayoutKind::Dynamic)?;
         let other = read_signature(built, LayoutKind::Static)?;
         let words = |words: &[Vec<u8>]| -> String {
-            let words: Vec<String> = words.iter().map(|word| shown(word)).collect();
-            format!("{words:?}")
+            let words: Vec<String> = words
+                .iter()
+                .map(|word| format!("\"{}\"", shown(word)))
+                .collect();
+            format!("[{}]", words.join(", "))
         };
         let mut locked = vec![
             ("program", words(&config.argv)),

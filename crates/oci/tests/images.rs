@@ -593,6 +593,63 @@ fn refuses_hostile_entries() {
     Fixture::new().flatten(&[layer]).unwrap();
 }
 
+/// What an archive says twice, or in two ways: the later entry is there, as with every unpacker, and a
+/// PAX record is stronger than the header.
+#[test]
+fn entries_that_contradict_each_other() {
+    let tree = Fixture::new().flatten(&[Tar::default()
+        .file("twice", b"first")
+        .file("twice", b"second")
+        .dir("kept/")
+        .file("kept/inside", b"x")
+        .dir("kept/")
+        .symlink("link", "twice")
+        .file("link", b"a file now")
+        .file("was-file", b"x")
+        .dir("was-file/")
+        .pax(&[("path", b"named"), ("size", b"4")])
+        .raw(b'0', b"../escape", b"", 0o644, 9999, b"four")
+        .pax(&[("linkpath", b"twice")])
+        .raw(b'2', b"other", b"/nowhere", 0o777, 0, b"")
+        .file("after", b"read in step")
+        .end()]);
+    let tree = tree.unwrap();
+    for (path, content) in [
+        ("/twice", "second"),
+        ("/kept/inside", "x"),
+        ("/link", "a file now"),
+        ("/named", "four"),
+        ("/other", "second"),
+        ("/after", "read in step"),
+    ] {
+        assert_eq!(text(&tree, path).as_deref(), Some(content), "{path}");
+    }
+    assert_eq!(text(&tree, "/escape"), None);
+    // Links are made in the tree alone: what they name outside is never opened.
+    let outside = Fixture::new().flatten(&[Tar::default()
+        .symlink("dir", "/etc")
+        .file("dir/marker", b"in the image")
+        .raw(b'2', b"device", b"/dev/sda", 0o777, 0, b"")
+        .end()]);
+    let outside = outside.unwrap();
+    assert_eq!(
+        text(&outside, "/etc/marker").as_deref(),
+        Some("in the image")
+    );
+    assert!(!Path::new("/etc/marker").exists());
+}
+
+/// A layer without an entry, and one with more behind its end; one of nothing at all is no archive.
+#[test]
+fn layers_without_entries() {
+    let mut longer = Tar::default().file("a", b"x").end();
+    longer.extend_from_slice(&[b'?'; 700]);
+    let tree = Fixture::new().flatten(&[Tar::default().end(), longer]);
+    assert_eq!(list(&tree.unwrap()), ["/a"]);
+    let error = Fixture::new().flatten(&[Vec::new()]).unwrap_err();
+    assert!(error.to_string().contains("ends too early"), "{error}");
+}
+
 #[test]
 fn symbolic_links_stay_inside() {
     let tree = Fixture::new().flatten(&[Tar::default()
