@@ -125,13 +125,27 @@ fn nothing_outside_the_area_or_the_own_descriptors() {
         assert_eq!(inside.call(HostCall::Read, [client, len, NONE, 0]), EFAULT);
         assert_eq!(inside.call(HostCall::Write, [client, len, NONE, 0]), EFAULT);
         assert_eq!(inside.call(HostCall::Send, [client, 0, len, 0]), EFAULT);
-        assert_eq!(inside.call(HostCall::Send, [client, 0, 1, len]), EINVAL);
         assert_eq!(inside.call(HostCall::Recv, [client, 0, len, 0]), EFAULT);
         assert_eq!(inside.call(HostCall::Bind, [client, len, 0, 0]), EINVAL);
         assert_eq!(inside.call(HostCall::Poll, [len, 0, 0, 0]), EINVAL);
         let option = [client, libc::SOL_SOCKET as u64, libc::SO_TYPE as u64, len];
         assert_eq!(inside.call(HostCall::GetSockOpt, option), EFAULT);
         assert_eq!(inside.call(HostCall::Log, [len, 0, 0, 0]), EFAULT);
+    }
+    // Lengths of an address and of control messages share a word.
+    for (lengths, refused) in [
+        (129, EINVAL),
+        (u64::from(u32::MAX), EINVAL),
+        ((DATA_SIZE + 1) << 32, EFAULT),
+        (16 | (DATA_SIZE - 8) << 32, EFAULT),
+        (u64::from(u32::MAX) << 32, EFAULT),
+    ] {
+        let sent = inside.call(HostCall::Send, [client, 0, 1, lengths]);
+        assert_eq!(sent, refused, "{lengths:#x}");
+        if refused == EFAULT {
+            let received = inside.call(HostCall::Recv, [client, 0, 1, lengths]);
+            assert_eq!(received, EFAULT, "{lengths:#x}");
+        }
     }
     for fd in [secret, u64::MAX, 1 << 40, secret | 1 << 32] {
         assert_eq!(inside.call(HostCall::Read, [fd, 8, NONE, 0]), EBADF, "{fd}");
