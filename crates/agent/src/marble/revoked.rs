@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bulla_agent::settings::Coordinator;
@@ -25,6 +26,9 @@ const MOST_LISTS: usize = 32;
 const LIST: &str = "X509 CRL";
 /// The authority key identifier (RFC 5280, section 4.2.1.1): whose list it is.
 const AUTHORITY: &str = "2.5.29.35";
+
+/// Held while lists are put in their place: both who renews and who looks for news does it.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Lists that were found good.
 #[derive(Debug)]
@@ -119,6 +123,7 @@ impl Lists {
 
     /// Puts them in their place, unless those there are newer. True if more or less is revoked now.
     pub fn put(&self, settings: &Coordinator) -> Result<bool, MarbleError> {
+        let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let path = settings.directory.join("crl.pem");
         let here = fs::read(&path).unwrap_or_default();
         let here: Vec<Facts> = pem::parse_many(&here)
@@ -300,6 +305,29 @@ mod tests {
         let kept = fs::read(settings.directory.join("crl.pem")).unwrap();
         assert!(!pem::parse_many(kept).unwrap().is_empty());
         assert!(put(8, &[]).unwrap(), "it has expired");
+    }
+
+    #[test]
+    fn lists_are_whole_while_two_put_them() {
+        let place = tempfile::tempdir().unwrap();
+        let settings = Coordinator {
+            directory: place.path().to_owned(),
+            ..Coordinator::default()
+        };
+        let root = authority(None);
+        let now = authority(Some(&root));
+        let text = now.pem() + &list(&now, 5, &[1, 2, 3]);
+        let lists = understood(text.as_bytes(), root.der()).unwrap();
+        lists.put(&settings).unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..500).for_each(|_| assert!(!lists.put(&settings).unwrap())));
+            }
+            for _ in 0..500 {
+                let seen = fs::read_to_string(place.path().join("crl.pem")).unwrap();
+                assert_eq!(seen, lists.pem());
+            }
+        });
     }
 
     #[test]
