@@ -10,6 +10,8 @@ pub const BULLA_FAILED: u8 = 125;
 pub struct Failure {
     pub code: u8,
     pub message: String,
+    /// Somebody else did not answer, or refused: it may be different next time.
+    pub is_remote: bool,
 }
 
 impl Failure {
@@ -18,6 +20,7 @@ impl Failure {
         Failure {
             code: BULLA_FAILED,
             message: message.to_string(),
+            is_remote: false,
         }
     }
 }
@@ -28,6 +31,7 @@ impl Failure {
         Failure {
             code,
             message: message.to_string(),
+            is_remote: false,
         }
     }
 }
@@ -48,8 +52,17 @@ macro_rules! failure_from {
     };
 }
 
+impl From<bulla_oci::Error> for Failure {
+    fn from(error: bulla_oci::Error) -> Failure {
+        use bulla_oci::Error::{Engine, Registry};
+        Failure {
+            is_remote: matches!(error, Registry { .. } | Engine { .. }),
+            ..Failure::new(error)
+        }
+    }
+}
+
 failure_from!(
-    bulla_oci::Error,
     bulla_image::LayoutError,
     bulla_image::SignError,
     bulla_image::KeyError,

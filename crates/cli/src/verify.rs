@@ -31,17 +31,11 @@ const BAD_INPUT: u8 = 3;
 const FILE_MAX: u64 = 4 << 20;
 
 pub fn bad_input(message: impl std::fmt::Display) -> Failure {
-    Failure {
-        code: BAD_INPUT,
-        message: message.to_string(),
-    }
+    Failure::with_code(BAD_INPUT, message)
 }
 
 fn unreachable(message: impl std::fmt::Display) -> Failure {
-    Failure {
-        code: CANNOT_REACH,
-        message: message.to_string(),
-    }
+    Failure::with_code(CANNOT_REACH, message)
 }
 
 /// A verdict and, where there was a genuine attempt, what it rests on.
@@ -139,7 +133,10 @@ fn disclosed(arguments: &VerifyArguments) -> Result<Option<Disclosed>, Failure> 
     };
     disclose::of_image(image, arguments.manifest.as_deref())
         .map(Some)
-        .map_err(bad_input)
+        .map_err(|failure| match failure.is_remote {
+            true => unreachable(failure),
+            false => bad_input(failure),
+        })
 }
 
 fn policy_of(path: Option<&Path>, text: &[u8]) -> Result<Policy, Failure> {

@@ -448,6 +448,11 @@ fn rules_about_images_need_the_image() {
     let text = succeed(run.args(["sh", "-c", QUOTE]), "");
     fs::write(path("quote"), unhex(&text)).unwrap();
     policy(&digest);
+    // An image that nobody gives, and one that is none.
+    let absent = judge(&["--image".as_ref(), "localhost:1/absent:1".as_ref()]);
+    assert_eq!(absent.0, Some(2), "{}", absent.1);
+    let none = judge(&["--image".as_ref(), "/etc/hostname".as_ref()]);
+    assert_eq!(none.0, Some(3), "{}", none.1);
     assert_eq!(judge(&["--image".as_ref(), archive.as_os_str()]).0, Some(1));
 }
 
