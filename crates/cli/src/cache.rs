@@ -52,9 +52,12 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
 /// After a root file system was added: the limit of BULLA_CACHE_LIMIT, or 20 GiB. That something
 /// cannot be removed is no reason not to start a container.
 pub fn bound(cache: &Cache) {
-    let given = std::env::var("BULLA_CACHE_LIMIT").ok();
-    let limit = given
-        .and_then(|text| parse_bytes(&text).ok())
-        .unwrap_or(LIMIT);
+    let limit = match std::env::var("BULLA_CACHE_LIMIT") {
+        Ok(text) => parse_bytes(&text).unwrap_or_else(|failure| {
+            eprintln!("bulla: warning: BULLA_CACHE_LIMIT: {failure}; 20G holds");
+            LIMIT
+        }),
+        Err(_) => LIMIT,
+    };
     let _ = cache.prune(limit);
 }

@@ -43,10 +43,14 @@ impl RegistryArguments {
 
 /// The seconds of BULLA_REGISTRY_TIMEOUT, if it has some.
 fn timeout() -> Option<Duration> {
-    let seconds = std::env::var("BULLA_REGISTRY_TIMEOUT").ok()?.parse().ok();
-    seconds
-        .filter(|&seconds| seconds > 0)
-        .map(Duration::from_secs)
+    let text = std::env::var("BULLA_REGISTRY_TIMEOUT").ok()?;
+    let seconds = text.parse().ok().filter(|&seconds| seconds > 0);
+    if seconds.is_none() {
+        eprintln!(
+            "bulla: warning: BULLA_REGISTRY_TIMEOUT={text:?} is no number of seconds above 0; a minute holds"
+        );
+    }
+    seconds.map(Duration::from_secs)
 }
 
 #[derive(Debug, clap::Args)]

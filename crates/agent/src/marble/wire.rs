@@ -1,4 +1,5 @@
-//! `/rpc.Marble/Activate`: one gRPC call over TLS; and the revocation lists, behind the same door. The server's certificate is only written down here;
+//! `/rpc.Marble/Activate`: one gRPC call over TLS; and the revocation lists, behind the same door. The
+//! server's certificate is only written down here;
 //! [`super::trust`] judges it before anything of the answer is used, and the request holds nothing
 //! secret.
 

@@ -1,4 +1,5 @@
-//! The marble door: gRPC `/rpc.Marble/Activate`, and of our own the revocation lists. The messages are few and fixed, so they are
+//! The marble door: gRPC `/rpc.Marble/Activate`, and of our own the revocation lists. The messages are
+//! few and fixed, so they are
 //! written down here, and building needs no protoc.
 
 use super::serve::Peer;
