@@ -31,6 +31,7 @@ mod threads;
 #[cfg(test)]
 #[allow(unsafe_code)] // the enclave's code is assembly in this binary
 mod tiny;
+mod waiting;
 
 pub use enclave::{Content, Enclave, PageRun};
 pub use error::Error;

@@ -5,10 +5,8 @@
 //! are reused first.
 //!
 //! # How a sleeping or running thread is made to look
-//! - *Wake*: the enclave changed the slot's wait word. `waiting` says how the thread blocks, so that
-//!   the waker knows whether a futex wake or a signal is needed, or nothing. Waiter: store
-//!   `waiting`, then look at the word; waker: change the word, then look at `waiting`; both with
-//!   sequentially consistent order, so one of the two sees the other.
+//! - *Wake*: the enclave changed the slot's wait word. [`Waiting`] says how the thread blocks, so
+//!   that the waker knows whether a futex wake or a signal is needed, or nothing.
 //! - *Kick*: a signal. In the enclave the backend turns it into an entry. Outside, `kicked` is set
 //!   and ends or forestalls any blocking call. Entering with EENTER clears it: the enclave looks at
 //!   its flags on every entry. Before ERESUME it is looked at; a kick that falls between this look
@@ -34,6 +32,7 @@ use crate::sys::area::Area;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::wait::{futex_wait, futex_wake};
 use crate::sys::{self, signal};
+use crate::waiting::{Blocks, Waiting};
 
 /// Stack of a slot's host thread. It runs the serve loop only; signal handlers have their own.
 const HOST_STACK: usize = 256 << 10;
@@ -49,17 +48,6 @@ mod state {
     pub const AGAIN: u32 = 3;
 }
 
-/// How a thread blocks in the host.
-pub mod waiting {
-    pub const NOT: u32 = 0;
-    /// In a futex wait on its wait word.
-    pub const FUTEX: u32 = 1;
-    /// In another system call, which only a signal ends.
-    pub const CALL: u32 = 2;
-    /// A waker has seen to it.
-    pub const WOKEN: u32 = 3;
-}
-
 /// One thread slot of the enclave, as the host sees it.
 pub struct Slot {
     pub index: u32,
@@ -68,7 +56,7 @@ pub struct Slot {
     state: AtomicU32,
     /// The host thread, 0 before it runs.
     tid: AtomicI32,
-    pub waiting: AtomicU32,
+    pub waiting: Waiting,
     pub kicked: AtomicU32,
     resuming: AtomicBool,
     again: AtomicBool,
@@ -82,7 +70,7 @@ impl Slot {
             counters: Counters::new(),
             state: AtomicU32::new(state::FRESH),
             tid: AtomicI32::new(0),
-            waiting: AtomicU32::new(waiting::NOT),
+            waiting: Waiting::default(),
             kicked: AtomicU32::new(0),
             resuming: AtomicBool::new(false),
             again: AtomicBool::new(false),
@@ -376,21 +364,16 @@ impl Engine {
     pub fn wake(&self, from: &Slot, index: u64) -> Answer {
         let slot = self.slots.get(index).ok_or(Errno(libc::EINVAL))?;
         fence(Ordering::SeqCst);
-        let how = slot.waiting.load(Ordering::SeqCst);
-        if how != waiting::FUTEX && how != waiting::CALL {
-            return Ok(0);
-        }
-        // Of several wakers one does it.
-        let first =
-            slot.waiting
-                .compare_exchange(how, waiting::WOKEN, Ordering::SeqCst, Ordering::SeqCst);
-        match first {
-            Ok(waiting::FUTEX) => futex_wake(slot.area.wait_word()),
-            Ok(_) => {
+        match slot
+            .waiting
+            .claim(slot.area.wait_word().load(Ordering::SeqCst))
+        {
+            Some(Blocks::OnWord) => futex_wake(slot.area.wait_word()),
+            Some(Blocks::InCall) => {
                 from.counters.kicks.add(1);
                 slot.signal();
             }
-            Err(_) => {}
+            None => {}
         }
         Ok(0)
     }

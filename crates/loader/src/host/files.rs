@@ -6,7 +6,7 @@ use super::Call;
 use crate::sys::file;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::wait::Waiter;
-use crate::threads::waiting;
+use crate::waiting::Blocks;
 
 /// Requests of the newer terminal interface, which libc has no names for: TCGETS2, TCSETS2,
 /// TCSETSW2, TCSETSF2 (asm-generic/ioctls.h).
@@ -51,7 +51,7 @@ impl Call<'_> {
             // The caller gave no `seen`: a wake from now on ends it, one before was looked at.
             let seen = self.slot.area.wait_word().load(Ordering::SeqCst);
             let waiter = self.waiter(seen);
-            let answer = self.announced(waiting::CALL, || call(waiter));
+            let answer = self.announced(Blocks::InCall, waiter, &call);
             if answer != Err(Errno(libc::EINTR)) {
                 return answer;
             }

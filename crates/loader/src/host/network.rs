@@ -5,7 +5,8 @@ use bulla_abi::hostcall::{RECV_WAIT, RecvHeader};
 use super::Call;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::socket::{self, Peer};
-use crate::threads::waiting;
+use crate::sys::wait::Waiter;
+use crate::waiting::Blocks;
 
 /// Longest socket address (`struct sockaddr_storage`).
 const ADDRESS_MAX: u64 = 128;
@@ -89,8 +90,8 @@ impl Call<'_> {
             match socket::receive(fd, flags as u32, data, address, control) {
                 Err(Errno(libc::EAGAIN)) if flags & RECV_WAIT != 0 => {
                     let waiter = self.waiter(seen);
-                    let wait = || waiter.poll_one(fd, libc::POLLIN, u64::MAX);
-                    if self.announced(waiting::CALL, wait)? == 0 {
+                    let wait = |waiter: Waiter<'_>| waiter.poll_one(fd, libc::POLLIN, u64::MAX);
+                    if self.announced(Blocks::InCall, waiter, wait)? == 0 {
                         return Err(Errno(libc::EAGAIN));
                     }
                 }

@@ -11,7 +11,7 @@ use super::Call;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::socket;
 use crate::sys::wait::Waiter;
-use crate::threads::waiting;
+use crate::waiting::Blocks;
 
 /// Most events that one EpollWait brings.
 const EVENTS_MAX: u64 = 512;
@@ -39,10 +39,15 @@ impl Call<'_> {
 
     /// Tells wakers how this thread blocks while `wait` runs.
     #[inline(always)]
-    pub(super) fn announced(&self, how: u32, wait: impl FnOnce() -> Answer) -> Answer {
-        self.slot.waiting.store(how, Ordering::SeqCst);
-        let answer = wait();
-        self.slot.waiting.store(waiting::NOT, Ordering::Relaxed);
+    pub(super) fn announced(
+        &self,
+        blocks: Blocks,
+        waiter: Waiter<'_>,
+        wait: impl FnOnce(Waiter<'_>) -> Answer,
+    ) -> Answer {
+        self.slot.waiting.begin(blocks, waiter.seen);
+        let answer = wait(waiter);
+        self.slot.waiting.end();
         answer
     }
 
@@ -53,7 +58,7 @@ impl Call<'_> {
         if waiter.woken() {
             return Ok(0);
         }
-        self.announced(waiting::FUTEX, || waiter.futex(timeout))
+        self.announced(Blocks::OnWord, waiter, |waiter| waiter.futex(timeout))
     }
 
     /// Poll(count, timeout, seen), descriptors in the buffer.
@@ -89,7 +94,7 @@ impl Call<'_> {
             self.onlooker().poll(list, 0)
         } else {
             let waiter = self.waiter(seen as u32);
-            self.announced(waiting::CALL, || waiter.poll(list, timeout))
+            self.announced(Blocks::InCall, waiter, |waiter| waiter.poll(list, timeout))
         };
         for &(at, fd) in &changed {
             if self.descriptor(fd as u64).is_err() {
@@ -127,7 +132,9 @@ impl Call<'_> {
             self.onlooker().epoll(epoll, raw, 0)
         } else {
             let waiter = self.waiter(seen as u32);
-            self.announced(waiting::CALL, || waiter.epoll(epoll, raw, timeout))
+            self.announced(Blocks::InCall, waiter, |waiter| {
+                waiter.epoll(epoll, raw, timeout)
+            })
         }?;
         let list = self.data(ready * EVENT)?;
         for index in 0..ready as usize {
