@@ -56,7 +56,7 @@ pub struct Config {
     pub strace: Strace,
     /// The files of the image are encrypted under their hash tree.
     pub encryption: Option<Encryption>,
-    /// Their key, as the host gave it.
+    /// Their key, as the host or the coordinator gave it.
     #[serde(skip)]
     pub image_key: Option<ImageKey>,
 }
@@ -74,6 +74,9 @@ pub struct Encryption {
 pub enum ImageKeySource {
     /// The host has it in a file: for development.
     InsecureHost,
+    /// The coordinator gives it to the agent, which gives it to the kernel: nothing of the image can
+    /// be seen before.
+    Coordinator,
 }
 
 /// The key of an encrypted image.

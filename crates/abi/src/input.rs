@@ -5,7 +5,7 @@
 //! [`HostPolicy`](crate::config::HostPolicy) does not let in. The loader calls the same function
 //! first, only so that a mistake is explained before the enclave is built.
 
-use crate::config::{Config, FixedFile, HostPolicy, ImageKey};
+use crate::config::{Config, FixedFile, HostPolicy, ImageKey, ImageKeySource};
 use crate::pattern;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -101,6 +101,7 @@ pub enum Refused {
     Zero,
     NoImageKey,
     ImageKey,
+    CoordinatorsImageKey,
     NoSecret(String),
     Secret(String),
 }
@@ -149,6 +150,10 @@ impl fmt::Display for Refused {
             Refused::ImageKey => {
                 f.write_str("a key was given, but the image is not encrypted; leave --key-file out")
             }
+            Refused::CoordinatorsImageKey => f.write_str(
+                "a key was given, but it is the coordinator that releases the image's; leave \
+                 --key-file out",
+            ),
             Refused::NoSecret(name) => write!(
                 f,
                 "the secret {name} must be given; add `--secret {name}=FILE`"
@@ -181,8 +186,12 @@ impl Config {
     /// The configuration with what the host adds to it, or the reason why it may not.
     pub fn admit(mut self, input: &HostInput) -> Result<Config, Refused> {
         self.terminal = input.terminal;
-        match (&self.encryption, &input.image_key) {
-            (Some(_), None) => return Err(Refused::NoImageKey),
+        let source = self.encryption.as_ref().map(|encryption| encryption.key);
+        match (source, &input.image_key) {
+            (Some(ImageKeySource::InsecureHost), None) => return Err(Refused::NoImageKey),
+            (Some(ImageKeySource::Coordinator), Some(_)) => {
+                return Err(Refused::CoordinatorsImageKey);
+            }
             (None, Some(_)) => return Err(Refused::ImageKey),
             (_, key) => self.image_key = key.clone(),
         }

@@ -25,6 +25,9 @@ const OURS: u8 = 125;
 const NOT_EXECUTABLE: u8 = 126;
 const NOT_FOUND: u8 = 127;
 
+/// Where this program is (bulla_abi::config::AGENT).
+const AGENT: &str = "/run/bulla/agent";
+
 /// In the environment of the helper that renews.
 pub const RENEWER: &str = "BULLA_AGENT_RENEWS";
 
@@ -44,9 +47,13 @@ fn main() -> ExitCode {
         renew(&settings);
         return ExitCode::SUCCESS;
     }
-    if let Some(tls) = &settings.tls
-        && let Err(error) = tls::prepare(tls)
-    {
+    // The coordinator first where there are no files to put a key among before.
+    let is_sealed = settings
+        .coordinator
+        .as_ref()
+        .is_some_and(|coordinator| coordinator.image_key.is_some());
+    let prepare = || settings.tls.as_ref().map_or(Ok(()), tls::prepare);
+    if !is_sealed && let Err(error) = prepare() {
         return failed(format!("no attested TLS key: {error}"));
     }
     let activated = match settings
@@ -61,6 +68,9 @@ fn main() -> ExitCode {
             return ExitCode::from(error.exit_code());
         }
     };
+    if is_sealed && let Err(error) = prepare() {
+        return failed(format!("no attested TLS key: {error}"));
+    }
     if settings.tls.is_some() || activated.is_some() {
         let uuid = activated
             .as_ref()
@@ -117,7 +127,8 @@ fn start_renewer(
     uuid: Option<String>,
     environment: Option<&BTreeMap<String, OsString>>,
 ) -> io::Result<()> {
-    let mut renewer = Command::new(std::env::current_exe()?);
+    // Its own place, also where the root has changed since it began.
+    let mut renewer = Command::new(AGENT);
     renewer
         .arg(settings)
         .arg(program)

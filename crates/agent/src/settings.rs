@@ -59,6 +59,9 @@ pub struct Coordinator {
     pub reload_signal: i32,
     pub reload_command: Vec<String>,
     pub wait_seconds: u32,
+    /// The coordinator's variable that holds the key of the encrypted image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_key: Option<String>,
     /// Variables of the application, and the coordinator's variables that they take their values
     /// from.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -83,6 +86,7 @@ impl Default for Coordinator {
             reload_signal: 0,
             reload_command: Vec::new(),
             wait_seconds: 60,
+            image_key: None,
             secrets: BTreeMap::new(),
             policy: None,
         }
@@ -221,6 +225,19 @@ impl Coordinator {
             .is_some_and(|path| !path.is_absolute())
         {
             return refuse("uuid_file", "write a path that begins with /");
+        }
+        if self.image_key.as_deref() == Some("") {
+            return refuse(
+                "image_key",
+                "write the name of the coordinator's variable that holds the key",
+            );
+        }
+        if self.image_key.is_some() && self.uuid_file.is_some() {
+            return refuse(
+                "uuid_file",
+                "it cannot be read before the coordinator has given image_key, which needs the \
+                 UUID; leave one of them out",
+            );
         }
         if self
             .renew_seconds
@@ -362,6 +379,8 @@ mod tests {
             format!("[coordinator]\n{root}\nnames = [\"a b\"]"),
             format!("[coordinator]\n{root}\ndirectory = \"tls\""),
             format!("[coordinator]\n{root}\nuuid_file = \"uuid\""),
+            format!("[coordinator]\n{root}\nimage_key = \"\""),
+            format!("[coordinator]\n{root}\nimage_key = \"K\"\nuuid_file = \"/data/uuid\""),
             format!("[coordinator]\n{root}\nrenew_seconds = 1"),
             format!("[coordinator]\n{root}\ncrl_seconds = 2"),
             format!("[coordinator]\n{root}\ncrl_seconds = 241"),

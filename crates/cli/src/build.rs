@@ -7,7 +7,7 @@ use crate::keys::Signer;
 use crate::settle::settle;
 use crate::state::hex;
 use crate::workload::{Draft, Source};
-use bulla_abi::config::{Encryption, Insecure, Rootfs, VERSION};
+use bulla_abi::config::{Encryption, ImageKeySource, Insecure, Rootfs, VERSION};
 use bulla_abi::layout::LayoutKind;
 use bulla_image::manifest::Manifest;
 use bulla_image::{Date, EnclaveImage, Options, SigStruct};
@@ -112,9 +112,16 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         (None, None) => return Err(Failure::new("no image given; see `bulla build --help`")),
     };
     let stored = source.stored(&arguments.registry.options())?;
+    let key_source = match image_key::is_coordinators(&manifest) {
+        true => ImageKeySource::Coordinator,
+        false => ImageKeySource::InsecureHost,
+    };
     let encrypted = match &arguments.encrypt {
-        Some(key) => Some(Encrypted::new(&cache, &stored, key)?),
-        None => None,
+        Some(key) => Some(Encrypted::new(&cache, &stored, key, key_source)?),
+        None => {
+            image_key::refuse_in_clear(&manifest)?;
+            None
+        }
     };
     let rootfs = encrypted
         .as_ref()
@@ -122,7 +129,9 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
     let mut draft = settle(&manifest, &stored.config, rootfs.clone())?;
     if let Some(encrypted) = &encrypted {
         draft.config.encryption = Some(encrypted.description.clone());
-        draft.config.insecure.push(Insecure::HostImageKey);
+        if key_source == ImageKeySource::InsecureHost {
+            draft.config.insecure.push(Insecure::HostImageKey);
+        }
     }
     let date = date(&stored.config);
     let mut enclaves = Vec::new();
@@ -209,7 +218,12 @@ struct Encrypted {
 }
 
 impl Encrypted {
-    fn new(cache: &Cache, stored: &Stored, key: &Path) -> Result<Encrypted, Failure> {
+    fn new(
+        cache: &Cache,
+        stored: &Stored,
+        key: &Path,
+        source: ImageKeySource,
+    ) -> Result<Encrypted, Failure> {
         let key = image_key::read(key)?;
         let path = cache.dir().join(format!(
             ".encrypted.{}.{}",
@@ -219,7 +233,7 @@ impl Encrypted {
         let mut made = Encrypted {
             path,
             rootfs: Rootfs::default(),
-            description: image_key::describe(&key),
+            description: image_key::describe(&key, source),
         };
         let out = OpenOptions::new()
             .read(true)

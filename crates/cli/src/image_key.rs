@@ -1,7 +1,8 @@
-//! Keys of encrypted images, from files.
+//! Keys of encrypted images: from files, to be given to the coordinator or by the host.
 
 use crate::failure::Failure;
 use bulla_abi::config::{Config, Encryption, ImageKey, ImageKeySource};
+use bulla_image::manifest::Manifest;
 use bulla_vault::ImageCipher;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -43,11 +44,34 @@ pub fn read(path: &Path) -> Result<ImageKey, Failure> {
 }
 
 /// What the configuration says of an image encrypted with this key.
-pub fn describe(key: &ImageKey) -> Encryption {
+pub fn describe(key: &ImageKey, source: ImageKeySource) -> Encryption {
     Encryption {
         check: ImageCipher::check(&hash, &key.0),
-        key: ImageKeySource::InsecureHost,
+        key: source,
     }
+}
+
+/// Whether the manifest leaves the key of the image to the coordinator.
+pub fn is_coordinators(manifest: &Manifest) -> bool {
+    let coordinator = manifest.coordinator.as_ref();
+    coordinator.is_some_and(|coordinator| coordinator.image_key.is_some())
+}
+
+/// For an image whose files are in clear.
+pub fn refuse_in_clear(manifest: &Manifest) -> Result<(), Failure> {
+    match is_coordinators(manifest) {
+        true => Err(Failure::new(
+            "the manifest has coordinator.image_key, but the image is not encrypted; build it with \
+             `bulla build --encrypt KEYFILE`, or leave the key out of the manifest",
+        )),
+        false => Ok(()),
+    }
+}
+
+/// Whether the host has to give the key of an image.
+pub fn is_hosts(config: &Config) -> bool {
+    let source = config.encryption.as_ref().map(|encryption| encryption.key);
+    source == Some(ImageKeySource::InsecureHost)
 }
 
 /// The cipher of a key.
@@ -58,7 +82,7 @@ pub fn cipher(key: &ImageKey) -> ImageCipher {
 /// A wrong key is better explained before the enclave is built.
 pub fn check(config: &Config, key: Option<&ImageKey>) -> Result<(), Failure> {
     match (&config.encryption, key) {
-        (Some(encryption), Some(key)) if describe(key).check != encryption.check => {
+        (Some(encryption), Some(key)) if ImageCipher::check(&hash, &key.0) != encryption.check => {
             Err(Failure::new(
                 "the key is not the one that the image was encrypted with; give the file that was \
                  given to `bulla build --encrypt`",

@@ -3,6 +3,7 @@
 use crate::args::InspectArguments;
 use crate::containers;
 use crate::failure::Failure;
+use crate::image_key;
 use crate::sign::{read_config, read_signature};
 use crate::state::hex;
 use bulla_abi::layout::LayoutKind;
@@ -76,7 +77,11 @@ impl Confidential {
             ),
         ];
         if config.encryption.is_some() {
-            locked.push(("encryption", "AES-256-XTS, key from a file".into()));
+            let source = match image_key::is_hosts(&config) {
+                true => "a file",
+                false => "the coordinator",
+            };
+            locked.push(("encryption", format!("AES-256-XTS, key from {source}")));
         }
         for variable in &config.env {
             locked.push(("environment", shown(variable)));

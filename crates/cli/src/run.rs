@@ -7,6 +7,7 @@ use crate::debugger::Debugger;
 use crate::enclave;
 use crate::exec;
 use crate::failure::{BULLA_FAILED, Failure};
+use crate::image_key;
 use crate::platform;
 use crate::quoter;
 use crate::state::{State, hex};
@@ -187,7 +188,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         None => LayoutKind::Static,
     };
     let config = prepared.config(kind);
-    if config.encryption.is_some() && prepared.input.image_key.is_none() {
+    if image_key::is_hosts(config) && prepared.input.image_key.is_none() {
         return Err(Failure::new(Refused::NoImageKey));
     }
     if let Err(refused) = config.clone().admit(&prepared.input) {
@@ -246,6 +247,9 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
         State::of_user().emulated_fuses(),
     ));
     launch.rootfs = Some(rootfs);
+    if platform_name == "emulated" {
+        prepared.volumes.warn_of_new_machine(config);
+    }
     launch.volumes = prepared.volumes.open(config, &State::of_user())?;
     launch.directories = prepared.volumes.open_directories(config)?;
     launch.execs = execs;

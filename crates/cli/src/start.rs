@@ -121,9 +121,9 @@ fn input(config: &Config, words: &[OsString]) -> Result<HostInput, Failure> {
             false => Vec::new(),
         },
         terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
-        image_key: match &config.encryption {
-            Some(_) => Some(image_key::read(Path::new(IMAGE_KEY))?),
-            None => None,
+        image_key: match image_key::is_hosts(config) {
+            true => Some(image_key::read(Path::new(IMAGE_KEY))?),
+            false => None,
         },
         secrets: policy
             .secrets

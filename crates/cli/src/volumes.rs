@@ -42,6 +42,9 @@ pub struct VolumeOptions {
     pub key: Option<PathBuf>,
     /// Anchors lie beside the logs: inside a container of another engine nothing else stays.
     pub anchors_beside: bool,
+    /// The emulated machine has no fuses yet, as in each new container of another engine: keys that
+    /// hang on them are new ones.
+    pub machine_is_new: bool,
 }
 
 impl VolumeOptions {
@@ -70,6 +73,7 @@ impl VolumeOptions {
             passed: Vec::new(),
             key: key.map(Path::to_owned),
             anchors_beside: false,
+            machine_is_new: false,
         })
     }
 
@@ -128,6 +132,30 @@ impl VolumeOptions {
             passed: passed.collect(),
             key: Some(PathBuf::from("/run/secrets/bulla-volume-key")),
             anchors_beside: true,
+            machine_is_new: !State::of_user().emulated_fuses().exists(),
+        }
+    }
+
+    /// Says why volumes of an earlier machine will not open, if there are any. For emulated machines:
+    /// the keys of real ones do not go away.
+    pub fn warn_of_new_machine(&self, config: &Config) {
+        if !self.machine_is_new {
+            return;
+        }
+        let sealed = volumes_of(config).filter(|(_, key)| *key != VolumeKey::InsecureHost);
+        for (mount, _) in sealed {
+            let place = self
+                .volumes
+                .iter()
+                .find(|volume| volume.target == mount.target);
+            if place.is_some_and(|volume| volume.place.join("log.0").exists()) {
+                let target = String::from_utf8_lossy(&mount.target);
+                eprintln!(
+                    "bulla: warning: the volume at {target} is of an earlier container, whose \
+                     emulated machine (with the keys) is gone with it; give all containers that use \
+                     it one state, as with `-e BULLA_STATE=/state -v state:/state`, from the first on"
+                );
+            }
         }
     }
 

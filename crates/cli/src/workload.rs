@@ -168,6 +168,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             ambient_input(workload)?,
         ),
         Some(manifest) => {
+            image_key::refuse_in_clear(manifest)?;
             let draft = settle(manifest, &stored.config, stored.rootfs.clone())?;
             let input = host_input(&draft.config, workload, arguments)?;
             volumes.check(&draft.config)?;

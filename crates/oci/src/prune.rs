@@ -8,7 +8,7 @@ use crate::cache::{Cache, Stored};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::store::Store;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -56,12 +56,12 @@ impl Cache {
     /// What the cache takes on disk.
     pub fn usage(&self) -> Usage {
         let mut usage = Usage::default();
-        let mut seen = HashSet::new();
+        let mut names = Names::default();
         let mut paths = entries(self.dir());
         // Root file systems before what shares with them.
         paths.sort_by_key(|path| name_of(path) == "built-1");
         for path in paths {
-            let bytes = size(&path, &mut seen);
+            let bytes = names.add(&path);
             match name_of(&path).as_str() {
                 "rootfs-3" => usage.rootfs += bytes,
                 "built-1" => usage.built += bytes,
@@ -75,7 +75,9 @@ impl Cache {
     /// Removes what can be made again, least recently used first, until the cache takes at most
     /// `most` bytes or nothing more can go; the bytes that were freed.
     pub fn prune(&self, most: u64) -> Result<u64, Error> {
-        let before = self.usage().total();
+        // Measured once: a cache may have many files, and much to remove.
+        let mut names = Names::default();
+        let before: u64 = entries(self.dir()).iter().map(|path| names.add(path)).sum();
         let mut total = before;
         let mut candidates = self.left_overs()?;
         candidates.extend(self.images_that_can_go());
@@ -87,10 +89,13 @@ impl Cache {
             if age(candidate.used) < YOUNG {
                 break;
             }
-            candidate.paths.iter().try_for_each(|path| remove(path))?;
-            total = self.usage().total();
+            for path in &candidate.paths {
+                let freed = names.take(path);
+                remove(path)?;
+                total = total.saturating_sub(freed);
+            }
         }
-        Ok(before.saturating_sub(total))
+        Ok(before - total)
     }
 
     /// What is of no use any more: of older versions, of processes that were killed, of names that
@@ -239,15 +244,45 @@ fn modified(path: &Path) -> SystemTime {
     time.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
-/// Bytes on disk, of a directory with all that is in it, without what was seen before.
-fn size(path: &Path, seen: &mut HashSet<(u64, u64)>) -> u64 {
-    match fs::symlink_metadata(path) {
-        Ok(metadata) if metadata.is_dir() => {
-            entries(path).iter().map(|path| size(path, seen)).sum()
+/// Files with several names, by device and inode: how many names of each were found.
+#[derive(Default)]
+struct Names(HashMap<(u64, u64), u64>);
+
+impl Names {
+    /// Bytes on disk, of a directory with all that is in it, without what was found before.
+    fn add(&mut self, path: &Path) -> u64 {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => {
+                entries(path).iter().map(|path| self.add(path)).sum()
+            }
+            Ok(metadata) if metadata.nlink() > 1 => {
+                let count = self.0.entry((metadata.dev(), metadata.ino())).or_default();
+                *count += 1;
+                match *count {
+                    1 => metadata.blocks() * 512,
+                    _ => 0,
+                }
+            }
+            Ok(metadata) => metadata.blocks() * 512,
+            Err(_) => 0,
         }
-        Ok(metadata) if metadata.nlink() > 1 && !seen.insert((metadata.dev(), metadata.ino())) => 0,
-        Ok(metadata) => metadata.blocks() * 512,
-        Err(_) => 0,
+    }
+
+    /// The bytes that are freed when what was found here is removed: a file goes with its last name.
+    fn take(&mut self, path: &Path) -> u64 {
+        match fs::symlink_metadata(path) {
+            Ok(metadata) if metadata.is_dir() => {
+                entries(path).iter().map(|path| self.take(path)).sum()
+            }
+            Ok(metadata) => match self.0.get_mut(&(metadata.dev(), metadata.ino())) {
+                Some(count) if *count > 1 => {
+                    *count -= 1;
+                    0
+                }
+                _ => metadata.blocks() * 512,
+            },
+            Err(_) => 0,
+        }
     }
 }
 
@@ -329,6 +364,31 @@ mod tests {
         let there = |digest| store.blob_path(&digest).exists();
         assert!(there(layer) && there(manifest) && there(young));
         assert!(!there(forgotten));
+    }
+
+    #[test]
+    fn what_was_freed_is_what_is_missing_afterwards() {
+        let place = Place::new();
+        let image = place.put("rootfs-3/a.img", 90);
+        place.put("rootfs-3/a.json", 90);
+        place.put("rootfs-3/b.img", 80);
+        // The second names go first.
+        let built = place.dir.path().join("built-1/a");
+        fs::create_dir_all(&built).unwrap();
+        fs::hard_link(&image, built.join("rootfs.img")).unwrap();
+        fs::hard_link(&image, built.join("again.img")).unwrap();
+        place.put("built-1/a/about.json", 100);
+        let old = SystemTime::now() - Duration::from_secs(100 * 60);
+        fs::File::open(&built).unwrap().set_modified(old).unwrap();
+        let before = place.cache.usage().total();
+        for most in [before - 1, before - 100_001, before - 200_001, 0] {
+            let has = place.cache.usage().total();
+            let freed = place.cache.prune(most).unwrap();
+            let left = place.cache.usage().total();
+            assert_eq!(has - left, freed);
+            assert!(left <= most, "{left} of {most}");
+        }
+        assert!(!built.exists() && !image.exists());
     }
 
     #[test]

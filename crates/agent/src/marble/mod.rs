@@ -9,6 +9,7 @@
 //! coordinator knows the marble again. Nothing of an answer is used before the coordinator is known to
 //! be the one that the manifest means.
 
+mod image_key;
 mod revoked;
 mod trust;
 mod wire;
@@ -65,6 +66,13 @@ pub enum MarbleError {
         volume.display()
     )]
     OnVolume { path: PathBuf, volume: PathBuf },
+    #[error(
+        "the coordinator gives no variable {0} with the image's key: 64 hexadecimal digits, as \
+         {{{{ hex .Secrets.NAME }}}} writes a secret of 32 bytes"
+    )]
+    NoImageKey(String),
+    #[error("the image cannot be opened with the coordinator's key: {0}")]
+    ImageKey(io::Error),
     #[error("no quote can be had: {0}")]
     Quote(io::Error),
     #[error("the key or request cannot be made: {0}")]
@@ -157,6 +165,10 @@ pub fn activate(settings: &Coordinator) -> Result<Activated, MarbleError> {
             name: name.clone(),
         })?;
         env.insert(variable.clone(), value);
+    }
+    if settings.image_key.is_some() && std::env::var_os("HOME").is_none() {
+        env.entry("HOME".into())
+            .or_insert_with(|| image_key::home().into());
     }
     Ok(Activated {
         uuid,
@@ -355,6 +367,13 @@ fn once(
         &server,
     )?;
     done.leaf = chain;
+    if let Some(name) = &settings.image_key {
+        // No program needs it.
+        let key = done.parameters.env.remove(name).map(Zeroizing::new);
+        if !is_renewal {
+            image_key::give(name, key.as_ref().map(|key| &key[..]))?;
+        }
+    }
     if let Some(lists) = lists {
         let root = pem_certificates(text(&done.parameters, COORDINATOR_ROOT)?).unwrap_or_default();
         let root = root.into_iter().next().unwrap_or_default();

@@ -109,6 +109,11 @@ pub struct Coordinator {
     /// How long to go on trying at the start while the coordinator cannot be reached or has no
     /// manifest. A refusal ends the container at once.
     pub wait_seconds: u32,
+    /// The variable (of the coordinator's manifest) that holds the key of an image built with
+    /// `--encrypt`, as 64 hexadecimal digits: without it nothing of the image can be read. The program
+    /// does not get it. Default: the key comes from a file of the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_key: Option<String>,
     /// Trust a coordinator whose quote satisfies this policy, written as for `bulla verify
     /// --policy`.
     #[schemars(with = "Option<BTreeMap<String, serde_json::Value>>")]
@@ -132,6 +137,7 @@ impl Default for Coordinator {
             reload_signal: 0,
             reload_command: Vec::new(),
             wait_seconds: 60,
+            image_key: None,
             policy: None,
         }
     }

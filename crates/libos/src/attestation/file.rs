@@ -9,6 +9,7 @@
 //! | `report` | r | EREPORT, 432 bytes |
 //! | `quote` | r | a quote |
 //! | `keys/NAME` | rw | 16 bytes; `_sgx_mrenclave` and `_sgx_mrsigner` are the CPU's sealing keys |
+//! | `image_key` | w | ours, while an encrypted image waits for it: its key, 32 bytes, from the agent |
 //! | `collateral` | r | ours: what the host has to verify this machine's quotes with |
 //!
 //! Content is made when a file is opened. What is written counts at once; shorter writes are filled
@@ -34,6 +35,7 @@ use crate::fs::inode::{
 use crate::fs::memfs::{PROC_MAGIC, anonymous_device};
 use crate::fs::path::PathRef;
 use crate::fs::permission::Caller;
+use crate::fs::sealed;
 use crate::sync::SpinLock;
 use crate::user::IoBuffer;
 use crate::{Result, Thread, attestation};
@@ -57,6 +59,8 @@ enum Kind {
     Keys,
     Key(String),
     File(File),
+    /// Not listed: no program ever sees it.
+    ImageKey,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,7 @@ enum File {
 }
 
 const KEYS: &str = "keys";
+const IMAGE_KEY: &str = "image_key";
 const FILES: [(&str, File); 7] = [
     ("attestation_type", File::AttestationType),
     ("collateral", File::Collateral),
@@ -85,6 +90,7 @@ impl Kind {
     fn is_writable(&self) -> bool {
         match self {
             Kind::Key(name) => !keys::is_sealing(name),
+            Kind::ImageKey => true,
             Kind::File(File::TargetInfo | File::UserReportData) => true,
             _ => false,
         }
@@ -104,6 +110,7 @@ impl Node {
         match &self.kind {
             Kind::Root => 1,
             Kind::Keys => 2,
+            Kind::ImageKey => 3,
             Kind::File(file) => 16 + *file as u64,
             // Names differ; their numbers nearly always do.
             Kind::Key(name) => name.bytes().fold(1 << 32, |number: u64, byte| {
@@ -140,6 +147,7 @@ impl Inode for Node {
             Kind::Keys => 0o040755,
             Kind::Key(name) if keys::is_sealing(name) => 0o100400,
             Kind::Key(_) => 0o100600,
+            Kind::ImageKey => 0o100200,
             Kind::File(_) if self.kind.is_writable() => 0o100666,
             Kind::File(_) => 0o100444,
         }
@@ -217,6 +225,9 @@ impl Inode for Node {
         let name = core::str::from_utf8(name).map_err(|_| ENOENT)?;
         match &self.kind {
             Kind::Root if name == KEYS => Ok(Node::make(Kind::Keys)),
+            Kind::Root if name == IMAGE_KEY && sealed::is_waiting() => {
+                Ok(Node::make(Kind::ImageKey))
+            }
             Kind::Root => FILES
                 .iter()
                 .find(|(file, _)| *file == name)
@@ -294,6 +305,7 @@ fn content(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
     let refused = |_| EACCES.because("the platform gives no report");
     Ok(match kind {
         Kind::Root | Kind::Keys => return Err(EISDIR),
+        Kind::ImageKey => return Err(EACCES),
         Kind::Key(name) => keys::get(name)?.map_or_else(Vec::new, |key| key.to_vec()),
         Kind::File(file) => match file {
             File::AttestationType if attestation::has_quotes() => b"dcap".to_vec(),
@@ -336,6 +348,7 @@ impl Open {
         };
         match &self.kind {
             Kind::Key(name) => keys::set(name, bytes),
+            Kind::ImageKey => sealed::open(thread, bytes),
             Kind::File(file @ (File::UserReportData | File::TargetInfo)) => {
                 let mut inputs = thread.process.attestation.lock();
                 let inputs = inputs.get_or_insert_default();

@@ -1,5 +1,7 @@
 //! The container's tree at start.
 
+pub mod sealed;
+
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
@@ -108,6 +110,23 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
     super::memfs::cache::set_limit(cache);
     accounting::set_kernel_limit(limit + cache);
     TERMINAL.store(config.terminal, Ordering::Relaxed);
+    if sealed::awaits_key(config) {
+        return sealed::init(config);
+    }
+    let root = open_image(config)?;
+    let context = populate(root, config).map_err(unpopulated)?;
+    ROOT.call_once(|| context.root());
+    Ok(context)
+}
+
+fn unpopulated((what, error): (&'static str, crate::Errno)) -> InitError {
+    InitError {
+        message: format!("{what} cannot be set up: {error:?}"),
+    }
+}
+
+/// The image's files under a writable layer, as a root with nothing mounted.
+fn open_image(config: &Config) -> core::result::Result<PathRef, InitError> {
     let cipher = lower::image_cipher(config).map_err(|reason| InitError {
         message: format!("the image cannot be opened: {reason}"),
     })?;
@@ -118,12 +137,7 @@ pub fn init(config: &Config) -> core::result::Result<Arc<FsContext>, InitError> 
     if let Some(sites) = &config.rootfs.sites {
         measured::load(fs.device, sites).map_err(|message| InitError { message })?;
     }
-    let root = detached_root(fs.root_over(lower), "overlay");
-    let context = populate(root, config).map_err(|(what, error)| InitError {
-        message: format!("{what} cannot be set up: {error:?}"),
-    })?;
-    ROOT.call_once(|| context.root());
-    Ok(context)
+    Ok(detached_root(fs.root_over(lower), "overlay"))
 }
 
 type Named<T> = core::result::Result<T, (&'static str, crate::Errno)>;
@@ -132,33 +146,45 @@ type Named<T> = core::result::Result<T, (&'static str, crate::Errno)>;
 pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     let context = Arc::new(FsContext::new(root));
     context.set_umask(0);
+    populate_kernels(&context, config)?;
+    populate_configured(&context, config)?;
+    Ok(context)
+}
+
+/// What the kernel itself shows.
+fn populate_kernels(context: &Arc<FsContext>, config: &Config) -> Named<()> {
     let named = |what: &'static str| move |error| (what, error);
-    mount_devices(&context).map_err(named("/dev"))?;
+    mount_devices(context).map_err(named("/dev"))?;
     let proc_root = Dentry::root(procfs::root());
-    attach(&context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
-    mount_system(&context).map_err(named("/sys"))?;
-    write_cgroup(&context, config.memory).map_err(named("/sys/fs/cgroup"))?;
+    attach(context, b"/proc", proc_root, "proc", NOSUID_NODEV_NOEXEC).map_err(named("/proc"))?;
+    mount_system(context).map_err(named("/sys"))?;
+    write_cgroup(context, config.memory).map_err(named("/sys/fs/cgroup"))
+}
+
+/// What the configuration asks for, and the working directory.
+fn populate_configured(context: &Arc<FsContext>, config: &Config) -> Named<()> {
+    let named = |what: &'static str| move |error| (what, error);
     let (mut volumes, mut directories) = (0, 0);
     for wanted in &config.mounts {
         let mounted = match wanted.kind {
-            MountKind::Tmpfs { size, mode } => mount_tmpfs(&context, wanted, size, mode),
+            MountKind::Tmpfs { size, mode } => mount_tmpfs(context, wanted, size, mode),
             MountKind::Volume { key } => {
                 volumes += 1;
-                mount_volume(&context, wanted, volumes - 1, key)
+                mount_volume(context, wanted, volumes - 1, key)
             }
             MountKind::InsecurePassthrough => {
                 directories += 1;
-                mount_passthrough(&context, wanted, directories - 1)
+                mount_passthrough(context, wanted, directories - 1)
             }
         };
         mounted.map_err(named("a mount of the manifest"))?;
     }
     for file in &config.files {
-        replace_file(&context, &file.path, &file.content, file.mode)
+        replace_file(context, &file.path, &file.content, file.mode)
             .map_err(named("a file of the configuration"))?;
     }
     context.set_umask(0o022);
-    let mut walk = Walk::new(Caller::KERNEL, &context);
+    let mut walk = Walk::new(Caller::KERNEL, context);
     let cwd: &[u8] = if config.cwd.is_empty() {
         b"/"
     } else {
@@ -166,13 +192,13 @@ pub fn populate(root: PathRef, config: &Config) -> Named<Arc<FsContext>> {
     };
     let cwd = match walk.find(cwd, Follow::Yes) {
         Err(error) if error == ENOENT => {
-            make_directories(&context, cwd, 0o755).map_err(named("the working directory"))?;
-            Walk::new(Caller::KERNEL, &context).find(cwd, Follow::Yes)
+            make_directories(context, cwd, 0o755).map_err(named("the working directory"))?;
+            Walk::new(Caller::KERNEL, context).find(cwd, Follow::Yes)
         }
         other => other,
     };
     context.set_cwd(cwd.map_err(named("the working directory"))?);
-    Ok(context)
+    Ok(())
 }
 
 fn configured_flags(wanted: &Mount) -> u32 {

@@ -49,5 +49,5 @@ pub mod tty;
 
 pub use init::{
     InitError, budget, detached_root, empty_root, has_terminal, init, memory_file, populate, root,
-    standard_files, sync_volumes,
+    sealed, standard_files, sync_volumes,
 };

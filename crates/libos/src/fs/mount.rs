@@ -138,6 +138,12 @@ pub fn detach(mount: &Arc<Mount>, lazy: bool) -> Result<()> {
     Ok(())
 }
 
+/// Takes all mounts out of the table: their root is given up for another.
+pub fn take_all() -> Vec<Arc<Mount>> {
+    let _names = namespace();
+    core::mem::take(&mut *TABLE.write())
+}
+
 /// All mounts, in the order they were made.
 pub fn all() -> Vec<Arc<Mount>> {
     TABLE.read().clone()

@@ -40,10 +40,17 @@ pub fn first_thread(config: &Config) -> Result<Arc<Thread>, BootError> {
     crate::trace::configure(config).map_err(|error| ours(format!("{error}")))?;
     crate::mm::accounting::set_limit(config.memory);
     let context = fs::init(config).map_err(|error| ours(error.message))?;
-    let user = user(&context, &config.user)?;
+    // While the image waits for its key, its users are not known: the agent becomes the right one.
+    let is_waiting = fs::sealed::is_waiting();
+    let name = if is_waiting { "" } else { &config.user };
+    let user = user(&context, name)?;
     let credentials = user.credentials;
     crate::attestation::file::set_owner(credentials.ruid, credentials.rgid);
-    let environment = environment(config, user.home.as_deref());
+    let mut environment = environment(config, user.home.as_deref());
+    if is_waiting && lookup(&config.env, b"HOME").is_none() {
+        // For the agent to add, once it can.
+        environment.retain(|entry| !entry.starts_with(b"HOME="));
+    }
     let (loaded, found_at) = load_program(config, &context, &credentials, environment)?;
 
     let files = fs::standard_files(config, &context)
