@@ -73,6 +73,13 @@ impl Atomic {
 /// What a thread's CPU state is made of beside [`crate::Registers`].
 pub const FPU_STATE_MAX: usize = 4096;
 
+/// Where a trampoline leaves its address, and the gate it then jumps through; offsets from GS.
+#[derive(Clone, Copy)]
+pub struct InstructionGate {
+    pub offset: u32,
+    pub trampoline: u32,
+}
+
 /// The platform. Addresses are linear addresses in the enclave; ranges are page aligned; user
 /// addresses are checked by the implementation to lie in the application's part of the enclave.
 pub trait Platform: Send + Sync {
@@ -212,6 +219,8 @@ pub trait Platform: Send + Sync {
     fn cpus(&self) -> u32;
     /// Address user code jumps to for a system call from a trampoline (`jmp gs:[offset]`).
     fn gate_offset(&self) -> u32;
+    /// The same for another instruction that the enclave serves.
+    fn instruction_gate(&self) -> InstructionGate;
     /// Address of a [`ClockPage`](crate::elf::vdso::ClockPage) that user code may read; `None`
     /// where it may not read the TSC.
     fn clock_page(&self) -> Option<u64> {

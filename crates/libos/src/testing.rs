@@ -26,7 +26,7 @@ use crate::fs::inode::{FileId, Inode};
 use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::mm::map::Request;
-use crate::platform::{Atomic, Platform, Protection, UserFault};
+use crate::platform::{Atomic, InstructionGate, Platform, Protection, UserFault};
 use crate::process::Process;
 use crate::process::thread::StartState;
 use crate::{Registers, Result, Thread};
@@ -581,6 +581,13 @@ impl Platform for TestPlatform {
 
     fn gate_offset(&self) -> u32 {
         0x100
+    }
+
+    fn instruction_gate(&self) -> InstructionGate {
+        InstructionGate {
+            offset: 0x108,
+            trampoline: 0x110,
+        }
     }
 
     fn heap_usage(&self) -> (u64, u64) {

@@ -129,10 +129,14 @@ pub fn counter(output: &str, name: &str) -> u64 {
         .find(|value| value["event"] == "end")
         .unwrap_or_else(|| panic!("no counters:\n{output}"));
     let stats = &end["stats"];
-    [&stats[name], &stats["platform_counters"][name]]
-        .into_iter()
-        .find_map(serde_json::Value::as_u64)
-        .unwrap_or_else(|| panic!("no counter {name}:\n{stats}"))
+    [
+        &stats[name],
+        &stats["platform_counters"][name],
+        &stats["host_calls"][name],
+    ]
+    .into_iter()
+    .find_map(serde_json::Value::as_u64)
+    .unwrap_or_else(|| panic!("no counter {name}:\n{stats}"))
 }
 
 /// A compiled C program, alone in a root directory.

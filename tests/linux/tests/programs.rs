@@ -155,6 +155,44 @@ fn sites() {
     }
 }
 
+/// CPUID and RDTSC: rewritten, and with each one trapping where it does.
+#[test]
+fn instructions() {
+    for linked in Linked::ALL {
+        Check {
+            linked,
+            options: &["--quiet"],
+            ..Check::new("instructions")
+        }
+        .run();
+    }
+    // A machine on which enclaves may not read the TSC.
+    let common = ["--json", "--stats", "--profile", "dcsv2"];
+    let mut exceptions = [0; 2];
+    for (index, options) in [&[][..], &["--no-site-rewriting"]].into_iter().enumerate() {
+        let options = [&common[..], options].concat();
+        let check = Check {
+            options: &options,
+            ..Check::new("instructions")
+        };
+        let Some(output) = check.run() else {
+            return;
+        };
+        exceptions[index] = counter(&output, "exceptions");
+        // Each leaf is asked of the host once. Where nothing is rewritten CPUID may execute.
+        if index == 0 {
+            let asked = counter(&output, "Cpuid");
+            assert!((1..100).contains(&asked), "{asked} leaves");
+        }
+    }
+    assert!(
+        exceptions[0] * 4 < exceptions[1],
+        "{} exceptions with rewriting, {} without",
+        exceptions[0],
+        exceptions[1]
+    );
+}
+
 #[test]
 fn cancel() {
     for linked in Linked::ALL {

@@ -62,8 +62,11 @@ pub struct Area {
     pub resume: u64,
     /// The thread's work word (in its `Thread`, or `NO_WORK`).
     pub work: AtomicPtr<AtomicU32>,
-    /// Target of `jmp gs:[…]` in trampolines.
+    /// Targets of `jmp gs:[…]` in trampolines: of system calls, and of other instructions, which
+    /// leave the trampoline's address.
     pub gate: u64,
+    pub instruction_gate: u64,
+    pub trampoline: u64,
     /// Host state at the last entry at CSSA 0.
     pub host_return: u64,
     pub host_rsp: u64,
@@ -104,6 +107,8 @@ pub const USER_RSP: usize = offset_of!(Area, user_rsp);
 pub const RESUME: usize = offset_of!(Area, resume);
 pub const WORK: usize = offset_of!(Area, work);
 pub const GATE: usize = offset_of!(Area, gate);
+pub const INSTRUCTION_GATE: usize = offset_of!(Area, instruction_gate);
+pub const TRAMPOLINE: usize = offset_of!(Area, trampoline);
 pub const HOST_RETURN: usize = offset_of!(Area, host_return);
 pub const HOST_RSP: usize = offset_of!(Area, host_rsp);
 pub const HOST_RBP: usize = offset_of!(Area, host_rbp);

@@ -28,8 +28,9 @@ unsafe extern "C" {
     pub static unexpected_entry: u8;
     /// The stack's thread ends the container, see `panic::fatal`.
     pub static stop_entry: u8;
-    /// System calls from trampolines arrive here.
+    /// System calls from trampolines arrive here, and other instructions there.
     pub static gate_entry: u8;
+    pub static instruction_gate_entry: u8;
     /// A host call: number, arguments; the answer.
     pub fn raw_host_call(number: u64, a: u64, b: u64, c: u64, d: u64) -> i64;
     /// Return to user code with the frame and `Area::resume`.
@@ -353,6 +354,40 @@ global_asm!(
     "push 2",
     "popfq",
     "jmp 43b",
+    // ---------------------------------------------------------------- other instructions
+    // From a trampoline, which has left its address in the area; all registers are the program's.
+    ".globl instruction_gate_entry",
+    ".p2align 4",
+    "instruction_gate_entry:",
+    "mov gs:[{USER_RSP}], rsp",
+    "mov rsp, gs:[{FRAME}]",
+    "mov dword ptr gs:[{MODE}], {KERNEL}",
+    "mov [rsp + {RAX}], rax",
+    "mov [rsp + {RBX}], rbx",
+    "mov [rsp + {RCX}], rcx",
+    "mov [rsp + {RDX}], rdx",
+    "mov [rsp + {RSI}], rsi",
+    "mov [rsp + {RDI}], rdi",
+    "mov [rsp + {RBP}], rbp",
+    "mov [rsp + {R8}], r8",
+    "mov [rsp + {R9}], r9",
+    "mov [rsp + {R10}], r10",
+    "mov [rsp + {R11}], r11",
+    "mov [rsp + {R12}], r12",
+    "mov [rsp + {R13}], r13",
+    "mov [rsp + {R14}], r14",
+    "mov [rsp + {R15}], r15",
+    "pushfq",
+    "pop rax",
+    "mov [rsp + {RFLAGS}], rax",
+    "mov rax, gs:[{USER_RSP}]",
+    "mov [rsp + {RSP}], rax",
+    "push 2",
+    "popfq",
+    "SAVE_VECTORS",
+    "mov rdi, rsp",
+    "call {gate_instruction}",
+    "jmp return_check",
     // ---------------------------------------------------------------- the end
     ".globl stop_entry",
     ".p2align 4",
@@ -487,5 +522,6 @@ global_asm!(
     stage2 = sym crate::exception::stage2,
     stopped = sym crate::panic::stopped,
     gate_system_call = sym crate::exception::gate_system_call,
+    gate_instruction = sym crate::exception::gate_instruction,
     pending_work = sym crate::exception::pending_work,
 );

@@ -1,4 +1,4 @@
-//! Exceptions in two stages, and system calls from trampolines.
+//! Exceptions in two stages, and system calls and other instructions from trampolines.
 //!
 //! Stage 1 runs at CSSA 1 on its own stack, entered by the host after an AEX. It trusts only
 //! SSA[0], which the CPU wrote: it either copies user registers to the frame and points SSA[0] at
@@ -13,7 +13,8 @@
 use core::sync::atomic::Ordering;
 
 use bulla_abi::layout::{SSA_FRAME_PAGES, slot};
-use bulla_libos::{Exception, Next, mm::sites};
+use bulla_abi::sites::Kind;
+use bulla_libos::{Exception, Next, Registers, mm::sites};
 
 use crate::area::{self, Area, Frame, mode};
 use crate::panic::Fault;
@@ -232,56 +233,70 @@ pub extern "C" fn stage2(frame: &mut Frame) {
     finish(area, frame);
 }
 
-/// #UD: a system call or CPUID or RDTSC that must be served, or a fault.
+/// #UD: an instruction that the enclave serves, or a fault.
 fn undefined_instruction(frame: &mut Frame, thread: &alloc::sync::Arc<bulla_libos::Thread>) {
     let registers = &mut frame.registers;
-    let mut bytes = [0u8; 2];
-    let readable = crate::usercopy::copy_from_user(registers.rip, &mut bytes).is_ok();
-    match bytes {
-        [0x0f, 0x05] if readable => {
-            let site = registers.rip;
-            registers.rip = site + 2;
-            registers.rcx = registers.rip;
-            registers.r11 = registers.rflags;
-            // The site may be rewritten now; the frame's address stays the canonical one.
-            sites::syscall_trapped(thread, site, registers.rax);
-            bulla_libos::handle_syscall(thread, registers);
-        }
-        [0x0f, 0xa2] if readable => {
-            let leaf = crate::hostcall::cpuid(registers.rax as u32, registers.rcx as u32);
-            let [eax, ebx, ecx, edx] = leaf.map(u64::from);
-            (registers.rax, registers.rbx, registers.rcx, registers.rdx) = (eax, ebx, ecx, edx);
-            registers.rip += 2;
-        }
-        [0x0f, 0x31] if readable => {
-            let ticks = crate::clock::monotonic();
-            registers.rax = ticks & 0xffff_ffff;
-            registers.rdx = ticks >> 32;
-            registers.rip += 2;
-        }
-        // RDTSCP: as on processor 0.
-        [0x0f, 0x01] if readable && is_rdtscp(registers.rip) => {
-            let ticks = crate::clock::monotonic();
-            registers.rax = ticks & 0xffff_ffff;
-            registers.rdx = ticks >> 32;
-            registers.rcx = 0;
-            registers.rip += 3;
-        }
-        _ => {
-            let exception = Exception {
-                vector: 6,
-                address: 0,
-                error_code: 0,
-            };
-            bulla_libos::handle_exception(thread, registers, exception);
-        }
+    let site = registers.rip;
+    let Some(kind) = instruction_at(site) else {
+        return illegal_instruction(registers, thread);
+    };
+    // The site may be rewritten now; the frame's address stays the canonical one.
+    sites::trapped(thread, site, kind, registers.rax);
+    registers.rip = site + kind.size();
+    if kind == Kind::Syscall {
+        registers.rcx = registers.rip;
+        registers.r11 = registers.rflags;
+        bulla_libos::handle_syscall(thread, registers);
+    } else {
+        answer(kind, registers);
     }
 }
 
-/// Whether the instruction, which starts with 0F 01, is RDTSCP.
-fn is_rdtscp(rip: u64) -> bool {
-    let mut last = [0u8; 1];
-    crate::usercopy::copy_from_user(rip + 2, &mut last).is_ok() && last[0] == 0xf9
+fn illegal_instruction(registers: &mut Registers, thread: &alloc::sync::Arc<bulla_libos::Thread>) {
+    let exception = Exception {
+        vector: 6,
+        address: 0,
+        error_code: 0,
+    };
+    bulla_libos::handle_exception(thread, registers, exception);
+}
+
+/// Which of the instructions that the enclave serves stands at an address.
+fn instruction_at(address: u64) -> Option<Kind> {
+    let mut bytes = [0u8; 2];
+    crate::usercopy::copy_from_user(address, &mut bytes).ok()?;
+    match bytes {
+        [0x0f, 0x05] => Some(Kind::Syscall),
+        [0x0f, 0xa2] => Some(Kind::Cpuid),
+        [0x0f, 0x31] => Some(Kind::Rdtsc),
+        [0x0f, 0x01] => {
+            let mut last = [0u8; 1];
+            crate::usercopy::copy_from_user(address + 2, &mut last).ok()?;
+            (last[0] == 0xf9).then_some(Kind::Rdtscp)
+        }
+        _ => None,
+    }
+}
+
+/// What an instruction other than a system call leaves in registers.
+fn answer(kind: Kind, registers: &mut Registers) {
+    match kind {
+        Kind::Syscall => {}
+        Kind::Cpuid => {
+            let leaf = crate::hostcall::cpuid(registers.rax as u32, registers.rcx as u32);
+            let [eax, ebx, ecx, edx] = leaf.map(u64::from);
+            (registers.rax, registers.rbx, registers.rcx, registers.rdx) = (eax, ebx, ecx, edx);
+        }
+        Kind::Rdtsc | Kind::Rdtscp => {
+            let ticks = crate::clock::monotonic();
+            registers.rax = ticks & 0xffff_ffff;
+            registers.rdx = ticks >> 32;
+            if kind == Kind::Rdtscp {
+                // As on processor 0.
+                registers.rcx = 0;
+            }
+        }
+    }
 }
 
 /// A system call from a trampoline.
@@ -294,6 +309,29 @@ pub extern "C" fn gate_system_call(frame: &mut Frame) {
     bulla_libos::handle_syscall(thread, &mut frame.registers);
     if frame.registers.rip != canonical {
         area.resume = sites::resume_address(frame.registers.rip);
+    }
+}
+
+/// Another instruction, from a trampoline.
+pub extern "C" fn gate_instruction(frame: &mut Frame) {
+    let area = area::current();
+    let registers = &mut frame.registers;
+    registers.orig_rax = u64::MAX;
+    match sites::of_trampoline(area.trampoline) {
+        Some(site) => {
+            answer(site.kind, registers);
+            registers.rip = site.next;
+            area.resume = site.resume;
+        }
+        // A program found the gate by itself.
+        None => {
+            let Some(thread) = threads::current_thread(area) else {
+                crate::panic::fatal("an instruction in a slot without a thread");
+            };
+            registers.rip = area.trampoline;
+            illegal_instruction(registers, thread);
+            finish(area, frame);
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use bulla_abi::hostcall::{HostCall, RecvHeader};
 use bulla_enclave::sha256::{self, Sha256};
 use bulla_libos::errno::{EACCES, EIO};
-use bulla_libos::platform::{Atomic, FPU_STATE_MAX, Protection, UserFault};
+use bulla_libos::platform::{Atomic, FPU_STATE_MAX, InstructionGate, Protection, UserFault};
 use bulla_libos::{Platform, Result, Thread};
 
 use crate::area::{self, XSAVE_SIZE};
@@ -407,6 +407,13 @@ impl Platform for Enclave {
 
     fn gate_offset(&self) -> u32 {
         area::GATE as u32
+    }
+
+    fn instruction_gate(&self) -> InstructionGate {
+        InstructionGate {
+            offset: area::INSTRUCTION_GATE as u32,
+            trampoline: area::TRAMPOLINE as u32,
+        }
     }
 
     fn clock_page(&self) -> Option<u64> {

@@ -136,6 +136,7 @@ fn init_area() -> &'static mut Area {
     area.frame = (stack_top - FRAME_SIZE as u64) as *mut area::Frame;
     area.exception_stack = slot_start + slot::EXCEPTION_STACK + slot::EXCEPTION_STACK_SIZE;
     area.gate = &raw const entry::gate_entry as u64;
+    area.instruction_gate = &raw const entry::instruction_gate_entry as u64;
     if area.work.load(Ordering::Relaxed).is_null() {
         area.work
             .store(&raw const NO_WORK as *mut AtomicU32, Ordering::Relaxed);

@@ -1,9 +1,9 @@
-//! How a `syscall` can be rewritten, judged from the bytes around it.
+//! How an instruction can be rewritten, judged from the bytes around it.
 //!
 //! Nothing is decoded from a guessed start: a form is chosen only for byte patterns that leave one
 //! reading. When in doubt the site goes on trapping: slow, never wrong.
 
-use bulla_abi::sites::Form;
+use bulla_abi::sites::{Form, Kind};
 
 /// Bytes before and after a site that are looked at.
 pub const AROUND: usize = 16;
@@ -11,14 +11,40 @@ pub const AROUND: usize = 16;
 pub const JUMP: usize = 5;
 /// Unwinders know signal frames by the bytes of `mov $15, %rax; syscall`, which must stay.
 const RT_SIGRETURN: u64 = 15;
-/// The `syscall` instruction.
-pub const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// Chooses the form for a `syscall` that trapped with `number` in rax. `before` ends where the
+/// The bytes of an instruction.
+pub fn encoding(kind: Kind) -> &'static [u8] {
+    match kind {
+        Kind::Syscall => &[0x0f, 0x05],
+        Kind::Cpuid => &[0x0f, 0xa2],
+        Kind::Rdtsc => &[0x0f, 0x31],
+        Kind::Rdtscp => &[0x0f, 0x01, 0xf9],
+    }
+}
+
+/// The length of the instruction at the start of `code`, if it is one that is rewritten.
+fn site_len(code: &[u8]) -> Option<usize> {
+    [Kind::Syscall, Kind::Cpuid, Kind::Rdtsc, Kind::Rdtscp]
+        .map(encoding)
+        .into_iter()
+        .find(|bytes| code.starts_with(bytes))
+        .map(<[u8]>::len)
+}
+
+/// Where instructions that are rewritten may stand in code, and their lengths.
+pub fn candidates(code: &[u8]) -> impl Iterator<Item = (usize, usize)> {
+    let at = move |at: usize| Some((at, site_len(&code[at..])?));
+    code.iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == 0x0f)
+        .filter_map(move |(index, _)| at(index))
+}
+
+/// Chooses the form for an instruction that trapped with `number` in rax. `before` ends where the
 /// instruction starts; `after` starts where it ends. [`Form::After`] is only a proposal: nothing
 /// may branch into the bytes it moves.
-pub fn choose(before: &[u8], after: &[u8], number: u64) -> Form {
-    if number == RT_SIGRETURN {
+pub fn choose(kind: Kind, before: &[u8], after: &[u8], number: u64) -> Form {
+    if kind == Kind::Syscall && number == RT_SIGRETURN {
         return Form::Trap;
     }
     if let Some(len) = number_load(before, Some(number)) {
@@ -27,7 +53,7 @@ pub fn choose(before: &[u8], after: &[u8], number: u64) -> Form {
     if stack_move(before) {
         return Form::Before { len: 5 };
     }
-    match movable_run(after) {
+    match movable_run(kind, after) {
         Some(len) => Form::After { len },
         None => Form::Trap,
     }
@@ -35,15 +61,15 @@ pub fn choose(before: &[u8], after: &[u8], number: u64) -> Form {
 
 /// Whether the bytes are what `form` was chosen for. `whole` holds [`AROUND`] bytes, the site and
 /// [`AROUND`] bytes.
-pub fn matches(form: Form, before: &[u8], site: &[u8], after: &[u8]) -> bool {
-    if site != SYSCALL {
+pub fn matches(kind: Kind, form: Form, before: &[u8], site: &[u8], after: &[u8]) -> bool {
+    if site != encoding(kind) {
         return false;
     }
     match form {
         Form::Trap => false,
         Form::Number { len } => number_load(before, None) == Some(len),
         Form::Before { len } => usize::from(len) >= JUMP && before.len() >= len.into(),
-        Form::After { len } => usize::from(len) + 2 >= JUMP && after.len() >= len.into(),
+        Form::After { len } => usize::from(len) + site.len() >= JUMP && after.len() >= len.into(),
     }
 }
 
@@ -80,9 +106,9 @@ fn stack_move(before: &[u8]) -> bool {
 
 /// The length of whole instructions at the start of `after` that do the same anywhere and together
 /// make room for a jump.
-fn movable_run(after: &[u8]) -> Option<u8> {
+fn movable_run(kind: Kind, after: &[u8]) -> Option<u8> {
     let mut len = 0;
-    while len + 2 < JUMP {
+    while len + (kind.size() as usize) < JUMP {
         len += movable(after.get(len..)?)?;
     }
     Some(len as u8)
@@ -104,7 +130,7 @@ pub fn starts(after: &[u8], len: u8) -> u32 {
 }
 
 /// The length of the instruction at the start of `code`, if it is one of those that usually follow
-/// a system call and does the same anywhere.
+/// a site and does the same anywhere.
 fn movable(code: &[u8]) -> Option<usize> {
     let at = |index: usize| code.get(index).copied();
     let (rex, opcode, next) = match at(0)? {
@@ -116,11 +142,13 @@ fn movable(code: &[u8]) -> Option<usize> {
         0x50..=0x5f => next,
         // cmp $imm32, %eax / %rax
         0x3d => next + 4,
-        // mov, test, cmp, xor, or, add, sub, movslq with a ModRM byte and no immediate
+        // mov $imm32
+        0xb8..=0xbf if rex & 8 == 0 => next + 4,
+        // mov, test, cmp, xor, xchg, or, add, sub, movslq with a ModRM byte and no immediate
         0x01 | 0x03 | 0x09 | 0x0b | 0x21 | 0x23 | 0x29 | 0x2b | 0x31 | 0x33 | 0x39 | 0x3b
-        | 0x63 | 0x85 | 0x89 | 0x8b => next + modrm(code.get(next..)?)?,
-        // add, or, and, sub, cmp with an 8-bit immediate
-        0x83 => next + modrm(code.get(next..)?)? + 1,
+        | 0x63 | 0x85 | 0x87 | 0x89 | 0x8b => next + modrm(code.get(next..)?)?,
+        // add, or, and, sub, cmp with an 8-bit immediate; shifts by one
+        0x83 | 0xc1 => next + modrm(code.get(next..)?)? + 1,
         _ => return None,
     };
     // A REX prefix before push and pop is only ever B.
@@ -183,53 +211,83 @@ mod tests {
     #[test]
     fn numbers() {
         let load = [0x90, 0xb8, 0x27, 0, 0, 0];
-        assert_eq!(choose(&load, &[], 0x27), Form::Number { len: 5 });
-        assert_eq!(choose(&load, &[], 0x28), Form::Trap);
-        // mov $39, %r8d
-        assert_eq!(choose(&[0x41, 0xb8, 0x27, 0, 0, 0], &[], 0x27), Form::Trap);
-        let go = [0x48, 0xc7, 0xc0, 0xe7, 0, 0, 0];
-        assert_eq!(choose(&go, &[], 231), Form::Number { len: 7 });
         assert_eq!(
-            choose(&[0x48, 0xc7, 0xc0, 15, 0, 0, 0], &[0xc3], 15),
+            choose(Kind::Syscall, &load, &[], 0x27),
+            Form::Number { len: 5 }
+        );
+        assert_eq!(choose(Kind::Syscall, &load, &[], 0x28), Form::Trap);
+        // mov $39, %r8d
+        assert_eq!(
+            choose(Kind::Syscall, &[0x41, 0xb8, 0x27, 0, 0, 0], &[], 0x27),
             Form::Trap
         );
-        assert_eq!(choose(&[], &[], 0), Form::Trap);
+        let go = [0x48, 0xc7, 0xc0, 0xe7, 0, 0, 0];
+        assert_eq!(
+            choose(Kind::Syscall, &go, &[], 231),
+            Form::Number { len: 7 }
+        );
+        assert_eq!(
+            choose(Kind::Syscall, &[0x48, 0xc7, 0xc0, 15, 0, 0, 0], &[0xc3], 15),
+            Form::Trap
+        );
+        assert_eq!(choose(Kind::Syscall, &[], &[], 0), Form::Trap);
     }
 
     #[test]
     fn stack_slots() {
         // musl's __syscall_cp_asm: mov %r11, 8(%rsp)
         let cancel = [0x4c, 0x89, 0x5c, 0x24, 0x08];
-        assert_eq!(choose(&cancel, &[0xc3], 1), Form::Before { len: 5 });
+        assert_eq!(
+            choose(Kind::Syscall, &cancel, &[0xc3], 1),
+            Form::Before { len: 5 }
+        );
         // glibc's syscall: mov 8(%rsp), %r9
         let variadic = [0x4c, 0x8b, 0x4c, 0x24, 0x08];
-        assert_eq!(choose(&variadic, &[0x48, 0x3d], 1), Form::Before { len: 5 });
+        assert_eq!(
+            choose(Kind::Syscall, &variadic, &[0x48, 0x3d], 1),
+            Form::Before { len: 5 }
+        );
     }
 
     #[test]
     fn what_follows() {
         // glibc's read: xor %eax, %eax; syscall; cmp $-4096, %rax; ja
         let read = [0x48, 0x3d, 0, 0xf0, 0xff, 0xff, 0x77, 0x10];
-        assert_eq!(choose(&[0x31, 0xc0], &read, 0), Form::After { len: 6 });
+        assert_eq!(
+            choose(Kind::Syscall, &[0x31, 0xc0], &read, 0),
+            Form::After { len: 6 }
+        );
         // mov %rax, %rdi; call
         assert_eq!(
-            choose(&[], &[0x48, 0x89, 0xc7, 0xe8], 0),
+            choose(Kind::Syscall, &[], &[0x48, 0x89, 0xc7, 0xe8], 0),
             Form::After { len: 3 }
         );
         // mov %rax, 8(%rsp)
         assert_eq!(
-            choose(&[], &[0x48, 0x89, 0x44, 0x24, 8], 0),
+            choose(Kind::Syscall, &[], &[0x48, 0x89, 0x44, 0x24, 8], 0),
             Form::After { len: 5 }
         );
         // mov %eax, disp(%rip); pop %rbx and a jump.
-        assert_eq!(choose(&[], &[0x89, 0x05, 1, 2, 3, 4], 0), Form::Trap);
-        assert_eq!(choose(&[], &[0x5b, 0xeb, 3, 4], 0), Form::Trap);
         assert_eq!(
-            choose(&[], &[0x5b, 0x5d, 0x41, 0x5c], 0),
+            choose(Kind::Syscall, &[], &[0x89, 0x05, 1, 2, 3, 4], 0),
+            Form::Trap
+        );
+        assert_eq!(
+            choose(Kind::Syscall, &[], &[0x5b, 0xeb, 3, 4], 0),
+            Form::Trap
+        );
+        assert_eq!(
+            choose(Kind::Syscall, &[], &[0x5b, 0x5d, 0x41, 0x5c], 0),
             Form::After { len: 4 }
         );
-        assert_eq!(choose(&[], &[0xc3, 0x90, 0x90, 0x90], 0), Form::Trap);
-        assert_eq!(choose(&[], &[0x48, 0x3d, 0, 0xf0], 0), Form::Trap);
+        assert_eq!(
+            choose(Kind::Syscall, &[], &[0xc3, 0x90, 0x90, 0x90], 0),
+            Form::Trap
+        );
+        assert_eq!(
+            choose(Kind::Syscall, &[], &[0x48, 0x3d, 0, 0xf0], 0),
+            Form::Trap
+        );
     }
 
     #[test]

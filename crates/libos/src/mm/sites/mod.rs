@@ -1,7 +1,8 @@
-//! System-call sites in program text, rewritten so that they do not trap.
+//! Sites in program text, rewritten so that they do not trap: system calls, CPUID, and RDTSC where
+//! an enclave may not execute it.
 //!
 //! Sites belong to files. They are known from a measured list ([`measured`]) or learned from first
-//! traps ([`syscall_trapped`]), and kept by file and offset. Text is rewritten when it is brought
+//! traps ([`trapped`]), and kept by file and offset. Text is rewritten when it is brought
 //! in ([`prepare`]), before it can execute; a page that is in use is rewritten at the trap, by one
 //! aligned store or with all threads of the process held outside user code.
 //!
@@ -31,19 +32,19 @@ use crate::platform::{Protection, platform};
 use crate::sync::{RwSpinLock, SpinLock};
 use crate::{Result, Thread};
 use forms::AROUND;
-use table::{Patch, Table};
+use table::{Patch, Site, Table};
 
 /// What is known of a file.
 #[derive(Default)]
 struct Known {
     /// Its sites, by offset.
-    sites: BTreeMap<u64, Form>,
+    sites: BTreeMap<u64, (Kind, Form)>,
     /// They are from a measured list, which holds only as long as nobody writes to the file.
     measured: bool,
     /// Parts of the file (offsets) that have been searched for branches.
     searched: Vec<Range<u64>>,
-    /// For `syscall` instructions in those parts: bit n is set when something may branch to the
-    /// n-th byte after the instruction.
+    /// For what may be sites in those parts: bit n is set when something may branch to the n-th
+    /// byte after the instruction.
     entered: BTreeMap<u64, u32>,
 }
 
@@ -89,11 +90,22 @@ fn refresh(inode: &dyn Inode) {
     }
 }
 
+/// Whether sites of a kind are rewritten: not where the instruction executes, for then it is also
+/// met in code that nobody lists, and both have to count alike.
+fn is_rewritten(kind: Kind) -> bool {
+    match kind {
+        Kind::Syscall | Kind::Cpuid => true,
+        Kind::Rdtsc | Kind::Rdtscp => platform().clock_page().is_none(),
+    }
+}
+
 /// A measured list, as it is used.
 fn known(list: &SiteList) -> Known {
-    let syscalls = list.sites.iter().filter(|site| site.kind == Kind::Syscall);
+    let sites = list.sites.iter().filter(|site| is_rewritten(site.kind));
     Known {
-        sites: syscalls.map(|site| (site.offset, site.form)).collect(),
+        sites: sites
+            .map(|site| (site.offset, (site.kind, site.form)))
+            .collect(),
         measured: true,
         ..Known::default()
     }
@@ -127,18 +139,22 @@ pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Resul
     let first = file.offset + (range.start - vma.start);
     let offsets = first..first + (range.end - range.start);
     refresh(&*file.inode);
-    let known: Vec<(u64, Form)> = match FILES.lock().get(&file.inode.id()) {
+    let known: Vec<Site> = match FILES.lock().get(&file.inode.id()) {
         Some(known) => known
             .sites
             .range(offsets)
-            .filter(|(_, form)| **form != Form::Trap)
-            .map(|(&offset, &form)| (range.start + (offset - first), form))
+            .filter(|(_, (_, form))| *form != Form::Trap)
+            .map(|(&offset, &(kind, form))| Site {
+                address: range.start + (offset - first),
+                kind,
+                form,
+            })
             .collect(),
         None => return Ok(false),
     };
     let wanted: Vec<_> = known
         .into_iter()
-        .filter_map(|(site, form)| Some((site, form, original(site, form, &range)?)))
+        .filter_map(|site| Some((site, original(&site, &range)?)))
         .collect();
     if wanted.is_empty() {
         return Ok(false);
@@ -156,13 +172,13 @@ pub(super) fn prepare(vma: &Vma, file: &FileBacking, range: Range<u64>) -> Resul
 }
 
 /// The bytes that a form would replace, if they are within `range` and what the form is for.
-fn original(site: u64, form: Form, range: &Range<u64>) -> Option<Vec<u8>> {
-    let bytes = table::range(site, form);
-    if bytes.start < range.start || bytes.end.max(site + 2) > range.end {
+fn original(site: &Site, range: &Range<u64>) -> Option<Vec<u8>> {
+    let bytes = site.range();
+    if bytes.start < range.start || bytes.end.max(site.next()) > range.end {
         return None;
     }
-    let (before, at, after) = surroundings(site, range)?;
-    if !forms::matches(form, &before, &at, &after) {
+    let (before, at, after) = surroundings(site.address, site.kind, range)?;
+    if !forms::matches(site.kind, site.form, &before, &at, &after) {
         return None;
     }
     let mut original = vec![0; (bytes.end - bytes.start) as usize];
@@ -172,7 +188,7 @@ fn original(site: u64, form: Form, range: &Range<u64>) -> Option<Vec<u8>> {
 
 /// The bytes before a site, its own and those after it, as far as they lie within `range` and can
 /// be read.
-fn surroundings(site: u64, range: &Range<u64>) -> Option<(Vec<u8>, [u8; 2], Vec<u8>)> {
+fn surroundings(site: u64, kind: Kind, range: &Range<u64>) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
     let read = |range: Range<u64>| {
         let mut bytes = vec![0; (range.end.saturating_sub(range.start)) as usize];
         platform()
@@ -181,10 +197,10 @@ fn surroundings(site: u64, range: &Range<u64>) -> Option<(Vec<u8>, [u8; 2], Vec<
             .map(|()| bytes)
     };
     let around = AROUND as u64;
+    let next = site + kind.size();
     let before = site.saturating_sub(around).max(range.start)..site;
-    let after = site + 2..(site + 2 + around).min(range.end);
-    let mut at = [0; 2];
-    platform().copy_from_user(site, &mut at).ok()?;
+    let after = next..(next + around).min(range.end);
+    let at = read(site..next)?;
     let page = site & !(PAGE - 1);
     // A neighbouring page may not be there.
     let before = read(before.clone()).or_else(|| read(before.start.max(page)..before.end))?;
@@ -224,14 +240,35 @@ pub(super) fn undo(vma: &Vma, live: &super::pages::PageSet) {
     }
 }
 
-/// The `syscall` at `site` trapped, called with `number`: learns it, and rewrites it where it is.
-pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
-    TRAPPED.fetch_add(1, Ordering::Relaxed);
-    if !IS_ON.load(Ordering::Relaxed) {
+/// What a trampoline's instruction is and where the program goes on.
+pub struct Trampoline {
+    pub kind: Kind,
+    /// The program's address of the instruction after it.
+    pub next: u64,
+    pub resume: u64,
+}
+
+/// The instruction that the trampoline at an address stands for.
+pub fn of_trampoline(address: u64) -> Option<Trampoline> {
+    let table = TABLE.read();
+    let patch = table.of_trampoline(address)?;
+    Some(Trampoline {
+        kind: patch.site.kind,
+        next: patch.site.next(),
+        resume: patch.resume(),
+    })
+}
+
+/// The instruction at `site` trapped, with `number` in rax: learns it, and rewrites it where it is.
+pub fn trapped(thread: &Arc<Thread>, site: u64, kind: Kind, number: u64) {
+    if kind == Kind::Syscall {
+        TRAPPED.fetch_add(1, Ordering::Relaxed);
+    }
+    if !IS_ON.load(Ordering::Relaxed) || !is_rewritten(kind) {
         return;
     }
     let mm = thread.mm();
-    let Some((vma, file)) = mm.text_at(site) else {
+    let Some((vma, file)) = mm.text_at(site, kind) else {
         return;
     };
     let offset = file.offset + (site - vma.start);
@@ -242,32 +279,40 @@ pub fn syscall_trapped(thread: &Arc<Thread>, site: u64, number: u64) {
         .get(&id)
         .and_then(|known| known.sites.get(&offset).copied());
     let form = match known {
-        Some(Form::Trap) => return,
-        Some(form) => form,
+        Some((listed, form)) if listed == kind => form,
+        Some(_) => return,
         None => {
-            let form = judge(&vma, &file, site, number);
+            let form = judge(&vma, &file, site, kind, number);
             let mut files = FILES.lock();
             let known = &mut files.entry(id).or_default().sites;
             if known.len() < LEARNED_MAX {
-                known.insert(offset, form);
+                known.insert(offset, (kind, form));
             }
             form
         }
     };
     if form != Form::Trap {
-        mm.patch(thread, site, form);
+        let address = site;
+        mm.patch(
+            thread,
+            Site {
+                address,
+                kind,
+                form,
+            },
+        );
     }
 }
 
 /// Chooses a form, and checks that nothing branches into what it moves.
-fn judge(vma: &Vma, file: &FileBacking, site: u64, number: u64) -> Form {
-    let Some((before, at, after)) = surroundings(site, &vma.range()) else {
+fn judge(vma: &Vma, file: &FileBacking, site: u64, kind: Kind, number: u64) -> Form {
+    let Some((before, at, after)) = surroundings(site, kind, &vma.range()) else {
         return Form::Trap;
     };
-    if at != forms::SYSCALL {
+    if at != forms::encoding(kind) {
         return Form::Trap;
     }
-    let form = forms::choose(&before, &after, number);
+    let form = forms::choose(kind, &before, &after, number);
     match form {
         Form::After { len } if is_entered(vma, file, site, forms::starts(&after, len)) => {
             Form::Trap
@@ -316,29 +361,26 @@ fn is_entered(vma: &Vma, file: &FileBacking, site: u64, starts: u32) -> bool {
         .is_some_and(|bits| bits & starts != 0)
 }
 
-/// Finds what may branch to just after a `syscall`: see [`Known::entered`].
+/// Finds what may branch to just after a site: see [`Known::entered`].
 fn search(file: &FileBacking, part: &Range<u64>) -> Option<BTreeMap<u64, u32>> {
     let mut code = Vec::new();
     code.try_reserve_exact((part.end - part.start) as usize)
         .ok()?;
     code.resize((part.end - part.start) as usize, 0);
     super::fault::read_file(file, part.start, &mut code).ok()?;
-    let is_syscall = |(_, bytes): &(usize, &[u8])| *bytes == forms::SYSCALL;
-    let sites: Vec<u64> = code
-        .windows(2)
-        .enumerate()
-        .filter(is_syscall)
-        .map(|(at, _)| part.start + at as u64)
+    // Each with the address of the instruction after it, in order of both.
+    let sites: Vec<(u64, u64)> = forms::candidates(&code)
+        .map(|(at, len)| (part.start + at as u64, part.start + (at + len) as u64))
         .collect();
     let mut entered = BTreeMap::new();
     forms::branch_targets(&code, part.start, |target| {
         // The sites whose following bytes the target is among.
-        let first = sites.partition_point(|&site| site + 2 + AROUND as u64 <= target);
-        for &site in sites[first..]
+        let first = sites.partition_point(|&(_, next)| next + AROUND as u64 <= target);
+        for &(site, next) in sites[first..]
             .iter()
-            .take_while(|&&site| site + 2 <= target)
+            .take_while(|&&(_, next)| next <= target)
         {
-            *entered.entry(site).or_default() |= 1 << (target - site - 2);
+            *entered.entry(site).or_default() |= 1 << (target - next);
         }
     });
     Some(entered)
@@ -346,7 +388,7 @@ fn search(file: &FileBacking, part: &Range<u64>) -> Option<BTreeMap<u64, u32>> {
 
 impl Space {
     /// The mapping at an address, if it is text that cannot differ from its file.
-    fn text_at(&self, address: u64) -> Option<(Vma, FileBacking)> {
+    fn text_at(&self, address: u64, kind: Kind) -> Option<(Vma, FileBacking)> {
         let locked = self.lock();
         let vma = locked.vmas.find(address)?;
         let Backing::File(file) = &vma.backing else {
@@ -356,21 +398,21 @@ impl Space {
         let text = vma.is_clean()
             && vma.protection.contains(Protection::EXECUTE)
             && !vma.flags.contains(VmaFlags::VDSO);
-        (text && address + 2 <= vma.end).then(|| (vma.clone(), file.clone()))
+        (text && address + kind.size() <= vma.end).then(|| (vma.clone(), file.clone()))
     }
 
     /// Rewrites a site in a page that is in use.
-    fn patch(&self, thread: &Arc<Thread>, site: u64, form: Form) {
-        let bytes = table::range(site, form);
+    fn patch(&self, thread: &Arc<Thread>, site: Site) {
+        let bytes = site.range();
         let word = bytes.start & !7;
-        let one_store = bytes.end <= word + 8 && !matches!(form, Form::After { .. });
+        let one_store = bytes.end <= word + 8 && !matches!(site.form, Form::After { .. });
         // With this lock held, threads that were stopped wait for it before they run user code.
         let guard = residency::lock();
         if !one_store {
             self.stop_threads(Some(thread));
         }
         let mut locked = self.lock_with(guard);
-        let Some(vma) = locked.vmas.find(site).cloned() else {
+        let Some(vma) = locked.vmas.find(site.address).cloned() else {
             return;
         };
         let pages = super::page_down(bytes.start)..bytes.end.next_multiple_of(PAGE);
@@ -380,10 +422,10 @@ impl Space {
         if !vma.is_clean() || !live {
             return;
         }
-        let Some(original) = original(site, form, &vma.range()) else {
+        let Some(original) = original(&site, &vma.range()) else {
             return;
         };
-        let wanted = vec![(site, form, original)];
+        let wanted = vec![(site, original)];
         let Ok(patches) = TABLE.write().add(wanted) else {
             return;
         };
@@ -480,7 +522,7 @@ mod tests {
         let mm = thread.mm();
         let inode = MemoryFile::new(text());
         let base = map(&mm, &inode);
-        syscall_trapped(&thread, base + 0x103, 39);
+        trapped(&thread, base + 0x103, Kind::Syscall, 39);
         let trampoline = jump_target(&mm, base + 0xfe);
         assert_eq!(
             bytes::<2>(&mm, base + 0x103),
@@ -520,7 +562,7 @@ mod tests {
         let mm = thread.mm();
         let base = map(&mm, &MemoryFile::new(text()));
         let site = base + 0x202;
-        syscall_trapped(&thread, site, 0);
+        trapped(&thread, site, Kind::Syscall, 0);
         let trampoline = jump_target(&mm, site);
         let tail = trampoline + 22;
         assert_eq!(code(trampoline)[22..28], [0x48, 0x3d, 0, 0xf0, 0xff, 0xff]);
@@ -533,7 +575,7 @@ mod tests {
         assert_eq!(resume_address(site), site);
 
         let cancel = base + 0x3000;
-        syscall_trapped(&thread, cancel, 1);
+        trapped(&thread, cancel, Kind::Syscall, 1);
         let trampoline = jump_target(&mm, cancel - 5);
         assert_eq!(code(trampoline)[..5], [0x4c, 0x89, 0x5c, 0x24, 8]);
         assert_eq!(canonical(trampoline), cancel - 5);
@@ -554,7 +596,7 @@ mod tests {
         let distance = 0x204i32 - 0x1005;
         content[0x1001..0x1005].copy_from_slice(&distance.to_le_bytes());
         let base = map(&mm, &MemoryFile::new(content));
-        syscall_trapped(&thread, base + 0x202, 0);
+        trapped(&thread, base + 0x202, Kind::Syscall, 0);
         assert_eq!(bytes::<2>(&mm, base + 0x202), [0x0f, 0x05]);
     }
 
@@ -603,6 +645,60 @@ mod tests {
         let base = map(&mm, &inode);
         assert_eq!(bytes_of(&mm, base), text());
         assert!(!FILES.lock().contains_key(&id));
+    }
+
+    /// rdtsc; shl $32, %rdx at 0x100. cpuid; mov %eax, %edi; mov %ebx, %esi at 0x200. mov $7, %eax;
+    /// cpuid; ret at 0x300.
+    fn instructions() -> Vec<u8> {
+        let mut bytes = vec![0xcc; 0x4000];
+        bytes[0x100..0x106].copy_from_slice(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 32]);
+        bytes[0x200..0x206].copy_from_slice(&[0x0f, 0xa2, 0x89, 0xc7, 0x89, 0xde]);
+        bytes[0x300..0x308].copy_from_slice(&[0xb8, 7, 0, 0, 0, 0x0f, 0xa2, 0xc3]);
+        bytes
+    }
+
+    #[test]
+    fn other_instructions_leave_the_address_of_their_trampoline() {
+        let thread = testing::setup();
+        let mm = thread.mm();
+        let base = map(&mm, &MemoryFile::new(instructions()));
+        for (site, kind, moved) in [
+            (0x100, Kind::Rdtsc, &[0x48, 0xc1, 0xe2, 32][..]),
+            (0x200, Kind::Cpuid, &[0x89, 0xc7, 0x89, 0xde][..]),
+        ] {
+            let site = base + site;
+            trapped(&thread, site, kind, 0);
+            let trampoline = jump_target(&mm, site);
+            let expected = [
+                &[0x65, 0xc7, 0x04, 0x25, 0x10, 1, 0, 0][..],
+                &(trampoline as u32).to_le_bytes(),
+                &[0x65, 0xc7, 0x04, 0x25, 0x14, 1, 0, 0],
+                &((trampoline >> 32) as u32).to_le_bytes(),
+                &[0x65, 0xff, 0x24, 0x25, 8, 1, 0, 0],
+                moved,
+                &[0xe9],
+            ]
+            .concat();
+            assert_eq!(code(trampoline)[..expected.len()], expected);
+            let found = of_trampoline(trampoline).unwrap();
+            assert_eq!((found.kind, found.next), (kind, site + 2));
+            assert_eq!(found.resume, trampoline + 32);
+            // Interrupted on its way to the gate, the program is still at the instruction.
+            assert_eq!(canonical(trampoline + 12), site);
+            assert_eq!(canonical(trampoline + 24), site);
+            assert_eq!(resume_address(site), site);
+            assert_eq!(resume_address(site + 2), trampoline + 32);
+            assert_eq!(canonical(trampoline + 32), site + 2);
+        }
+        assert!(of_trampoline(base).is_none());
+
+        let site = base + 0x305;
+        trapped(&thread, site, Kind::Cpuid, 7);
+        let trampoline = jump_target(&mm, site - 5);
+        assert_eq!(code(trampoline)[..5], [0xb8, 7, 0, 0, 0]);
+        assert_eq!(bytes::<2>(&mm, site), [0x0f, 0xa2], "the instruction stays");
+        assert_eq!(of_trampoline(trampoline).unwrap().resume, site + 2);
+        assert_eq!(canonical(trampoline + 5), site);
     }
 
     fn bytes_of(mm: &Space, base: u64) -> Vec<u8> {

@@ -8,7 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use bulla_abi::sites::Form;
+use bulla_abi::sites::{Form, Kind};
 
 use super::forms::JUMP;
 use crate::Result;
@@ -16,28 +16,61 @@ use crate::mm::allocator::{self, Wanted};
 use crate::mm::{PAGE, accounting};
 use crate::platform::{Protection, platform};
 
-/// Bytes per trampoline: at most 17 moved, two `lea`, two jumps.
+/// Bytes per trampoline: at most 17 moved, two `lea` or two stores, two jumps.
 pub const SLOT: u64 = 64;
 /// A jump reaches 2 GiB; keep well within.
 const REACH: u64 = 0x7000_0000;
-/// A trampoline's two `lea` and the jump through the gate.
-const CALL_LEN: usize = 7 + 7 + 8;
+/// The jump through a gate, and what a trampoline has before it: two `lea` for a system call, two
+/// stores for another instruction.
+const GATE_LEN: usize = 8;
+const SYSCALL_LEN: usize = 7 + 7 + GATE_LEN;
+const INSTRUCTION_LEN: usize = 12 + 12 + GATE_LEN;
+
+/// An instruction that may be rewritten.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Site {
+    pub address: u64,
+    pub kind: Kind,
+    pub form: Form,
+}
+
+impl Site {
+    /// Address of the instruction after it.
+    pub fn next(&self) -> u64 {
+        self.address + self.kind.size()
+    }
+
+    /// The addresses whose bytes are rewritten.
+    pub fn range(&self) -> Range<u64> {
+        match self.form {
+            Form::Trap => self.address..self.address,
+            Form::Number { len } | Form::Before { len } => {
+                self.address.saturating_sub(len.into())..self.address
+            }
+            Form::After { len } => self.address..self.next() + u64::from(len),
+        }
+    }
+
+    fn call_len(&self) -> usize {
+        match self.kind {
+            Kind::Syscall => SYSCALL_LEN,
+            _ => INSTRUCTION_LEN,
+        }
+    }
+}
 
 /// A rewritten site.
 #[derive(Clone, Debug)]
 pub struct Patch {
-    /// Address of the `syscall`.
-    pub site: u64,
-    pub form: Form,
+    pub site: Site,
     pub trampoline: u64,
     /// What stood in the patched range.
     pub original: Vec<u8>,
 }
 
 impl Patch {
-    /// The addresses whose bytes are rewritten.
     pub fn range(&self) -> Range<u64> {
-        range(self.site, self.form)
+        self.site.range()
     }
 
     /// The bytes that replace the original: a jump, and padding that never runs.
@@ -50,52 +83,89 @@ impl Patch {
 
     /// The moved instructions.
     fn moved(&self) -> &[u8] {
-        match self.form {
-            Form::After { .. } => &self.original[2..],
+        match self.site.form {
+            Form::After { .. } => &self.original[self.site.kind.size() as usize..],
             _ => &self.original,
+        }
+    }
+
+    /// Where the program goes on after the instruction.
+    pub fn resume(&self) -> u64 {
+        match self.site.form {
+            Form::After { .. } => self.trampoline + self.site.call_len() as u64,
+            _ => self.site.next(),
         }
     }
 
     /// The trampoline's code.
     fn code(&self) -> Vec<u8> {
-        let back = self.site + 2;
         let mut code = Vec::new();
-        match self.form {
-            Form::After { len } => {
-                let tail = self.trampoline + CALL_LEN as u64;
-                call(&mut code, self.trampoline, back, tail);
+        match self.site.form {
+            Form::After { .. } => {
+                self.call(&mut code);
                 code.extend_from_slice(self.moved());
                 let end = self.trampoline + code.len() as u64;
-                code.extend_from_slice(&jump(end, back + u64::from(len)));
+                code.extend_from_slice(&jump(end, self.range().end));
             }
             _ => {
                 code.extend_from_slice(self.moved());
-                call(&mut code, self.trampoline, back, back);
+                self.call(&mut code);
             }
         }
         code.resize(SLOT as usize, 0xcc);
         code
     }
 
+    /// Appends the way into the kernel. A system call leaves the canonical return address in rcx
+    /// and where to resume in r11; other instructions change no register but their own, so theirs
+    /// leave the trampoline's address in the thread area.
+    fn call(&self, code: &mut Vec<u8>) {
+        let gate = match self.site.kind {
+            Kind::Syscall => {
+                for (opcode, target) in [
+                    ([0x48, 0x8d, 0x0d], self.site.next()),
+                    ([0x4c, 0x8d, 0x1d], self.resume()),
+                ] {
+                    let end = self.trampoline + code.len() as u64 + 7;
+                    code.extend_from_slice(&opcode);
+                    code.extend_from_slice(&(target.wrapping_sub(end) as u32).to_le_bytes());
+                }
+                platform().gate_offset()
+            }
+            _ => {
+                let gate = platform().instruction_gate();
+                for (at, half) in [(0, self.trampoline), (4, self.trampoline >> 32)] {
+                    // movl $half, %gs:at
+                    code.extend_from_slice(&[0x65, 0xc7, 0x04, 0x25]);
+                    code.extend_from_slice(&(gate.trampoline + at).to_le_bytes());
+                    code.extend_from_slice(&(half as u32).to_le_bytes());
+                }
+                gate.offset
+            }
+        };
+        code.extend_from_slice(&[0x65, 0xff, 0x24, 0x25]);
+        code.extend_from_slice(&gate.to_le_bytes());
+    }
+
     /// The program's address for an offset in the trampoline.
     fn canonical(&self, offset: u64) -> u64 {
         let moved = self.moved().len() as u64;
-        match self.form {
-            Form::After { .. } => match offset.checked_sub(CALL_LEN as u64) {
-                None => self.site,
-                Some(offset) => self.site + 2 + offset.min(moved),
+        match self.site.form {
+            Form::After { .. } => match offset.checked_sub(self.site.call_len() as u64) {
+                None => self.site.address,
+                Some(offset) => self.site.next() + offset.min(moved),
             },
             _ if offset < moved => self.range().start + offset,
-            _ => self.site,
+            _ => self.site.address,
         }
     }
 
     /// Where to continue for an address inside the patched range.
-    fn resume(&self, rip: u64) -> u64 {
+    fn resume_at(&self, rip: u64) -> u64 {
         let range = self.range();
-        match self.form {
-            Form::After { .. } if rip >= self.site + 2 && rip < range.end => {
-                self.trampoline + CALL_LEN as u64 + (rip - self.site - 2)
+        match self.site.form {
+            Form::After { .. } if rip >= self.site.next() && rip < range.end => {
+                self.resume() + (rip - self.site.next())
             }
             Form::Before { .. } if rip > range.start && rip < range.end => {
                 self.trampoline + (rip - range.start)
@@ -105,36 +175,12 @@ impl Patch {
     }
 }
 
-/// The addresses that a form rewrites.
-pub fn range(site: u64, form: Form) -> Range<u64> {
-    match form {
-        Form::Trap => site..site,
-        Form::Number { len } | Form::Before { len } => site.saturating_sub(len.into())..site,
-        Form::After { len } => site..site + 2 + u64::from(len),
-    }
-}
-
 /// `jmp target` at `from`.
 fn jump(from: u64, target: u64) -> Vec<u8> {
     let distance = target.wrapping_sub(from + JUMP as u64) as u32;
     let mut code = alloc::vec![0xe9];
     code.extend_from_slice(&distance.to_le_bytes());
     code
-}
-
-/// Appends the system call: rcx = canonical return address, r11 = where to resume, through the
-/// runtime's gate. `start` is the address of the code so far's first byte.
-fn call(code: &mut Vec<u8>, start: u64, canonical: u64, resume: u64) {
-    for (opcode, target) in [
-        ([0x48, 0x8d, 0x0d], canonical),
-        ([0x4c, 0x8d, 0x1d], resume),
-    ] {
-        let end = start + code.len() as u64 + 7;
-        code.extend_from_slice(&opcode);
-        code.extend_from_slice(&(target.wrapping_sub(end) as u32).to_le_bytes());
-    }
-    code.extend_from_slice(&[0x65, 0xff, 0x24, 0x25]);
-    code.extend_from_slice(&platform().gate_offset().to_le_bytes());
 }
 
 /// A page of trampolines.
@@ -164,38 +210,37 @@ impl Table {
     }
 
     /// The patch at a site, if it is for the same bytes.
-    fn existing(&self, site: u64, form: Form, original: &[u8]) -> Option<&Patch> {
+    fn existing(&self, site: &Site, original: &[u8]) -> Option<&Patch> {
         self.patches
-            .get(&site)
-            .filter(|patch| patch.form == form && patch.original == original)
+            .get(&site.address)
+            .filter(|patch| patch.site == *site && patch.original == original)
     }
 
-    /// Trampolines for sites that lie close together: (site, form, original bytes). Sites whose
-    /// bytes overlap those of another are left out.
-    pub fn add(&mut self, wanted: Vec<(u64, Form, Vec<u8>)>) -> Result<Vec<Patch>> {
+    /// Trampolines for sites that lie close together, with their original bytes. Sites whose bytes
+    /// overlap those of another are left out.
+    pub fn add(&mut self, wanted: Vec<(Site, Vec<u8>)>) -> Result<Vec<Patch>> {
         let mut patches = Vec::new();
         let mut fresh = Vec::new();
         let mut last_end = 0;
-        for (site, form, original) in wanted {
-            let range = range(site, form);
+        for (site, original) in wanted {
+            let range = site.range();
             if range.start < last_end {
                 continue;
             }
-            last_end = range.end.max(site + 2);
-            match self.existing(site, form, &original) {
+            last_end = range.end.max(site.next());
+            match self.existing(&site, &original) {
                 Some(patch) => patches.push(patch.clone()),
                 // Other bytes in another process at the same address: keep what is there.
-                None if self.patches.contains_key(&site) => {}
+                None if self.patches.contains_key(&site.address) => {}
                 None => fresh.push(Patch {
                     site,
-                    form,
                     original,
                     trampoline: 0,
                 }),
             }
         }
         for chunk in fresh.chunks_mut((PAGE / SLOT) as usize) {
-            let start = self.take_slots(chunk[0].site, chunk.len() as u64)?;
+            let start = self.take_slots(chunk[0].site.address, chunk.len() as u64)?;
             let mut code = Vec::new();
             for (index, patch) in chunk.iter_mut().enumerate() {
                 patch.trampoline = start + index as u64 * SLOT;
@@ -203,8 +248,9 @@ impl Table {
             }
             self.write(start, &code)?;
             for patch in chunk {
-                self.trampolines.insert(patch.trampoline, patch.site);
-                self.patches.insert(patch.site, patch.clone());
+                self.trampolines
+                    .insert(patch.trampoline, patch.site.address);
+                self.patches.insert(patch.site.address, patch.clone());
                 patches.push(patch.clone());
             }
         }
@@ -286,7 +332,7 @@ impl Table {
     /// Forgets the sites of a range, and frees islands that nobody uses any more.
     pub fn remove(&mut self, range: &Range<u64>) {
         for patch in self.overlapping(range) {
-            self.patches.remove(&patch.site);
+            self.patches.remove(&patch.site.address);
             self.trampolines.remove(&patch.trampoline);
             let start = patch.trampoline & !(PAGE - 1);
             if let Some(island) = self.islands.get_mut(&start) {
@@ -299,6 +345,11 @@ impl Table {
                 }
             }
         }
+    }
+
+    /// The patch whose trampoline is at an address.
+    pub fn of_trampoline(&self, address: u64) -> Option<&Patch> {
+        self.patches.get(self.trampolines.get(&address)?)
     }
 
     /// See [`super::canonical`].
@@ -319,7 +370,7 @@ impl Table {
             .patches
             .range(near)
             .find(|(_, patch)| patch.range().contains(&rip));
-        found.map_or(rip, |(_, patch)| patch.resume(rip))
+        found.map_or(rip, |(_, patch)| patch.resume_at(rip))
     }
 
     /// Whether any patch has moved instructions that a canonical address can point into.

@@ -13,7 +13,8 @@
 //! - Confidentiality: host code in this process can read enclave pages, and so can the kernel for
 //!   it. The loader never passes enclave addresses to the kernel.
 //! - A jump out of ELRANGE executes what is there; it is #GP only where it cannot be executed.
-//! - CPUID executes unless the CPU can make it fault; XFRM does not disable instructions.
+//! - CPUID executes, where nobody rewrote it, unless the CPU can make it fault; XFRM does not disable
+//!   instructions.
 //! - RCX and R11 of a trapped `syscall` are as Linux leaves them, and the arithmetic flags after an
 //!   EEXIT at a patched site are undefined.
 //! - Pages that are not yet accepted can be accessed unless the profile is [`Profile::strict`].
