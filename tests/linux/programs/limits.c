@@ -249,17 +249,22 @@ static void cpu_time(void) {
 
 static void queues(void) {
     drop_privileges();
+    /* The limit is of a user: one that nobody else is, with names of its own. */
+    CHECK(setuid(100000 + (uid_t)getpid() % 100000) == 0);
+    char first[32], second[32];
+    snprintf(first, sizeof first, "/limits-%d-1", (int)getpid());
+    snprintf(second, sizeof second, "/limits-%d-2", (int)getpid());
     struct mq_attr attributes = {.mq_maxmsg = 10, .mq_msgsize = 8192};
     limit(RLIMIT_MSGQUEUE, 100000);
-    mqd_t one = mq_open("/bulla-limits-1", O_CREAT | O_RDWR, 0600, &attributes);
+    mqd_t one = mq_open(first, O_CREAT | O_RDWR, 0600, &attributes);
     CHECK(one != -1);
-    mqd_t two = mq_open("/bulla-limits-2", O_CREAT | O_RDWR, 0600, &attributes);
+    mqd_t two = mq_open(second, O_CREAT | O_RDWR, 0600, &attributes);
     CHECK(two == -1 && errno == EMFILE);
-    mq_unlink("/bulla-limits-1");
+    mq_unlink(first);
     mq_close(one);
-    two = mq_open("/bulla-limits-2", O_CREAT | O_RDWR, 0600, &attributes);
+    two = mq_open(second, O_CREAT | O_RDWR, 0600, &attributes);
     CHECK(two != -1);
-    mq_unlink("/bulla-limits-2");
+    mq_unlink(second);
 }
 
 static void record_locks(void) {
