@@ -53,7 +53,7 @@ recipe_programs() {
         musl-gcc -O2 -pthread -o "$out/$program-musl" "$src/$program.c"
     done
     cp /lib/x86_64-linux-musl/libc.so "$work/root/lib/ld-musl-x86_64.so.1"
-    for program in http bench; do
+    for program in http bench faults; do
         CGO_ENABLED=0 GO111MODULE=off GOFLAGS= GOCACHE="$work/go" \
             go build -o "$out/$program-go" "$src/$program.go"
     done

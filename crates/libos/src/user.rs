@@ -162,7 +162,13 @@ impl<'a> IoBuffer<'a> {
 
     /// A user I/O vector: EINVAL for a bad count or length.
     pub fn vector(mm: &'a AddressSpace, address: u64, count: usize) -> Result<IoBuffer<'a>> {
-        Self::vector_in(mm, mm, address, count)
+        let buffer = Self::vector_in(mm, mm, address, count)?;
+        if let Target::User { vectors, .. } = &buffer.target {
+            for vector in vectors {
+                check_range(vector.base, vector.len as usize)?;
+            }
+        }
+        Ok(buffer)
     }
 
     /// An I/O vector that stands in one address space and describes memory of another.
@@ -178,9 +184,6 @@ impl<'a> IoBuffer<'a> {
         let vectors = UserPtr::<IoVec>::new(address).read_vec(holder, count)?;
         let mut total = 0u64;
         for vector in &vectors {
-            if vector.len <= i64::MAX as u64 {
-                check_range(vector.base, vector.len as usize)?;
-            }
             total = total
                 .checked_add(vector.len)
                 .filter(|&total| total <= i64::MAX as u64)

@@ -2,6 +2,14 @@
 
 use bulla_test_apps::Program;
 
+/// Nil pointers in several goroutines at once, while the collector runs.
+#[test]
+fn go_recovers_from_nil_pointers() {
+    Program::new("programs", &["/bin/faults-go"])
+        .env("GOMAXPROCS", "2")
+        .expect("procs 2 recovered 7200 of 7200 wrong 0\n");
+}
+
 #[test]
 fn busybox_static_shell() {
     let script = "set -e

@@ -1,8 +1,10 @@
-/* Every system call with bad pointers and with integers out of range.
+/* Every system call with bad pointers and with integers out of range, as arguments (calls.h) and
+ * inside the structures that arguments point to (nested.h).
  *
- * Prints a line for each case: call, argument, value, and what came of it: ok, the error's number,
- * "signal N" if the process died, "blocks" if the call did not return. The test runs this natively,
- * with the privileges of a container, and in an enclave, and compares the lines.
+ * Prints a line for each case: call, argument (or @ and the offset of a field), value, and what came
+ * of it: ok, the error's number, "signal N" if the process died, "blocks" if the call did not return.
+ * The test runs this natively, with the privileges of a container, and in an enclave, and compares the
+ * lines.
  *
  * Each call has a process of its own. What a case leaves behind (a file, a closed descriptor) is
  * there for the next one, the same on both sides.
@@ -15,6 +17,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -45,7 +48,8 @@ enum kind {
     NUMBER, /* an integer that is varied */
     BUFFER, /* a pointer that is varied, by default to `good` */
     STRING, /* a pointer that is varied, by default to a string */
-    NOTHING /* a pointer that is varied, by default null */
+    NOTHING, /* a pointer that is varied, by default null */
+    HANDLE  /* what `fill` left in `handle` */
 };
 
 struct argument {
@@ -54,10 +58,23 @@ struct argument {
     const char *text;
 };
 
+/* A field of what is in `good` when the call is made. */
+struct field {
+    enum kind kind;
+    int offset, width;
+};
+
+enum { FIELDS = 14 };
+
 struct call {
     long number;
     const char *name;
     struct argument arguments[6];
+    /* Prepares `good` for a case. */
+    void (*fill)(void);
+    struct field fields[FIELDS];
+    /* What to do instead of a system call. */
+    long (*run)(void);
 };
 
 #define V(x) {FIXED, (long)(x), 0}
@@ -67,13 +84,18 @@ struct call {
 #define BAT(x) {BUFFER, (x), 0}
 #define S(x) {STRING, 0, x}
 #define N {NOTHING, 0, 0}
-#define CALL(name, ...) {SYS_##name, #name, {__VA_ARGS__}}
-#define RAW(number, name, ...) {number, name, {__VA_ARGS__}}
-
-static const struct call calls[] = {
-#include "calls.h"
-};
-#define CALLS (sizeof calls / sizeof calls[0])
+#define CALL(name, ...) RAW(SYS_##name, #name, __VA_ARGS__)
+#define RAW(number, name, ...) {number, name, {__VA_ARGS__}, 0, {{NONE, 0, 0}}, 0}
+#define A(...) {__VA_ARGS__}
+#define F(...) {__VA_ARGS__}
+/* a pointer in a structure; integers of 8, 4 and 2 bytes */
+#define P(offset) {BUFFER, offset, 8}
+#define L(offset) {NUMBER, offset, 8}
+#define W(offset) {NUMBER, offset, 4}
+#define H(offset) {NUMBER, offset, 2}
+#define HANDLED {HANDLE, 0, 0}
+#define NESTED(number, name, fill, arguments, fields) {number, name, arguments, fill, fields, 0}
+#define DONE(name, fill, run, fields) {0, name, {V(0)}, fill, fields, run}
 
 struct value {
     const char *name;
@@ -96,6 +118,15 @@ static const struct value numbers[] = {
 
 static char *good; /* 64 KiB, readable and writable, zeros */
 #define GOOD_SIZE 65536
+static long handle;
+
+#include "fill.h"
+
+static const struct call calls[] = {
+#include "calls.h"
+#include "nested.h"
+};
+#define CALLS (sizeof calls / sizeof calls[0])
 
 /* Results, in memory that the child shares. */
 enum { NOT_RUN = -1000, RUNNING = -1001 };
@@ -197,6 +228,8 @@ static long argument(const struct argument *a) {
         return (long)(good + a->value);
     case STRING:
         return (long)a->text;
+    case HANDLE:
+        return handle;
     default:
         return a->value;
     }
@@ -205,9 +238,9 @@ static long argument(const struct argument *a) {
 /* The cases of a call: calls `each` with the number of the case, the argument and the value. */
 static int cases(const struct call *call, void (*each)(const struct call *, int, int, const struct value *)) {
     int at = 0;
-    for (int index = 0; index < 6; index++) {
-        enum kind kind = call->arguments[index].kind;
-        int is_pointer = kind >= BUFFER;
+    for (int index = 0; index < 6 + FIELDS; index++) {
+        enum kind kind = index < 6 ? call->arguments[index].kind : call->fields[index - 6].kind;
+        int is_pointer = kind >= BUFFER && kind != HANDLE;
         int count = is_pointer ? pointer_count : kind == NUMBER ? (int)NUMBERS : 0;
         for (int i = 0; i < count; i++, at++)
             if (each)
@@ -219,16 +252,20 @@ static int cases(const struct call *call, void (*each)(const struct call *, int,
 static void run_case(const struct call *call, int at, int index, const struct value *value) {
     if (results[at] != NOT_RUN)
         return;
-    long a[6];
+    long a[6 + FIELDS];
+    if (call->fill)
+        call->fill();
     for (int i = 0; i < 6; i++)
         a[i] = argument(&call->arguments[i]);
     a[index] = value->value;
+    if (index >= 6)
+        memcpy(good + call->fields[index - 6].offset, &value->value, call->fields[index - 6].width);
     struct itimerval soon = {.it_value = {.tv_sec = 2}};
     setitimer(ITIMER_REAL, &soon, 0);
     results[at] = RUNNING;
     errno = 0;
     pid_t own = getpid();
-    long answer = syscall(call->number, a[0], a[1], a[2], a[3], a[4], a[5]);
+    long answer = call->run ? call->run() : syscall(call->number, a[0], a[1], a[2], a[3], a[4], a[5]);
     if (getpid() != own)
         _exit(0); /* clone3 made a copy */
     results[at] = answer == -1 ? errno : 0;
@@ -246,7 +283,10 @@ static void print_case(const struct call *call, int at, int index, const struct 
         strcpy(text, "blocks");
     else
         sprintf(text, "%d", result);
-    printf("%s %d %s: %s\n", call->name, index + 1, value->name, text);
+    if (index < 6)
+        printf("%s %d %s: %s\n", call->name, index + 1, value->name, text);
+    else
+        printf("%s @%d %s: %s\n", call->name, call->fields[index - 6].offset, value->name, text);
 }
 
 int main(void) {

@@ -47,7 +47,10 @@ impl Target {
 
     /// `struct f_owner_ex`.
     pub fn from_pair([kind, id]: [i32; 2]) -> Result<Target> {
-        let id = u32::try_from(id).map_err(|_| EINVAL.because("negative owner"))?;
+        if !(0..=2).contains(&kind) {
+            return Err(EINVAL.because("unknown kind of owner"));
+        }
+        let id = u32::try_from(id).map_err(|_| ESRCH.because("negative owner"))?;
         match kind {
             0..=2 if id == 0 => Ok(Target::Nobody),
             0 => Ok(Target::Thread(id)),

@@ -6,6 +6,7 @@
 //! Lock order: instance's watches → inode's watches → events.
 
 use alloc::collections::VecDeque;
+use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -356,6 +357,33 @@ pub fn next_cookie() -> u32 {
 impl FileOps for Inotify {
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    /// A line for each watch, the newest first.
+    fn describe_more(&self) -> String {
+        let watches = self.watches.lock();
+        let mut lines: Vec<(i32, String)> = watches
+            .iter()
+            .filter_map(|(&descriptor, watched)| {
+                let list = watched.inode.state()?.watches.list.lock();
+                let own = |watch: &&Watch| {
+                    watch.descriptor == descriptor && core::ptr::eq(watch.instance.as_ptr(), self)
+                };
+                let mask = list.iter().find(own)?.mask;
+                let id = watched.inode.id();
+                // As the kernel itself writes device numbers: twenty bits for the minor one.
+                let major = id.device >> 8 & 0xfff;
+                let minor = id.device & 0xff | id.device >> 12 & 0xfff00;
+                let line = format!(
+                    "inotify wd:{descriptor:x} ino:{:x} sdev:{:x} mask:{mask:x} ignored_mask:0\n",
+                    id.inode,
+                    major << 20 | minor,
+                );
+                Some((descriptor, line))
+            })
+            .collect();
+        lines.sort_unstable_by_key(|line| core::cmp::Reverse(line.0));
+        lines.into_iter().map(|(_, line)| line).collect()
     }
 
     fn read(&self, thread: &Arc<Thread>, file: &OpenFile, to: &mut IoBuffer<'_>) -> Result<usize> {

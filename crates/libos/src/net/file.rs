@@ -7,7 +7,7 @@ use core::any::Any;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Ancillary, Incoming, Outgoing, Socket, msg};
-use crate::errno::{EFAULT, EINVAL, ENOTSOCK, ENOTTY, EPIPE};
+use crate::errno::{EFAULT, ENOTSOCK, ENOTTY, EPIPE};
 use crate::fs::file::{FileOps, OpenFile, anonymous_metadata};
 use crate::fs::inode::Metadata;
 use crate::signal::info::SigInfo;
@@ -83,7 +83,7 @@ impl SocketFile {
         let most = INTERFACES_MAX * INTERFACE;
         let room = match list {
             0 => most,
-            _ => usize::try_from(room).map_err(|_| EINVAL)?.min(most),
+            _ => usize::try_from(room).unwrap_or(0).min(most),
         };
         let mut value = alloc::vec![0; LIST + most];
         value[..4].copy_from_slice(&(room as u32).to_le_bytes());

@@ -7,13 +7,17 @@
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
+use core::mem::offset_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::io::{RWF_APPEND, RWF_DSYNC, RWF_HIPRI, RWF_NOWAIT, RWF_SYNC};
 use super::poll::{SignalMask, Timeout, with_mask};
 use super::{Arguments, Context, flush, io};
 use crate::Result;
-use crate::errno::{EAGAIN, EBADF, EINTR, EINVAL, ERESTARTNOHAND, ERESTARTSYS, ETIMEDOUT};
+use crate::errno::{
+    EAGAIN, EBADF, EINTR, EINVAL, EOPNOTSUPP, ERESTARTNOHAND, ERESTARTSYS, ETIMEDOUT,
+};
 use crate::fs::eventfd::EventFd;
 use crate::fs::file::OpenFile;
 use crate::mm::AddressSpace;
@@ -21,7 +25,7 @@ use crate::mm::map::Request;
 use crate::platform::Protection;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, WaitQueue, block_on};
-use crate::user::{IoBuffer, UserPtr};
+use crate::user::{IoBuffer, UserPtr, check_range};
 
 /// Most requests that all contexts together may hold (/proc/sys/fs/aio-max-nr).
 const REQUESTS_MAX: usize = 65536;
@@ -145,21 +149,49 @@ enum Operation {
 }
 
 fn check(context: &Context<'_>, block: &ControlBlock) -> Result<(Operation, Arc<OpenFile>)> {
-    if block.reserved != 0 || block.flags & !(NOTIFY | 2) != 0 || block.rw_flags != 0 {
-        return Err(EINVAL.because("unknown flags"));
+    if block.reserved != 0 || i64::try_from(block.len).is_err() {
+        return Err(EINVAL.because("a reserved field, or a negative length"));
     }
     let file = context.thread.files().get(block.fd)?;
     let operation = match block.operation {
         PREAD | PREADV if file.is_readable() => Operation::Read,
         PWRITE | PWRITEV if file.is_writable() => Operation::Write,
         PREAD | PREADV | PWRITE | PWRITEV => return Err(EBADF),
-        FSYNC | FDSYNC => Operation::Flush,
+        FSYNC | FDSYNC
+            if (block.buffer, block.len, block.offset, block.rw_flags) == (0, 0, 0, 0) =>
+        {
+            Operation::Flush
+        }
         _ => return Err(EINVAL.because("unknown AIO operation")),
     };
+    // Files never wait for anything but the host's disk; for pipes and sockets Linux would have to
+    // be asked.
+    let known = match operation {
+        Operation::Read if file.ops.is_seekable() => RWF_HIPRI | RWF_NOWAIT,
+        Operation::Write if file.ops.is_seekable() => {
+            RWF_HIPRI | RWF_NOWAIT | RWF_DSYNC | RWF_SYNC | RWF_APPEND
+        }
+        _ => 0,
+    };
+    if block.rw_flags & !known != 0 {
+        return Err(EOPNOTSUPP.because("unknown RWF flags"));
+    }
     if block.flags & NOTIFY != 0 {
         eventfd(context, block.notify_fd)?;
     }
     Ok((operation, file))
+}
+
+/// Where a request reads or writes, refused if it could be nowhere.
+fn buffer_of<'a>(mm: &'a AddressSpace, block: &ControlBlock) -> Result<IoBuffer<'a>> {
+    let len = block.len as usize;
+    match block.operation {
+        PREADV | PWRITEV => IoBuffer::vector(mm, block.buffer, len),
+        _ => {
+            check_range(block.buffer, len)?;
+            Ok(IoBuffer::user(mm, block.buffer, len))
+        }
+    }
 }
 
 fn eventfd(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
@@ -175,19 +207,26 @@ fn run(
     block: &ControlBlock,
     operation: Operation,
     file: &Arc<OpenFile>,
+    buffer: &mut IoBuffer<'_>,
 ) -> Result<usize> {
-    let mm = context.mm();
-    let mut buffer = match block.operation {
-        PREADV | PWRITEV => IoBuffer::vector(&mm, block.buffer, block.len as usize)?,
-        _ => IoBuffer::user(&mm, block.buffer, block.len as usize),
-    };
     let offset = || u64::try_from(block.offset).map_err(|_| EINVAL);
     let result = match operation {
         // What has no positions (pipes, sockets) is read and written as ever.
-        Operation::Read if !file.ops.is_seekable() => io::read_file(context, file, &mut buffer),
-        Operation::Write if !file.ops.is_seekable() => io::write_file(context, file, &mut buffer),
-        Operation::Read => io::read_file_at(context, file, &mut buffer, offset()?),
-        Operation::Write => io::write_file_at(context, file, &mut buffer, offset()?),
+        Operation::Read if !file.ops.is_seekable() => io::read_file(context, file, buffer),
+        Operation::Write if !file.ops.is_seekable() => io::write_file(context, file, buffer),
+        Operation::Read => io::read_file_at(context, file, buffer, offset()?),
+        Operation::Write => {
+            let end = file.inode().map(|inode| inode.size());
+            let at = match end.filter(|_| block.rw_flags & RWF_APPEND != 0) {
+                Some(end) => end,
+                None => offset()?,
+            };
+            let written = io::write_file_at(context, file, buffer, at);
+            if block.rw_flags & (RWF_DSYNC | RWF_SYNC) != 0 && written.is_ok() {
+                io::sync_written(context, file)?;
+            }
+            written
+        }
         Operation::Flush => {
             let fd = block.fd as u64;
             return flush::fsync(context, Arguments([fd, 0, 0, 0, 0, 0]));
@@ -200,10 +239,14 @@ fn run(
 fn submit(context: &mut Context<'_>, aio: &AioContext, at: u64) -> Result<()> {
     let block = UserPtr::<ControlBlock>::new(at).read(&context.mm())?;
     let (operation, file) = check(context, &block)?;
+    let mm = context.mm();
+    // Linux marks the request as its own (KIOCB_KEY).
+    UserPtr::<u32>::new(at.wrapping_add(offset_of!(ControlBlock, key) as u64)).write(&mm, &0)?;
+    let mut buffer = buffer_of(&mm, &block)?;
     if aio.done.lock().len() >= aio.most {
         return Err(EAGAIN.because("as many results wait as the context may hold"));
     }
-    let result = match run(context, &block, operation, &file) {
+    let result = match run(context, &block, operation, &file, &mut buffer) {
         Ok(moved) => moved as i64,
         Err(error) => -i64::from(error.code()),
     };
@@ -319,6 +362,7 @@ fn get_events(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::errno::EFAULT;
     use crate::fs::tests::Machine;
     use crate::syscall::epoll;
     use alloc::vec::Vec;
@@ -381,6 +425,31 @@ mod tests {
         );
         assert_eq!(it.call(io_getevents, &[id, 1, 10, to, timeout]), Ok(0));
         assert_eq!(it.call(io_cancel, &[id, requests[0], to]), Err(EINVAL));
+        // What is wrong with a request is told at once.
+        let mut submit = |change: &dyn Fn(&mut ControlBlock)| {
+            let at = block(&it, 1, PREAD, file, 0, 0);
+            let mut request = ControlBlock::read_from_bytes(&it.get(4096 + 64, 64)).unwrap();
+            change(&mut request);
+            it.put(4096 + 64, request.as_bytes());
+            let list = it.put(2048, &at.to_le_bytes());
+            it.call(io_submit, &[id, 1, list])
+        };
+        assert_eq!(submit(&|request| request.rw_flags = RWF_NOWAIT), Ok(1));
+        assert_eq!(submit(&|request| request.rw_flags = 0x100), Err(EOPNOTSUPP));
+        assert_eq!(submit(&|request| request.len = 1 << 63), Err(EINVAL));
+        assert_eq!(submit(&|request| request.buffer = 1 << 63), Err(EFAULT));
+        assert_eq!(submit(&|request| request.operation = FSYNC), Err(EINVAL));
+        let vectors = |request: &mut ControlBlock| {
+            request.operation = PREADV;
+            request.buffer = 0x8000;
+        };
+        assert_eq!(submit(&vectors), Err(EFAULT));
+        let append = |request: &mut ControlBlock| {
+            request.operation = PWRITE;
+            request.rw_flags = RWF_APPEND | RWF_DSYNC;
+        };
+        assert_eq!(submit(&append), Ok(1));
+        assert_eq!(it.content("/file").len(), 20);
         assert_eq!(it.call(io_destroy, &[id]), Ok(0));
         assert_eq!(it.call(io_destroy, &[id]), Err(EINVAL));
     }

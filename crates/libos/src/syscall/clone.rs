@@ -95,7 +95,10 @@ pub fn clone3(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     if (given.stack == 0) != (given.stack_size == 0) {
         return Err(EINVAL.because("stack without size"));
     }
-    if given.set_tid != 0 || given.set_tid_size != 0 {
+    if (given.set_tid == 0) != (given.set_tid_size == 0) {
+        return Err(EINVAL.because("ids without their number"));
+    }
+    if given.set_tid != 0 {
         return Err(crate::errno::EPERM.because("ids cannot be chosen"));
     }
     run(

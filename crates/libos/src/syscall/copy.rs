@@ -89,7 +89,7 @@ pub fn sendfile(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     }
     let put = |data: &mut IoBuffer<'_>| write_file(context, &to, data);
     match UserPtr::<i64>::new(arguments.u64(2)).option() {
-        Some(pointer) => with_offset(context, pointer, |offset| {
+        Some(pointer) => with_offset(context, pointer, count, |offset| {
             pump(context, &from, offset, count, put)
         }),
         None => {
@@ -118,13 +118,16 @@ pub fn copy_file_range(context: &mut Context<'_>, arguments: Arguments) -> Resul
     let mm = context.mm();
     let count = arguments.usize(4);
     let place = |pointer: UserPtr<i64>, file: &Arc<OpenFile>| match pointer.option() {
-        Some(pointer) => u64::try_from(pointer.read(&mm)?).map_err(|_| EINVAL),
+        Some(pointer) => pointer.read(&mm).map(|at| at as u64),
         None => Ok(*file.position.lock(context.thread)),
     };
     let (from_at, to_at) = (arguments.pointer::<i64>(1), arguments.pointer::<i64>(3));
     let (start, target) = (place(from_at, &from)?, place(to_at, &to)?);
     let end = start.checked_add(count as u64).ok_or(EOVERFLOW)?;
     let target_end = target.checked_add(count as u64).ok_or(EOVERFLOW)?;
+    if i64::try_from(start.max(target)).is_err() {
+        return Err(EINVAL.because("a negative offset"));
+    }
     let same = from.inode().map(|inode| inode.id()) == to.inode().map(|inode| inode.id());
     if same && start < target_end && target < end {
         return Err(EINVAL.because("the ranges overlap"));
@@ -176,6 +179,9 @@ pub fn splice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     {
         return Err(ESPIPE);
     }
+    if from.inode().map(|inode| inode.kind()) == Some(FileType::Directory) {
+        return Err(EINVAL.because("a directory has no bytes"));
+    }
     if count == 0 {
         return Ok(0);
     }
@@ -193,9 +199,9 @@ pub fn splice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             }
             let read = read_file(context, &from, &mut IoBuffer::output(&mut buffer))?;
             let put = |data: &mut IoBuffer<'_>| match to_at.option() {
-                Some(pointer) => {
-                    with_offset(context, pointer, |at| write_file_at(context, &to, data, at))
-                }
+                Some(pointer) => with_offset(context, pointer, count, |at| {
+                    write_file_at(context, &to, data, at)
+                }),
                 None => write_file(context, &to, data),
             };
             let written = put(&mut IoBuffer::input(&buffer[..read]));
@@ -208,7 +214,7 @@ pub fn splice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             end.wait_for_room(context.thread, &to)?;
             let room = end.pipe().room().clamp(1, buffer.len());
             let get = |data: &mut IoBuffer<'_>| match from_at.option() {
-                Some(pointer) => with_offset(context, pointer, |at| {
+                Some(pointer) => with_offset(context, pointer, count, |at| {
                     read_file_at(context, &from, data, at)
                 }),
                 None => read_file(context, &from, data),

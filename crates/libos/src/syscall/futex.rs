@@ -214,7 +214,8 @@ pub fn futex_waitv(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     let mut words = Vec::with_capacity(count);
     for word in arguments.pointer::<WaitWord>(0).read_vec(&mm, count)? {
         // FUTEX2_SIZE_U32 = 2, FUTEX2_PRIVATE = 128; nothing else.
-        if word.flags & !(2 | PRIVATE) != 0 || word.flags & 3 != 2 || word.reserved != 0 {
+        let known = word.flags & !(2 | PRIVATE) == 0 && word.flags & 3 == 2;
+        if !known || word.reserved != 0 || u32::try_from(word.expected).is_err() {
             return Err(EINVAL.because("bad futex_waitv word"));
         }
         words.push(Word {

@@ -12,11 +12,11 @@ use crate::fs::{hooks, namei};
 use crate::user::{IoBuffer, UserPtr, check_range};
 
 /// RWF_* flags of preadv2 and pwritev2.
-const RWF_HIPRI: u32 = 1;
-const RWF_DSYNC: u32 = 2;
-const RWF_SYNC: u32 = 4;
-const RWF_NOWAIT: u32 = 8;
-const RWF_APPEND: u32 = 16;
+pub const RWF_HIPRI: u32 = 1;
+pub const RWF_DSYNC: u32 = 2;
+pub const RWF_SYNC: u32 = 4;
+pub const RWF_NOWAIT: u32 = 8;
+pub const RWF_APPEND: u32 = 16;
 
 fn readable(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
     let file = context.thread.file(fd)?;
@@ -236,17 +236,28 @@ pub fn pwritev2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     if rwf & !(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND) != 0 {
         return Err(EOPNOTSUPP.because("unknown RWF flags"));
     }
-    if rwf & RWF_APPEND != 0 {
+    let written = if rwf & RWF_APPEND != 0 {
         let file = writable(context, arguments.i32(0))?;
         let size = file.inode().ok_or(ESPIPE)?.size();
         let mm = context.mm();
         let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
-        return write_file_at(context, &file, &mut from, size);
-    }
-    if arguments.i64(3) == -1 {
-        writev(context, arguments)
+        write_file_at(context, &file, &mut from, size)?
+    } else if arguments.i64(3) == -1 {
+        writev(context, arguments)?
     } else {
-        pwritev(context, arguments)
+        pwritev(context, arguments)?
+    };
+    if written > 0 && rwf & (RWF_DSYNC | RWF_SYNC) != 0 {
+        sync_written(context, &context.thread.files().get(arguments.i32(0))?)?;
+    }
+    Ok(written)
+}
+
+/// RWF_DSYNC and RWF_SYNC: what was written lasts before the call returns.
+pub fn sync_written(context: &Context<'_>, file: &Arc<OpenFile>) -> Result<()> {
+    match file.inode() {
+        Some(inode) if inode.kind() == FileType::Regular => inode.sync(context.thread),
+        _ => Ok(()),
     }
 }
 
@@ -264,14 +275,18 @@ pub fn lseek(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         .seek(context.thread, &file, arguments.i64(1), whence)? as usize)
 }
 
-/// A 64-bit offset in user memory, read, used and written back.
+/// A 64-bit offset in user memory, read, used for at most `count` bytes and written back.
 pub fn with_offset(
     context: &Context<'_>,
     pointer: UserPtr<i64>,
+    count: usize,
     run: impl FnOnce(u64) -> Result<usize>,
 ) -> Result<usize> {
     let mm = context.mm();
     let start = offset(pointer.read(&mm)?)?;
+    if start + count as u64 > i64::MAX as u64 {
+        return Err(EINVAL.because("an offset beyond the end of any file"));
+    }
     let moved = run(start)?;
     pointer.write(&mm, &((start + moved as u64) as i64))?;
     Ok(moved)

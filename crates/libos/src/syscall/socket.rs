@@ -369,7 +369,7 @@ fn send_message(context: &mut Context<'_>, fd: i32, at: u64, wanted: u32) -> Res
     };
     let address = address.filter(|address| !address.is_empty());
     let mut ancillary = Ancillary::default();
-    if header.control != 0 && header.control_len > 0 {
+    if header.control_len > 0 {
         if header.control_len > CONTROL_MAX as u64 {
             return Err(crate::errno::ENOBUFS);
         }
