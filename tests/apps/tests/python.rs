@@ -11,6 +11,9 @@ fn outcomes(side: Side, modules: &[&str], limit: u64) -> BTreeMap<String, String
     argv.extend(modules);
     let program = Program::new("servers", &argv)
         .env("LANG", "C.UTF-8")
+        // test_many_processes has a hundred children at once, and each has memory of its own:
+        // nothing is promised twice.
+        .option(&["--memory", "12G"])
         .limit(limit);
     let finished = program.run(side);
     assert!(

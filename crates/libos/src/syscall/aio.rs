@@ -426,7 +426,7 @@ mod tests {
         assert_eq!(it.call(io_getevents, &[id, 1, 10, to, timeout]), Ok(0));
         assert_eq!(it.call(io_cancel, &[id, requests[0], to]), Err(EINVAL));
         // What is wrong with a request is told at once.
-        let mut submit = |change: &dyn Fn(&mut ControlBlock)| {
+        let submit = |change: &dyn Fn(&mut ControlBlock)| {
             let at = block(&it, 1, PREAD, file, 0, 0);
             let mut request = ControlBlock::read_from_bytes(&it.get(4096 + 64, 64)).unwrap();
             change(&mut request);

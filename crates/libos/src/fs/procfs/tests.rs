@@ -96,6 +96,21 @@ fn descriptors_are_links_to_their_files() {
 }
 
 #[test]
+fn watches_are_described() {
+    use crate::syscall::inotify;
+    let m = machine();
+    let fd = m.call(inotify::inotify_init1, &[0]).expect("init");
+    let path = m.put(4000, b"/\0");
+    m.call(inotify::inotify_add_watch, &[fd as u64, path, 0xfff])
+        .expect("a watch");
+    let info = m.content(&std::format!("/proc/self/fdinfo/{fd}"));
+    let info = std::string::String::from_utf8(info).expect("text");
+    let line = info.lines().last().expect("a line for the watch");
+    assert!(line.starts_with("inotify wd:1 ino:"), "{info}");
+    assert!(line.ends_with(" mask:fff ignored_mask:0"), "{info}");
+}
+
+#[test]
 fn other_users_see_little() {
     let root = machine();
     let fd = root.create("/secret", b"x");
