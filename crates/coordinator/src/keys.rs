@@ -1,12 +1,13 @@
 //! Private keys of every kind that a manifest may ask for, and the P-384 keys of the PKI.
 
+use crate::ecdsa384;
 use getrandom::SysRng;
 use p384::elliptic_curve::Generate;
 use p384::pkcs8::{EncodePrivateKey, EncodePublicKey};
 use ring::rand::SystemRandom;
 use ring::signature::{
-    ECDSA_P256_SHA256_ASN1_SIGNING, ECDSA_P384_SHA384_ASN1_SIGNING, EcdsaKeyPair,
-    EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _,
+    ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair,
+    KeyPair as _,
 };
 use rsa::signature::hazmat::PrehashSigner;
 use sha2::{Digest, Sha256};
@@ -63,7 +64,13 @@ impl KeyPair {
     pub fn generate(kind: KeyKind) -> Result<KeyPair, KeyError> {
         match kind {
             KeyKind::P256 => ring_ecdsa(&ECDSA_P256_SHA256_ASN1_SIGNING, P256_OID),
-            KeyKind::P384 => ring_ecdsa(&ECDSA_P384_SHA384_ASN1_SIGNING, P384_OID),
+            KeyKind::P384 => {
+                let key = ecdsa384::Key::generate()?;
+                Ok(KeyPair {
+                    pkcs8: key.pkcs8()?,
+                    spki: ec_spki(P384_OID, key.point()),
+                })
+            }
             KeyKind::P224 => {
                 let key = p224::SecretKey::try_generate().map_err(failed("P-224"))?;
                 encoded(
@@ -170,21 +177,19 @@ pub fn ed25519_spki(key: &[u8]) -> Vec<u8> {
 
 /// A P-384 key that signs: certificates, manifests, quotes.
 pub struct Signer {
-    pair: EcdsaKeyPair,
+    key: ecdsa384::Key,
     prehash: p384::ecdsa::SigningKey,
     keys: KeyPair,
 }
 
 impl Signer {
     pub fn from_pkcs8(pkcs8: &[u8]) -> Result<Signer, KeyError> {
-        let pair =
-            EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_ASN1_SIGNING, pkcs8, &SystemRandom::new())
-                .map_err(|_| KeyError::NotP384)?;
+        let key = ecdsa384::Key::from_pkcs8(pkcs8)?;
         let secret: p384::SecretKey =
             p384::pkcs8::DecodePrivateKey::from_pkcs8_der(pkcs8).map_err(|_| KeyError::NotP384)?;
-        let spki = ec_spki(P384_OID, pair.public_key().as_ref());
+        let spki = ec_spki(P384_OID, key.point());
         Ok(Signer {
-            pair,
+            key,
             prehash: secret.into(),
             keys: KeyPair {
                 pkcs8: pkcs8.to_vec(),
@@ -203,10 +208,7 @@ impl Signer {
 
     /// ECDSA with SHA-384, in ASN.1, as certificates carry it.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
-        self.pair
-            .sign(&SystemRandom::new(), message)
-            .map(|signature| signature.as_ref().to_vec())
-            .map_err(failed("signature"))
+        self.key.sign(message)
     }
 
     /// ECDSA over the SHA-256 of a message, in ASN.1: what MarbleRun's clients verify manifests

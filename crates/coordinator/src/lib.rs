@@ -6,7 +6,7 @@
 //!
 //! - [`manifest`]: what the owner says, decoded as Go decodes it ([`json`]) and checked.
 //! - [`template`]: Go's text/template over secrets.
-//! - [`secrets`], [`keys`], [`x509`], [`pki`], [`crl`]: what marbles get.
+//! - [`secrets`], [`keys`], [`ecdsa384`], [`x509`], [`pki`], [`crl`]: what marbles get.
 //! - [`seal`], [`store`], [`recovery`]: what outlives the process.
 //! - [`quote`]: what is asked of attestation; [`attested`]: who answers.
 //! - [`core`]: the state, and what can be done with it.
@@ -19,6 +19,7 @@ pub mod attested;
 pub mod client;
 pub mod core;
 pub mod crl;
+pub mod ecdsa384;
 pub mod json;
 pub mod keys;
 pub mod log;

@@ -96,21 +96,32 @@ impl Pki {
                 email: &[],
             },
         )?;
-        Pki::below(root, root_cert, names)
+        let intermediate = Issuer::new(Signer::generate()?, INTERMEDIATE_NAME);
+        Pki::below(root, root_cert, intermediate, names)
     }
 
-    /// A new intermediate and marble root under the same root.
-    pub fn rotated(&self, names: &[String]) -> Result<Pki, KeyError> {
+    /// A new intermediate and marble root under the same root; `key` (PKCS#8) is the intermediate's.
+    pub fn rotated(&self, names: &[String], key: &[u8]) -> Result<Pki, KeyError> {
         let signer = Signer::from_pkcs8(&self.root.signer.keys().pkcs8)?;
         Pki::below(
             Issuer::new(signer, ROOT_NAME),
             self.root_cert.clone(),
+            Issuer::intermediate(key)?,
             names,
         )
     }
 
-    fn below(root: Issuer, root_cert: Vec<u8>, names: &[String]) -> Result<Pki, KeyError> {
-        let intermediate = Issuer::new(Signer::generate()?, INTERMEDIATE_NAME);
+    /// A certificate by the root for an intermediate that is not in force.
+    pub fn certified(&self, intermediate: &Issuer) -> Result<Vec<u8>, KeyError> {
+        intermediate.authority(&self.root, AlternativeNames::default())
+    }
+
+    fn below(
+        root: Issuer,
+        root_cert: Vec<u8>,
+        intermediate: Issuer,
+        names: &[String],
+    ) -> Result<Pki, KeyError> {
         let (dns, ip) = split_names(names);
         let names = AlternativeNames {
             dns: &dns,
@@ -195,11 +206,21 @@ pub fn marble_under(issuer: &[u8], der: &[u8]) -> Option<(String, Uuid)> {
     if !rest.is_empty()
         || cert.issuer().as_raw() != issuer.subject().as_raw()
         || !cert.validity().is_valid()
-        || cert.verify_signature(Some(issuer.public_key())).is_err()
+        || !is_signed_by(&cert, issuer.public_key())
     {
         return None;
     }
     marble_identity(&cert)
+}
+
+fn is_signed_by(
+    cert: &x509_parser::certificate::X509Certificate<'_>,
+    key: &x509_parser::x509::SubjectPublicKeyInfo<'_>,
+) -> bool {
+    let body = cert.tbs_certificate.as_ref();
+    let signature = &cert.signature_value.data;
+    crate::ecdsa384::verifies_x509(key, &cert.signature_algorithm, body, signature)
+        .unwrap_or_else(|| cert.verify_signature(Some(key)).is_ok())
 }
 
 /// A marble's type and UUID, as its certificate says.

@@ -141,7 +141,7 @@ async fn certificates_of_an_earlier_manifest_can_be_taken_back() {
     let verify = async |name: &str| {
         let lists = c.server.get("/api/v2/crl").await.1;
         let lists = lists["data"]["crl"].as_str().unwrap();
-        assert_eq!(lists.matches("BEGIN X509 CRL").count(), 2);
+        assert_eq!(lists.matches("BEGIN X509 CRL").count(), 3);
         std::fs::write(c.dir.path().join("lists"), lists).unwrap();
         openssl(
             c.dir.path(),
@@ -181,7 +181,55 @@ async fn certificates_live_as_long_as_the_manifest_says() {
             .whole_minutes()
     };
     assert!((24 * 60 - 5..=24 * 60).contains(&life(&c).await));
-    c.update(|manifest| manifest["Config"]["MarbleCertificateHours"] = json!(2))
-        .await;
+    c.update(|manifest| {
+        manifest["Config"]["MarbleCertificateHours"] = json!(2);
+        manifest["Marbles"]["backend"]["MaxActivations"] = json!(9);
+    })
+    .await;
     assert!((115..=120).contains(&life(&c).await));
+    c.update(|manifest| {
+        manifest["Config"] = json!({"MarbleCertificateMinutes": 10});
+    })
+    .await;
+    assert!((5..=10).contains(&life(&c).await));
+    let mut both = c.manifest.clone();
+    both["Config"]["MarbleCertificateHours"] = json!(2);
+    let update = c
+        .server
+        .post("/api/v2/update", manifest_body(&both), Some(&c.admin));
+    let (code, said) = update.await;
+    assert_eq!(code, 500, "{said}");
+    assert!(
+        said.to_string().contains("MarbleCertificateMinutes"),
+        "{said}"
+    );
+}
+
+/// A peer that checks by lists has loaded them before the update; a new marble is new after it.
+#[tokio::test]
+async fn lists_that_are_older_than_an_update_are_enough_for_a_new_marble() {
+    let mut c = cluster().await;
+    for round in 0..3 {
+        let lists = c.server.get("/api/v2/crl").await.1;
+        let lists = lists["data"]["crl"].as_str().unwrap().to_owned();
+        std::fs::write(c.dir.path().join("lists"), lists).unwrap();
+        c.update(|manifest| manifest["Marbles"]["backend"]["MaxActivations"] = json!(9 + round))
+            .await;
+        let uuid = uuid::Uuid::new_v4().to_string();
+        let made = c
+            .renew(&self_signed("marble").unwrap().0, &uuid)
+            .await
+            .unwrap();
+        for (file, name) in [
+            ("leaf", "MARBLE_PREDEFINED_MARBLE_CERTIFICATE_CHAIN"),
+            ("root", "MARBLE_PREDEFINED_COORDINATOR_ROOT_CA"),
+        ] {
+            std::fs::write(c.dir.path().join(file), text(&made, name)).unwrap();
+        }
+        let (is_good, said) = openssl(
+            c.dir.path(),
+            "verify -crl_check -CRLfile lists -CAfile root -untrusted leaf leaf",
+        );
+        assert!(is_good, "{said}");
+    }
 }

@@ -2,10 +2,10 @@
 //! certificate in, because who it belongs to is decided later, by its bytes.
 
 use crate::core::Coordinator;
+use crate::ecdsa384;
 use p521::ecdsa::signature::Verifier;
 use ring::signature as alg;
 use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::ring as provider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -32,7 +32,7 @@ pub fn marble_tls(coordinator: &Arc<Coordinator>) -> Result<ServerConfig, Error>
 }
 
 fn config(coordinator: &Arc<Coordinator>, door: Door) -> Result<ServerConfig, Error> {
-    let builder = ServerConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    let builder = ServerConfig::builder_with_provider(ecdsa384::provider())
         .with_safe_default_protocol_versions()?;
     Ok(builder
         .with_client_cert_verifier(Arc::new(AnyClient {
@@ -88,7 +88,7 @@ impl ResolvesServerCert for Current {
             let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(
                 issuer.signer().keys().pkcs8.clone(),
             ));
-            let key = provider::sign::any_supported_type(&key).ok()?;
+            let key = ecdsa384::tls_key(key).ok()?;
             let key = Arc::new(CertifiedKey::new(
                 chain
                     .into_iter()
@@ -179,7 +179,10 @@ pub(crate) fn verify_signature(
     let verification: &dyn alg::VerificationAlgorithm = match signed.scheme {
         SignatureScheme::ECDSA_NISTP256_SHA256 => &alg::ECDSA_P256_SHA256_ASN1,
         SignatureScheme::ECDSA_NISTP384_SHA384 if is_tls13 || key.len() == 97 => {
-            &alg::ECDSA_P384_SHA384_ASN1
+            return match ecdsa384::verifies(key, message, signed.signature()) {
+                true => Ok(HandshakeSignatureValid::assertion()),
+                false => Err(bad()),
+            };
         }
         SignatureScheme::ECDSA_NISTP384_SHA384 => &alg::ECDSA_P256_SHA384_ASN1,
         SignatureScheme::ECDSA_NISTP521_SHA512 => {

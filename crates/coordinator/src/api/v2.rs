@@ -197,8 +197,8 @@ pub fn table() -> Vec<Route> {
                 .certified(),
         ),
         route("/crl", get(revocation_list)).get(tells(
-            "The revocation lists of the marble root and of earlier ones whose certificates have not \
-             expired, PEM; load them anew each minute",
+            "The revocation lists of the marble root, of earlier ones whose certificates have not \
+             expired and of the next one, PEM; load them anew each minute",
             object([("crl", text())]),
         )),
         route("/policy-key", get(policy_key)).get(tells(

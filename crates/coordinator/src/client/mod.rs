@@ -60,7 +60,7 @@ pub async fn connect(
     identity: Option<&Identity>,
     protocol: &[u8],
 ) -> Result<(TlsStream<TcpStream>, Vec<u8>), ConnectError> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(provider::default_provider()))
+    let builder = ClientConfig::builder_with_provider(crate::ecdsa384::provider())
         .with_safe_default_protocol_versions()
         .map_err(ConnectError::Identity)?
         .dangerous()

@@ -468,8 +468,19 @@ fn parse_csr(der: &[u8]) -> Result<NamesRequest, ActivationError> {
     if !rest.is_empty() {
         return Err(invalid("bytes after its end".to_owned()));
     }
-    csr.verify_signature()
-        .map_err(|error| invalid(format!("signature: {error}")))?;
+    let signed = &csr.certification_request_info;
+    match crate::ecdsa384::verifies_x509(
+        &signed.subject_pki,
+        &csr.signature_algorithm,
+        signed.raw,
+        &csr.signature_value.data,
+    ) {
+        Some(true) => {}
+        Some(false) => return Err(invalid("signature: it is wrong".to_owned())),
+        None => csr
+            .verify_signature()
+            .map_err(|error| invalid(format!("signature: {error}")))?,
+    }
     let mut request = NamesRequest {
         subject: subject_of(&csr.certification_request_info.subject),
         dns_names: Vec::new(),

@@ -1,7 +1,7 @@
 //! The part of the state that manifests and updates determine.
 
 use crate::json::Bytes;
-use crate::keys::KeyError;
+use crate::keys::{KeyError, KeyKind, KeyPair};
 use crate::manifest::{Manifest, Package, SealMode, User, certificate_der};
 use crate::pki::{Issuer, Pki, marble_under};
 use crate::secrets::Secret;
@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use uuid::Uuid;
 
 /// Leaves are short-lived: a marble renews by activating again.
-const DEFAULT_LEAF_HOURS: u32 = 24;
+const DEFAULT_LEAF_HOURS: i64 = 24;
 
 /// Its key in the store.
 pub const CORE: &str = "core";
@@ -49,6 +49,10 @@ pub struct Core {
     /// Ours: issuers of certificates that have not expired, the newest first.
     #[serde(default)]
     pub earlier: Vec<Earlier>,
+    /// Ours: the key (PKCS#8) of the intermediate after the present one. Its revocation list is out before
+    /// it issues anything, so peers that check lists know its first certificate at once.
+    #[serde(default)]
+    pub next_key: Bytes,
     /// Ours: SHA-256 of manifests that were put in force by their signatures; no replays.
     #[serde(default)]
     pub used_policies: BTreeSet<String>,
@@ -125,6 +129,8 @@ pub struct Live {
     pub pki: Pki,
     /// Issuers before the present one, with their certificates.
     pub earlier: Vec<(Issuer, Vec<u8>)>,
+    /// The issuer after the present one, with a certificate; states of before have none.
+    pub next: Option<(Issuer, Vec<u8>)>,
     /// Of the values that it was read from; see [`crate::store::Refreshed`].
     epoch: AtomicU64,
     /// Users by the DER of their certificates.
@@ -145,8 +151,20 @@ impl Core {
         self.marble_root_cert = Bytes(pki.marble_root_cert.clone());
     }
 
-    /// A new intermediate takes the place of the one in force, whose certificates live so long.
-    pub fn rotate(&mut self, pki: &Pki, life: time::Duration) {
+    /// The next intermediate takes the place of the one in force, whose certificates live so long.
+    pub fn rotate(
+        &mut self,
+        pki: &Pki,
+        names: &[String],
+        life: time::Duration,
+    ) -> Result<Pki, KeyError> {
+        let fresh = || Ok(KeyPair::generate(KeyKind::P384)?.pkcs8.clone());
+        let key = match self.next_key.0.is_empty() {
+            true => fresh()?,
+            false => std::mem::take(&mut self.next_key.0),
+        };
+        let pki = pki.rotated(names, &key)?;
+        self.next_key = Bytes(fresh()?);
         let now = OffsetDateTime::now_utc();
         let replaced = Earlier {
             key: self.intermediate_key.clone(),
@@ -157,7 +175,8 @@ impl Core {
         self.earlier
             .retain(|earlier| earlier.until > now.unix_timestamp());
         self.earlier.truncate(MOST_EARLIER);
-        self.set_pki(pki);
+        self.set_pki(&pki);
+        Ok(pki)
     }
 
     /// Adds a line to the update log, bound to the line before it.
@@ -205,6 +224,12 @@ impl Live {
             })
             .collect::<Result<_, KeyError>>()
             .map_err(|error| error.to_string())?;
+        let next = match core.next_key.0.is_empty() {
+            true => None,
+            false => Issuer::intermediate(&core.next_key.0)
+                .and_then(|issuer| pki.certified(&issuer).map(|cert| Some((issuer, cert))))
+                .map_err(|error| error.to_string())?,
+        };
         let users = manifest
             .users
             .iter()
@@ -218,6 +243,7 @@ impl Live {
             manifest,
             pki,
             earlier,
+            next,
             epoch: AtomicU64::new(0),
             users,
             seal_mode,
@@ -271,11 +297,15 @@ impl Live {
 
     /// How long marbles' certificates live.
     pub fn leaf_life(&self) -> time::Duration {
-        let hours = match self.manifest.config.marble_certificate_hours {
-            0 => DEFAULT_LEAF_HOURS,
-            hours => hours,
-        };
-        time::Duration::hours(i64::from(hours))
+        let config = &self.manifest.config;
+        match (
+            config.marble_certificate_minutes,
+            config.marble_certificate_hours,
+        ) {
+            (0, 0) => time::Duration::hours(DEFAULT_LEAF_HOURS),
+            (0, hours) => time::Duration::hours(i64::from(hours)),
+            (minutes, _) => time::Duration::minutes(i64::from(minutes)),
+        }
     }
 
     /// The user with exactly this certificate.

@@ -117,7 +117,7 @@ impl Coordinator {
         Ok(live.core.revoked.clone())
     }
 
-    /// The CRLs of the present issuer and, behind it, of earlier ones: all certificates of revoked
+    /// The CRLs of the present issuer and, behind it, of earlier ones and the next one: all certificates of revoked
     /// marbles, packages and platforms that have not expired. Anyone may ask, so they are made anew
     /// only when they must be.
     pub fn revocation_lists(&self) -> Result<Arc<Vec<IssuersList>>, Error> {
@@ -162,9 +162,11 @@ impl Coordinator {
         let now = OffsetDateTime::now_utc();
         let serials = self.revoked_serials(live, now);
         let present = (&live.pki.intermediate, &live.pki.intermediate_cert);
-        let earlier = live.earlier.iter().map(|(issuer, cert)| (issuer, cert));
+        // The next issuer's list is out before its first certificate: after an update nobody is refused
+        // because a peer has not looked since.
+        let others = live.earlier.iter().chain(&live.next);
         std::iter::once(present)
-            .chain(earlier)
+            .chain(others.map(|(issuer, cert)| (issuer, cert)))
             .map(|(issuer, certificate)| {
                 // Whose list a serial number belongs on is not known; numbers are random, so a
                 // further one says nothing about anybody else.

@@ -3,6 +3,7 @@
 use super::live::{CORE, Core, Live, Revoked};
 use super::{Coordinator, Credentials, Error, Phase};
 use crate::json::Bytes;
+use crate::keys::{KeyKind, KeyPair};
 use crate::manifest::{Manifest, SealMode};
 use crate::pki::Pki;
 use crate::seal::Key;
@@ -125,6 +126,7 @@ fn new_core(raw: &[u8], manifest: &Manifest, pki: &Pki) -> Result<Core, Error> {
     let root_secret = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
     let mut core = Core {
         earlier: Vec::new(),
+        next_key: Bytes(KeyPair::generate(KeyKind::P384)?.pkcs8.clone()),
         manifest: Bytes(raw.to_vec()),
         packages: manifest.packages.clone(),
         root_secret: Bytes(root_secret.0.to_vec()),

@@ -139,8 +139,7 @@ impl Coordinator {
                 ],
             );
         }
-        let pki = live.pki.rotated(&self.options.names)?;
-        core.rotate(&pki, live.leaf_life());
+        let pki = core.rotate(&live.pki, &self.options.names, live.leaf_life())?;
         renew_certificates(&mut core, &live.manifest, &pki)?;
         self.replace(live, core).await?;
         Ok(UpdateOutcome::default())
@@ -235,14 +234,13 @@ impl Coordinator {
         pending: &Pending,
         update: Manifest,
     ) -> Result<RecoverySecrets, Error> {
-        let pki = live.pki.rotated(&self.options.names)?;
         core.pending = None;
         if pending.is_signed {
             core.used_policies.insert(fingerprint(&pending.manifest.0));
         }
         core.manifest = pending.manifest.clone();
         core.packages.clone_from(&update.packages);
-        core.rotate(&pki, live.leaf_life());
+        let pki = core.rotate(&live.pki, &self.options.names, live.leaf_life())?;
         if update.config.rotate_root_secret {
             let new = Key::random().map_err(|error| Error::Internal(error.to_string()))?;
             core.previous = Some(Previous {

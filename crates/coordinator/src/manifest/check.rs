@@ -34,6 +34,11 @@ pub enum ManifestError {
         "not enough users with manifest update permissions ({have}) to meet the threshold of {need}"
     )]
     UpdateThreshold { have: usize, need: u32 },
+    #[error(
+        "MarbleCertificateHours and MarbleCertificateMinutes are both set: how long certificates live \
+         is one of them"
+    )]
+    CertificateLife,
     #[error("invalid recovery threshold: if set, threshold must be at least 2")]
     RecoveryThresholdOne,
     #[error("invalid recovery threshold: {threshold} exceeds the number of recovery keys ({keys})")]
@@ -528,6 +533,9 @@ fn check_config(manifest: &Manifest) -> Result<(), ManifestError> {
         }
     }
     let have = manifest.updaters().len();
+    if config.marble_certificate_hours > 0 && config.marble_certificate_minutes > 0 {
+        return Err(ManifestError::CertificateLife);
+    }
     if config.update_threshold as usize > have {
         return Err(ManifestError::UpdateThreshold {
             have,

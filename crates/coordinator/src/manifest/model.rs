@@ -331,6 +331,8 @@ pub struct Config {
     pub rotate_root_secret: bool,
     /// Ours: how long a marble's certificate lives; 0 is the default of 24 hours.
     pub marble_certificate_hours: u32,
+    /// Ours: the same in minutes.
+    pub marble_certificate_minutes: u32,
     /// Ours: boards that must agree to an update, each of them.
     pub update_boards: Vec<String>,
     /// Ours: SHA-256 of the manifest that this one replaces.
@@ -345,6 +347,7 @@ decode_struct!(Config {
     "UpdateThreshold" => update_threshold, "RecoveryThreshold" => recovery_threshold,
     "RotateRootSecret" => rotate_root_secret,
     "MarbleCertificateHours" => marble_certificate_hours,
+    "MarbleCertificateMinutes" => marble_certificate_minutes,
     "UpdateBoards" => update_boards, "Predecessor" => predecessor,
     "RequirePredecessor" => require_predecessor, "ManifestReaders" => manifest_readers,
 });
