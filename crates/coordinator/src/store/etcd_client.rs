@@ -5,7 +5,7 @@
 //! is cut off from the majority does not answer from what it remembers.
 
 use super::StoreError;
-use super::http::{ClientTls, agent};
+use super::http::{ClientTls, agent, short};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,8 +13,11 @@ use std::time::Duration;
 
 /// A member that takes longer is tried no more for this request.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The whole state of a large cluster is some megabytes.
-const MOST_ANSWER: u64 = 256 << 20;
+/// The whole state of ten thousand marbles is some ten megabytes.
+const MOST_ANSWER: u64 = 64 << 20;
+/// What stands for an answer that etcd would not give. Never taken for an empty one, which would begin a
+/// new state.
+const NOT_ETCD: &str = "it does not answer as etcd's version 3 does";
 /// Reads are given this often to each member: elections take a second or two.
 const ROUNDS: usize = 4;
 
@@ -80,7 +83,10 @@ impl EtcdClient {
                 }},
             ]}),
         )?;
-        let part = |index: usize| found(&answer["responses"][index]["response_range"]);
+        let part = |index: usize| match &answer["responses"][index]["response_range"] {
+            range @ Value::Object(_) => found(range),
+            _ => Err(StoreError::Remote(NOT_ETCD.to_owned())),
+        };
         Ok((part(0)?.pop(), part(1)?))
     }
 
@@ -183,17 +189,15 @@ impl EtcdClient {
             .read_to_vec()
             .map_err(broken)?;
         let answer: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let message = answer["message"].as_str().or(answer["error"].as_str());
+        let said = short(message.unwrap_or(NOT_ETCD));
         match status {
-            200 => Ok(answer),
+            200 if answer["header"].is_object() => Ok(answer),
+            // What became of the request nobody knows.
+            200 => Err(Failure::Connection(format!("{endpoint}: {said}"))),
             // No leader, or one that is changing: the request may have been taken.
-            503 | 504 => Err(Failure::Connection(format!("{endpoint}: {answer}"))),
-            _ => {
-                let message = answer["message"].as_str().or(answer["error"].as_str());
-                Err(Failure::Answer(format!(
-                    "{endpoint}: {}",
-                    message.unwrap_or("it does not speak etcd's version 3")
-                )))
-            }
+            503 | 504 => Err(Failure::Connection(format!("{endpoint}: {status}: {said}"))),
+            _ => Err(Failure::Answer(format!("{endpoint}: {status}: {said}"))),
         }
     }
 }

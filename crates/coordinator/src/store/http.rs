@@ -35,6 +35,17 @@ fn certificates(path: &Path) -> Result<Vec<Certificate<'static>>, StoreError> {
     }
 }
 
+/// What a server says, for a log: a line that is not endless.
+pub fn short(text: &str) -> String {
+    const MOST_CHARACTERS: usize = 300;
+    let line = |c: char| if c.is_control() { ' ' } else { c };
+    let mut said: String = text.chars().take(MOST_CHARACTERS).map(line).collect();
+    if text.chars().nth(MOST_CHARACTERS).is_some() {
+        said.push('…');
+    }
+    said
+}
+
 /// A client; answers with any status are answers.
 pub fn agent(tls: &ClientTls, patience: Duration) -> Result<ureq::Agent, StoreError> {
     let roots = match &tls.authority {

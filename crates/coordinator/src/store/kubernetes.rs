@@ -5,7 +5,7 @@
 //! already; Secrets are used because clusters guard them best against being changed and deleted.
 
 use super::StoreError;
-use super::http::{ClientTls, agent};
+use super::http::{ClientTls, agent, short};
 use super::objects::{Object, Objects};
 use base64::{Engine, prelude::BASE64_STANDARD as BASE64};
 use serde_json::{Value, json};
@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_ANSWER: u64 = 8 << 20;
 /// What may be repeated is: API servers restart, and say when they are busy.
 const ATTEMPTS: u32 = 5;
+/// What stands for an answer that the API would not give. Never taken for "there is none", which would
+/// begin a new state.
+const NOT_KUBERNETES: &str = "it does not answer as the Kubernetes API does";
 /// The key of a Secret's only value.
 const VALUE: &str = "sealed";
 /// Where a pod finds who it is.
@@ -111,11 +114,17 @@ impl Kubernetes {
             .read_to_vec()
             .map_err(broken)?;
         let body: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        let said = body["message"].as_str().unwrap_or("it does not say why");
+        let said = short(body["message"].as_str().unwrap_or("it does not say why"));
+        let is_status = body["kind"] == "Status";
+        let is_there = is_status || body["metadata"]["resourceVersion"].is_string();
         match status {
-            200..=202 => Ok(Answer::Object(body)),
-            404 => Ok(Answer::NotFound),
-            409 => Ok(Answer::Conflict),
+            200..=202 if is_there => Ok(Answer::Object(body)),
+            // What became of the request nobody knows.
+            200..=299 => Err(Failure::Connection(format!("{url}: {NOT_KUBERNETES}"))),
+            404 if is_status => Ok(Answer::NotFound),
+            // Another server's, or a proxy's: it does not mean that the state is gone.
+            404 => Err(Failure::Refused(format!("{url}: 404: {NOT_KUBERNETES}"))),
+            409 if is_status => Ok(Answer::Conflict),
             // It was not even looked at.
             429 => Err(Failure::Busy(format!("{url}: {said}"))),
             500.. => Err(Failure::Connection(format!("{url}: {status}: {said}"))),
