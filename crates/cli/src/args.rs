@@ -177,6 +177,11 @@ pub struct Workload {
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
 
+    /// Sign the enclave with this key (RSA, 3072 bits, exponent 3, PEM) instead of this machine's
+    /// development key, so that other machines give it the same MRSIGNER
+    #[arg(long, value_name = "FILE")]
+    pub sign_key: Option<PathBuf>,
+
     /// Replace the image's entry point (and its default arguments)
     #[arg(long, value_name = "PROGRAM")]
     pub entrypoint: Option<OsString>,

@@ -33,7 +33,7 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
 }
 
 fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
-    let is_enclave = Path::new("/dev/attestation/user_report_data").exists();
+    let is_enclave = is_enclave();
     if !is_enclave && !arguments.insecure_outside_enclave {
         return Err(Failure::new(
             "the coordinator does not run in an enclave: its secrets would be open to this \
@@ -88,10 +88,15 @@ fn open(arguments: &CoordinatorArguments) -> Result<Coordinator, Failure> {
     .map_err(Failure::new)
 }
 
+fn is_enclave() -> bool {
+    Path::new("/dev/attestation/user_report_data").exists()
+}
+
 /// Where replicas keep their state together, if they do.
 fn shared_place(arguments: &CoordinatorArguments) -> Result<Option<Box<dyn Place>>, Failure> {
     let replica = match &arguments.replica {
         Some(name) => name.clone(),
+        None if is_enclave() => EnclaveKeys::default().name().map_err(Failure::new)?,
         None => rustix::system::uname()
             .nodename()
             .to_string_lossy()

@@ -1,5 +1,6 @@
 //! The command line of the coordinator and of its clients.
 
+use crate::args::Platform;
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -70,7 +71,8 @@ pub struct CoordinatorArguments {
     pub store_cert: Option<PathBuf>,
     #[arg(long, value_name = "FILE", requires = "store_cert")]
     pub store_key: Option<PathBuf>,
-    /// This replica's own name, the same at each start [default: the host name]
+    /// This replica's own name, the same at each start [default: the host name; with --in-enclave a name
+    /// that is the CPU's own and not measured]
     #[arg(long, value_name = "NAME")]
     pub replica: Option<String>,
     /// Client API of another replica, which has the key of the state (repeatable)
@@ -92,6 +94,13 @@ pub struct CoordinatorArguments {
     /// (this one can too, but the state in it is sealed once more)
     #[arg(long, value_name = "FILE", requires = "in_enclave")]
     pub insecure_volume_key: Option<PathBuf>,
+    /// With --in-enclave: which platform to use
+    #[arg(long, value_enum, default_value_t = Platform::Auto)]
+    pub platform: Platform,
+    /// With --in-enclave: sign the enclave with this key (RSA, 3072 bits, exponent 3, PEM) instead of this
+    /// machine's development key, so that replicas on other machines have the same MRSIGNER
+    #[arg(long, value_name = "FILE", requires = "in_enclave")]
+    pub sign_key: Option<PathBuf>,
     /// Run here, in the open: secrets are readable by this machine
     #[arg(long)]
     pub insecure_outside_enclave: bool,

@@ -7,7 +7,9 @@ use crate::workload::Prepared;
 use bulla_abi::config::Config;
 use bulla_abi::layout::LayoutKind;
 use bulla_image::embedded;
-use bulla_image::{Bytes, Content, Date, Description, EnclaveImage, Options, SigStruct};
+use bulla_image::{
+    Bytes, Content, Date, Description, EnclaveImage, Options, SigStruct, SigningKey,
+};
 use bulla_oci::built::Built;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -66,8 +68,8 @@ pub fn build(
     lay_out(&prepared.programs, prepared.config(kind), kind, options)
 }
 
-/// A confidential image's own SIGSTRUCT; else one by this machine's development key, kept so that the next start of the
-/// same enclave need not sign.
+/// A confidential image's own SIGSTRUCT; else one by the key that was named, or by this machine's development
+/// key, which is kept so that the next start of the same enclave need not sign.
 pub fn sign(
     prepared: &Prepared,
     image: &EnclaveImage,
@@ -87,6 +89,9 @@ pub fn sign(
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH);
     let date = Date::from_unix(seconds.map_or(0, |time| time.as_secs()));
     let wanted = describe(image, date, prepared.product_id, prepared.security_version);
+    if let Some(path) = &prepared.sign_key {
+        return Ok(wanted.sign(&SigningKey::read(path)?)?);
+    }
     let unsigned = wanted.unsigned()?;
     if let Some(known) = state.signature(&image.mrenclave)
         && let Some(known) = SigStruct::from_bytes(&known)

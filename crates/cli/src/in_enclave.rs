@@ -13,6 +13,7 @@ use crate::coordinator_args::CoordinatorArguments;
 use crate::failure::Failure;
 use bulla_coordinator::store::KubernetesOptions;
 use bulla_oci::Cache;
+use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -55,7 +56,11 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
     let mut command = Command::new(&program);
     match arguments.identity {
         true => command.args(["measure", "--json"]),
-        false => command.args(["run", "--quiet"]),
+        false => {
+            let platform = arguments.platform.to_possible_value();
+            let platform = platform.map_or(String::new(), |value| value.get_name().to_owned());
+            command.args(["run", "--quiet", "--platform", &platform])
+        }
     };
     command.args(["--memory", MEMORY]);
     // With a shared store only the anchor is kept here.
@@ -86,6 +91,9 @@ pub fn run(arguments: &CoordinatorArguments) -> Result<u8, Failure> {
     }
     if let Some(key) = &arguments.insecure_volume_key {
         command.arg("--insecure-volume-key").arg(key);
+    }
+    if let Some(key) = &arguments.sign_key {
+        command.arg("--sign-key").arg(key);
     }
     command.arg("--rootfs").arg(&root).arg("/bulla").args(words);
     if arguments.identity {
@@ -177,9 +185,10 @@ fn contents(
         if arguments.freshness_anchor.is_some() {
             option("--freshness-anchor", "/anchor/anchor");
         }
-        let host = rustix::system::uname();
-        let host = host.nodename().to_string_lossy();
-        option("--replica", arguments.replica.as_deref().unwrap_or(&host));
+        // Without a name the enclave finds one, so that all replicas have one MRENCLAVE.
+        if let Some(replica) = &arguments.replica {
+            option("--replica", replica);
+        }
     }
     for peer in &arguments.peers {
         option("--peer", peer);

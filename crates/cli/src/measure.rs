@@ -71,7 +71,8 @@ pub fn run(arguments: &MeasureArguments) -> Result<(), Failure> {
         image: prepared.digest.to_string(),
         rootfs_hash: hex(&prepared.config(LayoutKind::Dynamic).rootfs.root_hash),
         layouts,
-        development_key: prepared.signature(LayoutKind::Dynamic).is_none(),
+        development_key: prepared.signature(LayoutKind::Dynamic).is_none()
+            && prepared.sign_key.is_none(),
         mrsigner: hex(&signed.mrsigner()),
         isv_prod_id: signed.isv_prod_id,
         isv_svn: signed.isv_svn,

@@ -74,6 +74,8 @@ pub struct Prepared {
     /// Numbers of the signature.
     pub product_id: u16,
     pub security_version: u16,
+    /// Who signs; none: this machine's development key, or the image brings a signature.
+    pub sign_key: Option<PathBuf>,
 }
 
 const KINDS: [LayoutKind; 2] = [LayoutKind::Dynamic, LayoutKind::Static];
@@ -122,6 +124,7 @@ impl Prepared {
             input,
             rootfs: built.path("rootfs.img"),
             volumes: VolumeOptions::default(),
+            sign_key: None,
             digest: digest.ok_or_else(|| Failure::new("the image's about.json is damaged"))?,
         })
     }
@@ -148,6 +151,12 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             if workload.manifest.is_some() {
                 return Err(Failure::new(
                     "a confidential image has its manifest inside; leave --manifest out",
+                ));
+            }
+            if workload.sign_key.is_some() {
+                return Err(Failure::new(
+                    "a confidential image is signed already; leave --sign-key out, or sign it anew \
+                     with `bulla sign`",
                 ));
             }
             let mut prepared =
@@ -187,6 +196,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
         input,
         rootfs: stored.path,
         volumes,
+        sign_key: workload.sign_key.clone(),
         digest: stored.digest,
         product_id: manifest.as_ref().map_or(0, |manifest| manifest.product_id),
         security_version: manifest

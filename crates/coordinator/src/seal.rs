@@ -87,6 +87,15 @@ impl Default for EnclaveKeys {
     }
 }
 
+impl EnclaveKeys {
+    /// A name that enclaves of one signer have on one CPU, at each start; it tells nothing of the keys.
+    pub fn name(&self) -> Result<String, SealError> {
+        let key = self.key(SealMode::ProductKey)?;
+        let hash = crate::sha256(&[&b"bulla replica name\0"[..], &key.0].concat());
+        Ok(format!("cpu-{}", hex::encode(&hash[..8])))
+    }
+}
+
 impl SealingKeys for EnclaveKeys {
     fn key(&self, mode: SealMode) -> Result<Key, SealError> {
         let path = self.directory.join(match mode {
@@ -174,6 +183,23 @@ mod tests {
         for length in 0..sealed.len() {
             assert!(key.open(b"context", &sealed[..length]).is_err());
         }
+    }
+
+    #[test]
+    fn a_name_is_that_of_the_signers_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = EnclaveKeys {
+            directory: dir.path().to_owned(),
+        };
+        assert!(keys.name().is_err());
+        let named = |signer: &[u8; 16], enclave: &[u8; 16]| {
+            fs::write(dir.path().join("_sgx_mrsigner"), signer).unwrap();
+            fs::write(dir.path().join("_sgx_mrenclave"), enclave).unwrap();
+            keys.name().unwrap()
+        };
+        let name = named(&[1; 16], &[2; 16]);
+        assert_eq!(name, named(&[1; 16], &[3; 16]), "a new version keeps it");
+        assert_ne!(name, named(&[4; 16], &[2; 16]));
     }
 
     #[test]

@@ -26,6 +26,8 @@ struct Replica {
     words: Vec<String>,
     log: PathBuf,
     port: u16,
+    /// Its machine's state, if it is not this user's.
+    state: Option<PathBuf>,
 }
 
 impl Drop for Replica {
@@ -35,14 +37,18 @@ impl Drop for Replica {
 }
 
 impl Replica {
-    fn start(dir: &Path, words: Vec<String>, port: u16) -> Replica {
+    fn start(dir: &Path, words: Vec<String>, port: u16, state: Option<PathBuf>) -> Replica {
         let log = dir.join(format!("log-{port}"));
         let file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(&log)
             .unwrap();
-        let child = Command::new(bulla())
+        let mut command = Command::new(bulla());
+        if let Some(state) = &state {
+            command.env("BULLA_STATE", state);
+        }
+        let child = command
             .args(&words)
             .current_dir(dir)
             .stdin(Stdio::null())
@@ -55,7 +61,14 @@ impl Replica {
             words,
             log,
             port,
+            state,
         }
+    }
+
+    /// Starts it again, with other words.
+    fn again(&mut self, dir: &Path, words: Vec<String>) {
+        self.kill();
+        *self = Replica::start(dir, words, self.port, self.state.take());
     }
 
     /// SIGKILL.
@@ -63,6 +76,13 @@ impl Replica {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Whether replicas have the state of a machine, development key included, in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Machines {
+    One,
+    Two,
 }
 
 /// Two replicas over a store, and users.
@@ -73,6 +93,10 @@ struct Pair {
 
 impl Pair {
     fn start(store: &[String]) -> Pair {
+        Pair::on(store, Machines::One)
+    }
+
+    fn on(store: &[String], machines: Machines) -> Pair {
         let dir = tempfile::tempdir().unwrap();
         let openssl = |words: String| {
             let made = Command::new("openssl")
@@ -93,6 +117,14 @@ impl Pair {
                 "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out {name}.key"
             ));
             openssl(format!("pkey -in {name}.key -pubout -out {name}.pub"));
+        }
+        if machines == Machines::Two {
+            openssl(
+                "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:3072 -pkeyopt rsa_keygen_pubexp:3 \
+                 -out sign.pem"
+                    .to_owned(),
+            );
+            std::fs::create_dir(dir.path().join("cpu")).unwrap();
         }
         let ports = [free_port(), free_port()];
         let replicas = [0, 1].map(|n| {
@@ -117,7 +149,28 @@ impl Pair {
             .map(str::to_owned)
             .into();
             words.extend_from_slice(store);
-            Replica::start(dir.path(), words, own)
+            let mut state = None;
+            if machines == Machines::Two {
+                words.extend(["--sign-key", "sign.pem"].map(str::to_owned));
+                // One takes the name that its CPU gives it; of its peers the first is gone, and the next
+                // itself, as where all have one command line.
+                if n == 1 {
+                    let peers = [address(1), address(own)];
+                    let at = words.iter().position(|word| word == "--peer").unwrap();
+                    for peer in peers.into_iter().rev() {
+                        words.splice(at..at, ["--peer".to_owned(), peer]);
+                    }
+                    let at = words.iter().position(|word| word == "--replica").unwrap();
+                    words.drain(at..at + 2);
+                }
+                // Emulated machines believe only their own CPU, which is therefore the same.
+                let of_machine = dir.path().join(["machine-a", "machine-b"][n]);
+                std::fs::create_dir(&of_machine).unwrap();
+                std::os::unix::fs::symlink(dir.path().join("cpu"), of_machine.join("emulated"))
+                    .unwrap();
+                state = Some(of_machine);
+            }
+            Replica::start(dir.path(), words, own, state)
         });
         Pair { dir, replicas }
     }
@@ -244,7 +297,7 @@ impl Pair {
                 .contains("c2VjcmV0")
         );
         let words = std::mem::take(&mut self.replicas[0].words);
-        self.replicas[0] = Replica::start(self.dir.path(), words, self.replicas[0].port);
+        self.replicas[0].again(self.dir.path(), words);
         self.eventually("status @a +root", "3: ");
         assert!(
             self.bulla("secret get @a token +admin")
@@ -260,7 +313,7 @@ impl Pair {
             let at = words.iter().position(|word| word == option).unwrap();
             words[at + 1] = value.to_owned();
         }
-        self.replicas[0] = Replica::start(self.dir.path(), words, self.replicas[0].port);
+        self.replicas[0].again(self.dir.path(), words);
         self.eventually("status @a --insecure", "1: ");
         let recovery: Value = serde_json::from_str(&self.read("recovery.json")).unwrap();
         for (name, said) in [
@@ -285,6 +338,13 @@ fn two_replicas_in_enclaves_over_etcd() {
     let etcd = Etcd::start(1);
     let endpoint = etcd.endpoints[0].clone();
     Pair::start(&["--etcd".to_owned(), endpoint]).live();
+}
+
+#[test]
+fn one_key_signs_replicas_on_machines_with_keys_of_their_own() {
+    let etcd = Etcd::start(1);
+    let endpoint = etcd.endpoints[0].clone();
+    Pair::on(&["--etcd".to_owned(), endpoint], Machines::Two).live();
 }
 
 fn kubernetes(address: &str, namespace: &str, token: &Path) -> Vec<String> {

@@ -219,6 +219,57 @@ fn measure_predicts_what_run_reports() {
 }
 
 #[test]
+fn a_key_that_is_named_signs_and_its_owner_is_who_says_so() {
+    if !only_enclave() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key.pem");
+    let made = std::process::Command::new("openssl")
+        .args([
+            "genpkey",
+            "-algorithm",
+            "RSA",
+            "-pkeyopt",
+            "rsa_keygen_bits:3072",
+        ])
+        .args(["-pkeyopt", "rsa_keygen_pubexp:3", "-out"])
+        .arg(&key)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let key = key.to_str().unwrap();
+    let archive = image("busybox").archive;
+    let archive = archive.to_str().unwrap();
+    let own = measure(&[archive, "true"]);
+    let signed = measure(&["--sign-key", key, archive, "true"]);
+    assert_eq!(own["layouts"], signed["layouts"]);
+    assert_ne!(own["mrsigner"], signed["mrsigner"]);
+    assert_eq!(own["development_key"], true);
+    assert_eq!(signed["development_key"], false);
+    for _ in 0..2 {
+        let words = [
+            "run",
+            "--json",
+            "--platform",
+            "emulated",
+            "--sign-key",
+            key,
+            archive,
+            "true",
+        ];
+        let output = run_bulla(&words);
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let start: serde_json::Value = serde_json::from_str(said.lines().next().unwrap()).unwrap();
+        assert_eq!(start["mrsigner"], signed["mrsigner"]);
+    }
+    let output = run_bulla(&["measure", "--sign-key", "/nowhere/key.pem", archive, "true"]);
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("/nowhere/key.pem"));
+}
+
+#[test]
 fn measurements_follow_every_input() {
     let archive = image("busybox").archive;
     let archive = archive.to_str().unwrap();

@@ -285,17 +285,11 @@ impl Cluster {
                     .cloned(),
             );
             for coordinator in all {
-                let mut result = coordinator.refresh().await;
-                for peer in &peers {
-                    if result.is_ok() && coordinator.status().code == 1 {
-                        result = coordinator.join(peer).await;
-                    }
-                }
+                let trouble = match coordinator.refresh().await {
+                    Ok(()) => coordinator.join_any(&peers).await,
+                    Err(error) => error.to_string(),
+                };
                 // The same trouble each second is one line.
-                let trouble = result
-                    .err()
-                    .map(|error| error.to_string())
-                    .unwrap_or_default();
                 if !trouble.is_empty() && trouble != told {
                     eprintln!("bulla coordinator: replicas: {trouble}");
                     told = trouble;

@@ -29,6 +29,8 @@ use subtle::ConstantTimeEq;
 
 /// Conflicts that one request survives: each means that somebody else's went through.
 pub(super) const ATTEMPTS: usize = 50;
+/// For two requests and two quotes.
+const PEERS_PATIENCE: Duration = Duration::from_secs(20);
 /// How often replicas look at what the others have written.
 pub(super) const PACE: Duration = Duration::from_secs(1);
 
@@ -155,6 +157,23 @@ impl Coordinator {
         self.with_store(|store| store.data_key())
             .map(|key| key.0.to_vec())
             .ok_or_else(|| Error::Refused("this store is for one coordinator alone".to_owned()))
+    }
+
+    /// Asks peers for the key, if it is missing, until one gives it; else says what each said. One may be
+    /// gone, or this replica itself.
+    pub async fn join_any(&self, peers: &[String]) -> String {
+        let mut reasons = Vec::new();
+        for peer in peers {
+            if !matches!(self.phase(), Phase::Recovery { .. }) {
+                return String::new();
+            }
+            match tokio::time::timeout(PEERS_PATIENCE, self.join(peer)).await {
+                Ok(Ok(())) => return String::new(),
+                Ok(Err(error)) => reasons.push(error.to_string()),
+                Err(_) => reasons.push(format!("peer {peer}: no answer in time")),
+            }
+        }
+        reasons.join("; ")
     }
 
     /// Gets the data key from a peer, and runs.

@@ -178,7 +178,7 @@ impl ApiServer {
         file
     }
 
-    fn token_of(&self, account: &str) -> String {
+    pub fn token_of(&self, account: &str) -> String {
         let request = json!({
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
             "spec": {"expirationSeconds": 3600},
