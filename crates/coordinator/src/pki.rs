@@ -255,3 +255,48 @@ pub fn split_names(names: &[String]) -> (Vec<String>, Vec<IpAddr>) {
         .collect();
     (dns, ip)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_marble_is_known_by_a_leaf_of_this_root_in_its_time_alone() {
+        let pki = Pki::generate(&[]).unwrap();
+        let uuid = Uuid::new_v4();
+        let leaf = |pki: &Pki, life: Duration| {
+            let leaf = MarbleLeaf {
+                marble_type: "web",
+                subject: &x509::common_name(&uuid.to_string()),
+                dns_names: &[],
+                ip_addresses: &[],
+                life,
+            };
+            pki.issue_marble(&leaf).unwrap().0
+        };
+        let good = leaf(&pki, Duration::minutes(5));
+        assert_eq!(pki.marble_of(&good), Some(("web".to_owned(), uuid)));
+        assert_eq!(
+            pki.marble_of(&leaf(&pki, -Duration::minutes(1))),
+            None,
+            "expired"
+        );
+        let other = Pki::generate(&[]).unwrap();
+        assert_eq!(pki.marble_of(&leaf(&other, Duration::hours(1))), None);
+        let next = pki.rotated(&[], &KeyPair::generate(KeyKind::P384).unwrap().pkcs8);
+        assert_eq!(
+            next.unwrap().marble_of(&good),
+            None,
+            "of an earlier manifest"
+        );
+        assert_eq!(pki.marble_of(&pki.root_cert), None);
+        let (_, parsed) = x509_parser::parse_x509_certificate(&good).unwrap();
+        let signed = parsed.tbs_certificate.as_ref().len();
+        for at in (4..4 + signed).step_by(7).chain([good.len() - 1]) {
+            let mut changed = good.clone();
+            changed[at] ^= 1;
+            assert_eq!(pki.marble_of(&changed), None, "byte {at}");
+        }
+        assert_eq!(pki.marble_of(&[&good[..], &[0]].concat()), None);
+    }
+}

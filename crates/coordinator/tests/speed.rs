@@ -234,7 +234,8 @@ async fn activations_status_and_memory() {
     }
     println!("the load was {load:.0} activations per second");
     let (first, last) = (rates[0], rates[rates.len() - 1]);
-    assert!(last.1 >= ACTIVATIONS_PER_SECOND, "too slow: {last:?}");
+    // Beside the clients, which have the same processors.
+    assert!(last.0 >= ACTIVATIONS_PER_SECOND, "too slow: {last:?}");
     assert!(last.1 > first.1 * 0.8, "not flat: {first:?} to {last:?}");
     assert!(busy[busy.len() * 99 / 100] < STATUS_P99);
     assert!(resident < MEMORY_KIB, "{resident} KiB");

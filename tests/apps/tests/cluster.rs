@@ -30,6 +30,14 @@ signal.signal(signal.SIGHUP, load)
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
+        try: self.answer()
+        except Exception:
+            import traceback
+            why = traceback.format_exc()
+            print(why, flush=True)
+            self.send_response(502); self.end_headers()
+            self.wfile.write(why.encode())
+    def answer(self):
         status = 200
         if self.path == "/greeting":
             body = open("/run/front/greeting", "rb").read()
