@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::map::without;
 use super::residency::{self, Member};
-use super::swap::read_run;
+use super::swap::{is_equal, read_run};
 use super::{AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
@@ -34,7 +34,7 @@ impl AddressSpace {
         }
         parent.set_conflicted();
         parent.stop_threads(Some(thread));
-        let result = parent.copy_into(&child.space);
+        let result = parent.copy_into(&child.space, &parent.siblings());
         if let Err(errno) = result {
             parent.settle(&parent.member.lock());
             return Err(errno);
@@ -60,9 +60,21 @@ impl AddressSpace {
 }
 
 impl Space {
-    /// Copies everything for a child that becomes resident.
-    fn copy_into(&self, child: &Space) -> Result<()> {
+    /// Earlier children that may have saved what this space has: the first one and the last.
+    fn siblings(&self) -> Vec<Arc<Space>> {
+        let neighbours = &self.member.lock().neighbours;
+        let mut found: Vec<Arc<Space>> = neighbours.last().cloned().into_iter().collect();
+        if neighbours.len() > 1 {
+            found.extend(neighbours.first().cloned());
+        }
+        found
+    }
+
+    /// Copies everything for a child that becomes resident. A page that one of the siblings has saved
+    /// with the same content is not copied: new memory costs much more than a comparison.
+    fn copy_into(&self, child: &Space, siblings: &[Arc<Space>]) -> Result<()> {
         let mut parent = self.state.lock();
+        let siblings: Vec<_> = siblings.iter().map(|space| space.state.lock()).collect();
         let mut child = child.state.lock();
         let inherited: Vec<Vma> = parent
             .vmas
@@ -91,7 +103,14 @@ impl Space {
                 let runs: Vec<Range<u64>> = parent.live.runs(vma.range()).collect();
                 for run in runs {
                     if !vma.is_clean() {
-                        let saved = read_run(&run, vma.page_protection());
+                        let known = |page: u64, bytes: &[u8]| {
+                            let saved = siblings.iter().filter_map(|state| state.saved.get(&page));
+                            saved
+                                .into_iter()
+                                .find(|saved| is_equal(saved, bytes))
+                                .cloned()
+                        };
+                        let saved = read_run(&run, vma.page_protection(), &known);
                         let numbers = run.clone().step_by(PAGE as usize);
                         parent.saved.extend(numbers.zip(saved));
                     }
@@ -305,6 +324,46 @@ mod tests {
         second_thread.process.set_mm(AddressSpace::new());
         first.enter_user(&thread);
         assert_eq!(live(at), "gen-0.");
+    }
+
+    #[test]
+    fn siblings_share_what_is_equal_until_they_change_it() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x2000, RW)).unwrap();
+        parent.write(at, b"equal.").unwrap();
+        parent.write(at + 0x1000, b"parent").unwrap();
+        let first = parent.fork(&thread).unwrap();
+        first.write(at + 0x1000, b"first.").unwrap();
+        let second = parent.fork(&thread).unwrap();
+        let saved = |space: &Space, page: u64| space.lock().saved[&page].clone();
+        assert!(Arc::ptr_eq(&saved(&first, at), &saved(&parent, at)));
+        assert!(!Arc::ptr_eq(
+            &saved(&first, at + 0x1000),
+            &saved(&parent, at + 0x1000)
+        ));
+        // Written by the kernel where it is saved, and by the program when it is live.
+        first.write(at, b"1-one.").unwrap();
+        second.write(at, b"2-two.").unwrap();
+        let third = parent.fork(&thread).unwrap();
+        third.write(at, b"3-tri.").unwrap();
+        let spaces: [(&Space, _, _); 4] = [
+            (&parent, "equal.", "parent"),
+            (&first, "1-one.", "first."),
+            (&second, "2-two.", "parent"),
+            (&third, "3-tri.", "parent"),
+        ];
+        for turn in [0, 2, 1, 3, 0, 1, 3, 2] {
+            let (space, one, two) = spaces[turn];
+            space.make_resident(&mut residency::lock());
+            assert_eq!((live(at).as_str(), live(at + 0x1000).as_str()), (one, two));
+            for (space, one, two) in spaces {
+                assert_eq!(
+                    (text(space, at), text(space, at + 0x1000)),
+                    (one.into(), two.into())
+                );
+            }
+        }
     }
 
     #[test]

@@ -19,18 +19,25 @@ pub type SavedPage = Arc<Vec<u8>>;
 const PAGE_LEN: usize = PAGE as usize;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// Copies the content of live pages of one mapping.
-pub(super) fn read_run(range: &Range<u64>, protection: Protection) -> Vec<SavedPage> {
+/// Copies the content of live pages of one mapping, but for pages whose content is `known` to be
+/// saved elsewhere.
+pub(super) fn read_run(
+    range: &Range<u64>,
+    protection: Protection,
+    known: &dyn Fn(u64, &[u8]) -> Option<SavedPage>,
+) -> Vec<SavedPage> {
     let len = range.end - range.start;
     let mut pages = Vec::with_capacity((len / PAGE) as usize);
     if !protection.contains(Protection::READ) {
         let _ = platform().protect(range.start, len, Protection::READ);
     }
     let _ = platform().fill(range.start, len, &mut |bytes| {
+        let numbers = range.clone().step_by(PAGE_LEN);
         pages.extend(
             bytes
                 .chunks_exact(PAGE_LEN)
-                .map(|page| Arc::new(page.to_vec())),
+                .zip(numbers)
+                .map(|(page, at)| known(at, page).unwrap_or_else(|| Arc::new(page.to_vec()))),
         );
         Ok(())
     });
@@ -91,7 +98,7 @@ pub(super) fn evict(leaver: &mut State, range: &Range<u64>) {
                 accounting::uncharge(piece.end - piece.start);
             } else {
                 let numbers = piece.clone().step_by(PAGE_LEN);
-                let saved = read_run(&piece, part.protection);
+                let saved = read_run(&piece, part.protection, &|_, _| None);
                 leaver.saved.extend(numbers.zip(saved));
             }
         }
@@ -262,7 +269,7 @@ fn is_run_equal(run: &Range<u64>, pages: &[&mut SavedPage]) -> bool {
 
 /// Whether two pages are equal: in blocks that the compiler compares with vectors, which is most of
 /// what a switch costs.
-fn is_equal(a: &[u8], b: &[u8]) -> bool {
+pub(super) fn is_equal(a: &[u8], b: &[u8]) -> bool {
     const BLOCK: usize = 128;
     let word = |bytes: &[u8], at: usize| {
         let mut word = [0; 8];
