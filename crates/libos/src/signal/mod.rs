@@ -304,7 +304,7 @@ pub fn next_of(thread: &Thread, mask: u64) -> Option<SigInfo> {
         && let Ok(timer) = thread.process.timers.get(taken.timer_id())
     {
         // Expiries since it was sent count too.
-        taken.set_overrun(timer.overrun());
+        taken.set_overrun(timer.overrun_when_taken());
     }
     Some(taken)
 }
