@@ -67,7 +67,8 @@ int main(void) {
     CHECK(count == 1);
 
     int fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
-    its = (struct itimerspec){.it_value = {0, 10000000}, .it_interval = {0, 10000000}};
+    /* Long enough that a busy machine reads before it has come. */
+    its = (struct itimerspec){.it_value = {0, 300000000}, .it_interval = {0, 10000000}};
     uint64_t ticks;
     CHECK(fd >= 0 && timerfd_settime(fd, 0, &its, 0) == 0);
     CHECK(read(fd, &ticks, 8) == -1 && errno == EAGAIN);
