@@ -24,7 +24,7 @@ declare -A packages=(
     # Clients that drive servers, and foreign tools that our formats are checked with.
     [test]="redis-tools wrk curl procps util-linux erofs-utils cryptsetup-bin openssl zstd
         linux-libc-dev strace gdb binutils protobuf-compiler libssl-dev pkg-config docker-registry
-        softhsm2 opensc podman runc docker.io python3-venv etcd-server etcd-client"
+        softhsm2 opensc podman buildah runc docker.io python3-venv etcd-server etcd-client"
 )
 
 if ! command -v dpkg-query > /dev/null; then

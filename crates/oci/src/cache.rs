@@ -52,7 +52,7 @@ struct Description {
 }
 
 /// Writes the image of a tree into an empty file.
-pub type Build<'a> = &'a mut dyn FnMut(&Tree, &File) -> Result<Rootfs, Error>;
+pub type Build<'a> = &'a mut dyn FnMut(Tree, &File) -> Result<Rootfs, Error>;
 
 /// What a source held when it was read.
 #[derive(Serialize, Deserialize)]
@@ -262,7 +262,7 @@ impl Cache {
             .truncate(true)
             .open(&temporary)
             .map_err(Error::io(&temporary))
-            .and_then(|file| build(&tree, &file));
+            .and_then(|file| build(tree, &file));
         let rootfs = match built {
             Ok(rootfs) => rootfs,
             Err(error) => {

@@ -4,7 +4,7 @@
 //! A file that cannot be read or understood has no list: its system calls trap, which is slower.
 
 use crate::error::Error;
-use crate::tree::{Content, Kind, NodeId, Tree};
+use crate::tree::{Content, Tree};
 use bulla_abi::config::SitesBlob;
 use bulla_abi::sites::{SiteList, SiteLists};
 use bulla_image::find_sites;
@@ -24,25 +24,35 @@ const FILE_MAX: u64 = 2 << 30;
 /// An ELF header has more bytes.
 const FILE_MIN: u64 = 64;
 const THREADS: usize = 8;
+/// Bytes that tell a program.
+const START: usize = 20;
 
-/// Lists the sites of those of some files that have any.
-pub fn find(tree: &Tree, files: impl Iterator<Item = NodeId>) -> BTreeMap<NodeId, SiteList> {
-    let mut files: Vec<(NodeId, &Content)> = files
-        .filter_map(|id| match &tree.node(id).kind {
-            Kind::File(content) if (FILE_MIN..=FILE_MAX).contains(&content.size) => {
-                Some((id, content))
-            }
-            _ => None,
-        })
-        .collect();
+/// Whether a file may have a list: a program or a library of this architecture.
+pub fn is_program(tree: &Tree, content: &Content) -> bool {
+    let mut start = [0; START];
+    (FILE_MIN..=FILE_MAX).contains(&content.size)
+        && tree
+            .open(content)
+            .is_ok_and(|mut reader| reader.read_exact(&mut start).is_ok())
+        // ELF, 64 bits, little-endian; a program or a library; for x86-64.
+        && start.starts_with(b"\x7fELF\x02\x01")
+        && matches!(start[16..18], [2 | 3, 0])
+        && start[18..20] == [62, 0]
+}
+
+/// Lists the sites of those of some programs that have any, by what the caller calls them.
+pub fn find<Id: Copy + Ord + Send + Sync>(
+    tree: &Tree,
+    mut files: Vec<(Id, Content)>,
+) -> BTreeMap<Id, SiteList> {
     // The largest first, so that no thread ends long after the others.
     files.sort_by_key(|(_, content)| std::cmp::Reverse(content.size));
     let next = AtomicUsize::new(0);
     let memory = Memory::default();
     let work = || {
         let mut found = Vec::new();
-        while let Some(&(id, content)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-            found.extend(list(tree, content, &memory).map(|list| (id, list)));
+        while let Some((id, content)) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+            found.extend(list(tree, content, &memory).map(|list| (*id, list)));
         }
         found
     };
@@ -62,21 +72,11 @@ pub fn find(tree: &Tree, files: impl Iterator<Item = NodeId>) -> BTreeMap<NodeId
 /// The sites of a file; `None` when it has none that are known.
 fn list(tree: &Tree, content: &Content, memory: &Memory) -> Option<SiteList> {
     let mut reader = tree.open(content).ok()?;
-    let mut start = [0; 20];
-    reader.read_exact(&mut start).ok()?;
-    // ELF, 64 bits, little-endian; a program or a library; for x86-64.
-    let is_program = start.starts_with(b"\x7fELF\x02\x01")
-        && matches!(start[16..18], [2 | 3, 0])
-        && start[18..20] == [62, 0];
-    if !is_program {
-        return None;
-    }
     let _taken = memory.take(content.size);
     let mut bytes = Vec::new();
     bytes
         .try_reserve_exact(usize::try_from(content.size).ok()?)
         .ok()?;
-    bytes.extend_from_slice(&start);
     reader.read_to_end(&mut bytes).ok()?;
     let list = find_sites(&bytes).ok()?;
     (bytes.len() as u64 == content.size && !list.sites.is_empty()).then_some(list)
@@ -140,21 +140,14 @@ impl Drop for Taken<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tree::{Attributes, Node, Source};
+    use crate::tree::Source;
     use std::path::PathBuf;
 
-    fn tree(paths: &[&Path]) -> Tree {
-        let mut tree = Tree::new();
-        for path in paths {
-            tree.add(Node {
-                attributes: Attributes::default(),
-                kind: Kind::File(Content {
-                    size: std::fs::metadata(path).map_or(100, |metadata| metadata.len()),
-                    source: Source::Host(path.to_path_buf()),
-                }),
-            });
+    fn content(path: &Path) -> Content {
+        Content {
+            size: std::fs::metadata(path).map_or(100, |metadata| metadata.len()),
+            source: Source::Host(path.to_path_buf()),
         }
-        tree
     }
 
     #[test]
@@ -172,17 +165,24 @@ mod tests {
         );
         let libc = Path::new("/lib/x86_64-linux-gnu/libc.so.6");
         let missing = folder.path().join("missing");
-        let lists = {
-            let tree = tree(&[&text, libc, &missing, &header, libc]);
-            find(&tree, (0..=5).map(NodeId))
-        };
-        let keys: Vec<u32> = lists.keys().map(|id| id.0).collect();
-        assert_eq!(keys, [2, 5]);
+        let tree = Tree::new();
+        let files = [&*text, libc, &missing, &header, libc].map(content);
+        let numbered = (1..).zip(files);
+        let programs: Vec<(u32, Content)> = numbered
+            .filter(|(_, content)| is_program(&tree, content))
+            .collect();
+        let lists = find(&tree, programs);
+        assert_eq!(lists.keys().collect::<Vec<_>>(), [&2, &5]);
         assert_eq!(
-            lists[&NodeId(2)],
+            lists[&2],
             find_sites(&std::fs::read(libc).unwrap()).unwrap()
         );
-        assert_eq!(lists[&NodeId(2)], lists[&NodeId(5)]);
+        assert_eq!(lists[&2], lists[&5]);
+        // What is damaged behind its first bytes has none either.
+        let damaged = [&std::fs::read(libc).unwrap()[..20], &[0xff; 200]].concat();
+        let damaged = content(&file("damaged", &damaged));
+        assert!(is_program(&tree, &damaged));
+        assert!(find(&tree, vec![(1, damaged)]).is_empty());
     }
 
     #[test]

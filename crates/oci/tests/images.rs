@@ -732,8 +732,8 @@ fn several_images_need_a_name() {
     assert!(fixture.open(&path.with_file_name("two.tar:c")).is_err());
 }
 
-fn fake_build(tree: &Tree, mut file: &File) -> Result<Rootfs, Error> {
-    let text = list(tree).join("\n");
+fn fake_build(tree: Tree, mut file: &File) -> Result<Rootfs, Error> {
+    let text = list(&tree).join("\n");
     file.write_all(text.as_bytes()).unwrap();
     Ok(Rootfs {
         data_size: text.len() as u64,
@@ -776,7 +776,7 @@ fn the_cache_builds_once() {
     let layer = Tar::default().file("x", b"").end();
     fixture.put("image.tar", &docker_archive(&[layer], "amd64"));
     let reference = Reference::parse(path.as_os_str()).unwrap();
-    let mut failing = |_: &Tree, _: &File| Err(Error::Rootfs("disk full".to_owned()));
+    let mut failing = |_: Tree, _: &File| Err(Error::Rootfs("disk full".to_owned()));
     cache.image(&reference, &mut failing).unwrap_err();
     let stored = cache.image(&reference, &mut fake_build).unwrap();
     assert!(stored.built);

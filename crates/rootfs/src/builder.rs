@@ -12,7 +12,7 @@ use crate::content::{Source, Spool};
 use crate::error::{Error, Result, image_path, io_error};
 use crate::format;
 use crate::image;
-use crate::tree::{Directory, Kind, Node, ROOT, Tree};
+use crate::tree::{Directory, Kind, Node, NodeId, ROOT, Tree};
 
 /// What every inode has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -189,6 +189,12 @@ impl Builder {
         self.insert(path, attributes, kind)
     }
 
+    /// The inode that the last call but [`Builder::add_hardlink`] and [`Builder::add_dir`] made.
+    pub fn last_added(&self) -> Option<Inode> {
+        let id = self.tree.nodes.len().checked_sub(1)?;
+        Some(Inode(NodeId::try_from(id).ok()?))
+    }
+
     /// Writes the image and its hash tree to `out`, replacing what it held.
     pub fn finish(self, out: File) -> Result<Rootfs> {
         self.finish_numbered(out).map(|(rootfs, _)| rootfs)
@@ -227,6 +233,10 @@ impl Builder {
     }
 }
 
+/// An inode of an image that is being described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Inode(NodeId);
+
 /// The inode numbers of a written image.
 pub struct Numbers {
     tree: Tree,
@@ -234,6 +244,11 @@ pub struct Numbers {
 }
 
 impl Numbers {
+    /// The inode number of an inode of this image.
+    pub fn of(&self, inode: Inode) -> Option<u64> {
+        self.numbers.get(inode.0 as usize).copied()
+    }
+
     /// The inode number of a path, which is unique in the image and never 0. Symbolic links are
     /// not followed.
     pub fn get(&self, path: &[u8]) -> Option<u64> {

@@ -30,7 +30,7 @@ mod sparse;
 mod tree;
 mod verity;
 
-pub use builder::{Attributes, Builder, Numbers, Special, xattr_is_supported};
+pub use builder::{Attributes, Builder, Inode, Numbers, Special, xattr_is_supported};
 pub use directory::{Options, Ownership, from_directory};
 pub use encrypt::encrypt;
 pub use error::{Error, Result};

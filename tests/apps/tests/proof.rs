@@ -154,6 +154,77 @@ fn python_and_redis() {
     assert!(version.starts_with("Redis server v=7"), "{version}");
 }
 
+/// What an upper layer deletes, hides and replaces is not there.
+#[test]
+fn layers_that_delete_and_replace() {
+    let exchange = Exchange::new();
+    let lower = exchange.path("lower");
+    fs::create_dir_all(lower.join("data/hidden")).unwrap();
+    fs::create_dir_all(lower.join("data/becomes-a-file")).unwrap();
+    for (name, content) in [
+        ("kept", "lower"),
+        ("deleted", "lower"),
+        ("replaced", "lower"),
+        ("becomes-a-directory", "lower"),
+        ("hidden/old", "lower"),
+        ("becomes-a-file/old", "lower"),
+    ] {
+        fs::write(lower.join("data").join(name), content).unwrap();
+    }
+    let busybox = image("busybox").rootfs.join("bin/busybox");
+    fs::copy(busybox, lower.join("busybox")).unwrap();
+    let upper = exchange.path("upper");
+    fs::create_dir_all(upper.join("data/hidden")).unwrap();
+    fs::create_dir_all(upper.join("data/becomes-a-directory")).unwrap();
+    for (name, content) in [
+        (".wh.deleted", ""),
+        ("replaced", "upper"),
+        ("becomes-a-directory/new", "upper"),
+        ("hidden/.wh..wh..opq", ""),
+        ("hidden/new", "upper"),
+        ("becomes-a-file", "upper"),
+    ] {
+        fs::write(upper.join("data").join(name), content).unwrap();
+    }
+    let mut ids = Vec::new();
+    for layer in ["lower", "upper"] {
+        let archive = exchange.path(&format!("{layer}.tar"));
+        let mut tar = Command::new("tar");
+        tar.arg("-C")
+            .arg(exchange.path(layer))
+            .arg("-cf")
+            .arg(&archive);
+        assert!(tar.arg(".").status().unwrap().success());
+        let sum = Command::new("sha256sum").arg(&archive).output().unwrap();
+        ids.push(format!(
+            "sha256:{}",
+            String::from_utf8_lossy(&sum.stdout[..64])
+        ));
+    }
+    let config = serde_json::json!({"architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": ids}});
+    let list = serde_json::json!([{"Config": "config.json", "RepoTags": ["layers:1"],
+        "Layers": ["lower.tar", "upper.tar"]}]);
+    fs::write(exchange.path("config.json"), config.to_string()).unwrap();
+    fs::write(exchange.path("manifest.json"), list.to_string()).unwrap();
+    let archive = exchange.path("image.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-C")
+        .arg(exchange.path(""))
+        .arg("-cf")
+        .arg(&archive);
+    tar.args(["manifest.json", "config.json", "lower.tar", "upper.tar"]);
+    assert!(tar.status().unwrap().success());
+    let script = "cd /data; for f in $(busybox find . -type f | busybox sort); do \
+                  echo $f $(busybox cat $f); done";
+    let script = script.replace("busybox ", "/busybox ");
+    let archive = archive.display().to_string();
+    let printed = exchange.there_and_back(&[&archive], "/busybox", &["sh", "-c", &script]);
+    let expected = "./becomes-a-directory/new upper\n./becomes-a-file upper\n./hidden/new upper\n\
+                    ./kept lower\n./replaced upper\n";
+    assert_eq!(printed, expected);
+}
+
 #[test]
 #[ignore = "converts and pushes gigabytes; make test-full runs it"]
 fn node_java_servers_and_postgresql() {
