@@ -15,7 +15,6 @@ use std::path::Path;
 /// in the directory for temporary files. The tree is taken apart on the way: an image may have
 /// millions of files, and each should be in memory once.
 pub fn build_rootfs(mut tree: Tree, file: &File) -> Result<Rootfs, Error> {
-    let failed = |error: bulla_rootfs::Error| Error::Rootfs(error.to_string());
     let mut builder = Builder::new();
     let links = links(&tree);
     // Of nodes with several names, the one that was added: the others are hard links.
@@ -24,7 +23,7 @@ pub fn build_rootfs(mut tree: Tree, file: &File) -> Result<Rootfs, Error> {
     let mut todo = vec![(Vec::new(), NodeId::ROOT)];
     while let Some((path, id)) = todo.pop() {
         if let Some(first) = first.get(&id) {
-            builder.add_hardlink(&path, first).map_err(failed)?;
+            builder.add_hardlink(&path, first)?;
             continue;
         }
         let node = tree.node_mut(id);
@@ -34,7 +33,7 @@ pub fn build_rootfs(mut tree: Tree, file: &File) -> Result<Rootfs, Error> {
             for (name, child) in children {
                 todo.push(([&path[..], b"/", &name].concat(), child));
             }
-            builder.add_dir(&path, attributes).map_err(failed)?;
+            builder.add_dir(&path, attributes)?;
             continue;
         }
         add(&mut builder, &tree, &path, attributes, &kind)?;
@@ -55,7 +54,7 @@ pub fn build_rootfs(mut tree: Tree, file: &File) -> Result<Rootfs, Error> {
         .map_err(Error::io(Path::new("the image")))?;
     let (written, lists) = std::thread::scope(|scope| {
         let lists = scope.spawn(|| sites::find(&tree, programs));
-        let written = builder.finish_numbered(out).map_err(failed);
+        let written = builder.finish_numbered(out).map_err(Error::from);
         let lists = lists.join().expect("looking for sites does not panic");
         (written, lists)
     });
@@ -111,7 +110,7 @@ fn add(
             }
         },
     };
-    added.map_err(|error| Error::Rootfs(error.to_string()))
+    added.map_err(Error::from)
 }
 
 fn tree_path(path: &[u8]) -> &Path {

@@ -97,6 +97,9 @@ pub enum Error {
         name: String,
         reason: String,
     },
+    /// where the image should go, there is no room
+    #[error("{path}: {source}; free some space there, or write the image elsewhere")]
+    NoRoom { path: PathBuf, source: io::Error },
     /// the host said no
     #[error("{path}: {source}{}", remedy(source))]
     Io { path: PathBuf, source: io::Error },
@@ -106,14 +109,47 @@ pub enum Error {
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; change its permissions or run as its owner",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "; free some space or point BULLA_CACHE to a larger disk"
-        }
+        _ if is_full(error) => "; free some space or point BULLA_CACHE to a larger disk",
         _ => "",
     }
 }
 
+fn is_full(error: &io::Error) -> bool {
+    let kind = error.kind();
+    matches!(
+        kind,
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+impl From<bulla_rootfs::Error> for Error {
+    fn from(error: bulla_rootfs::Error) -> Error {
+        let remedy = match &error {
+            // Beside the image there is only what waits in temporary files.
+            bulla_rootfs::Error::Io { action, source, .. }
+                if is_full(source) && action.contains("temporary") =>
+            {
+                "; free some space or point TMPDIR to a larger disk"
+            }
+            bulla_rootfs::Error::Io { source, .. } => remedy(source),
+            _ => "",
+        };
+        Error::Rootfs(format!("{error}{remedy}"))
+    }
+}
+
 impl Error {
+    /// For what is written to `path`, which is not in the cache.
+    pub(crate) fn of_output(self, path: &Path) -> Error {
+        match self {
+            Error::Io { source, .. } if is_full(&source) => Error::NoRoom {
+                path: path.to_owned(),
+                source,
+            },
+            other => other,
+        }
+    }
+
     /// Turns an I/O error on `path` into ours; an early end of file means a truncated image.
     pub(crate) fn io(path: &Path) -> impl Fn(io::Error) -> Error + '_ {
         move |source| match source.kind() {

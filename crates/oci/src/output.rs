@@ -266,7 +266,7 @@ pub fn write_archive(
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
-    written
+    written.map_err(|error| error.of_output(path))
 }
 
 /// Writes an OCI layout directory, which must not exist.
@@ -298,7 +298,7 @@ pub fn write_layout(
     if written.is_err() {
         let _ = std::fs::remove_dir_all(&temporary);
     }
-    written
+    written.map_err(|error| error.of_output(path))
 }
 
 fn temporary_beside(path: &Path) -> PathBuf {

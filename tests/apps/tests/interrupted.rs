@@ -136,6 +136,10 @@ fn a_full_disk_is_said_and_leaves_nothing_partial() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(125), "{said}");
         assert!(said.contains("No space left on device"), "{said}");
+        assert!(
+            said.contains("point BULLA_CACHE to a larger disk"),
+            "{said}"
+        );
         assert!(!archive.exists());
         // With room enough the next one works, on what the first has left.
         small.grow();
@@ -153,6 +157,8 @@ fn a_full_disk_is_said_and_leaves_nothing_partial() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(125), "{said}");
     assert!(said.contains("No space left on device"), "{said}");
+    assert!(said.contains("out.tar: "), "{said}");
+    assert!(said.contains("write the image elsewhere"), "{said}");
     assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0);
     assert!(place.measure(&whole).status.success());
 }
