@@ -135,8 +135,8 @@ impl Place {
         self.by_admin("secret set secrets.json");
     }
 
-    /// Builds an encrypted image that becomes this marble; its MRENCLAVE.
-    fn build(&self, marble: &str) -> String {
+    /// Builds an encrypted image that becomes this marble; what it measures.
+    fn build(&self, marble: &str) -> Value {
         fs::write(self.path("key"), KEY).unwrap();
         self.openssl("x509 -in root.pem -outform der -out root.der");
         let root = &self.openssl("dgst -sha256 -r root.der")[..64];
@@ -170,13 +170,16 @@ impl Place {
             .output()
             .unwrap();
         assert!(output.status.success(), "{}", all(&output));
-        let built: Value = serde_json::from_slice(&output.stdout).unwrap();
-        built["mrenclave_dynamic"].as_str().unwrap().to_owned()
+        serde_json::from_slice(&output.stdout).unwrap()
     }
 
     fn run(&self, image: &str, options: &[&str], words: &[&str]) -> Output {
+        self.run_on(&[&["--layout", "dynamic"], options].concat(), image, words)
+    }
+
+    fn run_on(&self, options: &[&str], image: &str, words: &[&str]) -> Output {
         self.command()
-            .args(["run", "--layout", "dynamic"])
+            .arg("run")
             .args(platform_options())
             .args(options)
             .arg(image)
@@ -189,7 +192,7 @@ impl Place {
 #[test]
 fn the_coordinator_releases_the_key_of_an_image() {
     let place = Place::new();
-    let measured = place.build("box");
+    let built = place.build("box");
     place.build("other");
     // Anybody measures it, and sees where its key comes from; nobody reads it.
     let archive = fs::read(place.path("box.tar")).unwrap();
@@ -208,7 +211,7 @@ fn the_coordinator_releases_the_key_of_an_image() {
         .output()
         .unwrap();
     let again: Value = serde_json::from_slice(&again.stdout).unwrap();
-    assert_eq!(again["layouts"][0]["mrenclave"], measured);
+    assert_eq!(again["layouts"][0]["mrenclave"], built["mrenclave_dynamic"]);
     // The coordinator has no manifest yet, and the host has nothing to say.
     let output = place.run("box.tar", &[], &["true"]);
     assert_eq!(output.status.code(), Some(69), "{}", all(&output));
@@ -220,13 +223,17 @@ fn the_coordinator_releases_the_key_of_an_image() {
         "{said}"
     );
 
-    let package = |id: &str| json!({"UniqueID": id, "InsecureAllowEmulated": true});
+    let ours = json!({
+        "SignerID": built["mrsigner"], "ProductID": 0, "SecurityVersion": 0,
+        "InsecureAllowEmulated": true,
+    });
+    let stranger = json!({"UniqueID": "11".repeat(32), "InsecureAllowEmulated": true});
     let parameters = json!({"Env": {"IMAGE_KEY": "{{ hex .Secrets.image }}", "WORDS": "hello"}});
     let marble = |name: &str| json!({"Package": name, "Parameters": parameters});
     let admin = fs::read_to_string(place.path("admin.pem")).unwrap();
     let manifest = json!({
         // The other one is not what the policy says.
-        "Packages": {"box": package(&measured), "other": package(&"11".repeat(32))},
+        "Packages": {"box": ours, "other": stranger},
         "Marbles": {"box": marble("box"), "other": marble("other")},
         "Secrets": {"image": {"Type": "plain", "UserDefined": true}},
         "Users": {"admin": {"Certificate": admin, "Roles": ["keys"]}},
@@ -251,6 +258,10 @@ fn the_coordinator_releases_the_key_of_an_image() {
     assert_eq!(output.stdout, SENTENCE.as_bytes(), "{}", all(&output));
     let said = all(&output);
     assert!(!said.contains("the host has the key"), "{said}");
+    // On machines without EDMM and EXINFO as well.
+    let old = ["--profile", "dcsv3-5.15", "--layout", "static"];
+    let output = place.run_on(&old, "box.tar", &["cat", "sentence"]);
+    assert_eq!(output.stdout, SENTENCE.as_bytes(), "{}", all(&output));
     // The program is as in any other image, and gets nothing of the key.
     let script = "busybox id -u; busybox id -g; pwd; echo $HOME $GREETING ${IMAGE_KEY-none}; \
                   echo $$; busybox grep -c srv/scratch /proc/mounts; \
