@@ -5,7 +5,7 @@
 
 use crate::agent;
 use crate::failure::Failure;
-use crate::workload::{DEFAULT_PATH, Draft, parse_size, stop_signal};
+use crate::workload::{DEFAULT_PATH, Draft, parse_bytes, parse_size, stop_signal};
 use bulla_abi::config::{
     Config, HostPolicy, HostSecret, HostVariable, Insecure, Mount, MountKind, Rootfs, VERSION,
     VolumeKey,
@@ -15,7 +15,8 @@ use bulla_oci::ImageConfig;
 
 /// The configuration of an image under a manifest.
 pub fn settle(manifest: &Manifest, image: &ImageConfig, rootfs: Rootfs) -> Result<Draft, Failure> {
-    let memory = manifest.memory.as_deref().map(parse_size).transpose()?;
+    let memory = manifest.memory.as_deref().map(parse_size).transpose();
+    let memory = memory.map_err(of_key("memory"))?;
     let (argv, default_arguments, arguments) = arguments(manifest, image)?;
     let (env, environment) = environment(manifest, image)?;
     let network = &manifest.network;
@@ -225,8 +226,9 @@ fn mounts(manifest: &Manifest) -> Result<Vec<Mount>, Failure> {
                 size: mount
                     .size
                     .as_deref()
-                    .map(parse_size_small)
-                    .transpose()?
+                    .map(parse_bytes)
+                    .transpose()
+                    .map_err(of_key("mounts.size"))?
                     .unwrap_or(0),
                 mode: u32::from_str_radix(&mount.mode, 8).unwrap_or(0o1777),
             },
@@ -248,9 +250,12 @@ fn mounts(manifest: &Manifest) -> Result<Vec<Mount>, Failure> {
     mounts.collect()
 }
 
-/// Sizes of file systems may be smaller than those of containers.
-fn parse_size_small(text: &str) -> Result<u64, Failure> {
-    crate::workload::parse_bytes(text)
+/// Says which key of the manifest it is about.
+fn of_key(key: &str) -> impl Fn(Failure) -> Failure + '_ {
+    move |failure| Failure {
+        message: format!("{key} of the manifest: {}", failure.message),
+        ..failure
+    }
 }
 
 #[cfg(test)]

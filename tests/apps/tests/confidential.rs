@@ -172,6 +172,16 @@ fn manifests_with_mistakes() {
         let error = place.fail(&["run", "--manifest", &file, &busybox()]);
         assert!(error.contains(said), "{error}");
     }
+    let tmpfs = "[[mounts]]\ntarget = \"/x\"\ntype = \"tmpfs\"\nsize = \"much\"\n";
+    for (text, key) in [("memory = \"1Q\"\n", "memory"), (tmpfs, "mounts.size")] {
+        let file = place.write("size.toml", text);
+        let error = place.fail(&["run", "--manifest", &file, &busybox()]);
+        let named = format!("{key} of the manifest: ");
+        assert!(
+            error.contains(&named) && error.contains("is not a size"),
+            "{error}"
+        );
+    }
 }
 
 #[test]
