@@ -232,3 +232,36 @@ fn a_write_with_an_answer_that_is_none_is_not_taken_for_done() {
         }
     });
 }
+
+/// A byte now and then does not keep a request alive.
+#[test]
+#[ignore = "waits for a minute"]
+fn slow_answers_end_in_time() {
+    let drip: Answer = Arc::new(|stream| {
+        for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n"
+            .iter()
+            .cycle()
+        {
+            stream.write_all(&[*byte])?;
+            thread::sleep(std::time::Duration::from_millis(300));
+        }
+        Ok(())
+    });
+    let double = Double::start(drip);
+    let address = double.address.clone();
+    let etcd = thread::spawn(move || {
+        let dir = tempfile::tempdir().unwrap();
+        let place = EtcdPlace::new(&[address], &ClientTls::default(), "/bulla", "a").unwrap();
+        let mut store = place.open("root").unwrap();
+        what_is_said(store.load(&file_key(&dir)), "etcd")
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let objects = Arc::new(kubernetes(&double.address));
+    let mut store = ObjectPlace::new(objects, "bulla", "a")
+        .open("root")
+        .unwrap();
+    let said = what_is_said(store.load(&file_key(&dir)), "the API");
+    assert!(said.contains("timeout"), "{said}");
+    let said = etcd.join().unwrap();
+    assert!(said.contains("timeout"), "{said}");
+}
