@@ -18,12 +18,19 @@ const RENEW_SECONDS: u32 = 4;
 const CRL_SECONDS: u32 = 3;
 
 const FRONT: &str = r#"
-import http.client, http.server, os, signal, ssl
+import http.client, http.server, os, signal, ssl, time
 place = "/dev/shm/bulla-marble/"
+def present(context):
+    # OpenSSL opens the file for the certificate and again for the key: it may be the next one by then.
+    for last in (False, False, False, True):
+        try: return context.load_cert_chain(place + "tls.pem")
+        except ssl.SSLError as error:
+            if last or error.reason != "KEY_VALUES_MISMATCH": raise
+            time.sleep(0.05)
 def load(*_):
     global current
     fresh = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    fresh.load_cert_chain(place + "tls.pem")
+    present(fresh)
     current = fresh
 load()
 signal.signal(signal.SIGHUP, load)
@@ -45,7 +52,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             inner = ssl.create_default_context(cafile=place + "ca.crt")
             inner.load_verify_locations(place + "crl.pem")
             inner.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-            inner.load_cert_chain(place + "tls.pem")
+            present(inner)
             api = http.client.HTTPSConnection("api", int(os.environ["API_PORT"]), context=inner, timeout=60)
             api.request("GET", self.path)
             answer = api.getresponse()
