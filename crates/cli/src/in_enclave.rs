@@ -3,8 +3,7 @@
 //!
 //! The command line inside and the files that options name (certificate, manifest, collateral) are
 //! measured: MRENCLAVE says which owner the coordinator obeys, and which store it uses. The state is in
-//! a protected volume, whose
-//! anchor notices an old copy.
+//! a protected volume, whose anchor notices an old copy.
 //!
 //! What is put together stays in the cache, in a directory that is named after its content: it appears
 //! whole, is the same each time (times and modes are measured too), and several starts may share it.
