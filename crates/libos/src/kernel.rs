@@ -16,6 +16,7 @@ use crate::process::thread::Work;
 use crate::process::{exit, host_exec, string_move, table};
 use crate::signal::send::{Origin, to_group, to_process};
 use crate::signal::{self, SigInfo, info};
+use crate::sync::SpinLock;
 use crate::{Registers, Result, Thread, syscall};
 
 /// Global state. Everything else hangs off processes.
@@ -31,15 +32,45 @@ impl Kernel {
         self.config.threads.max(1) as usize
     }
 
-    /// Host name and NIS domain name.
+    /// Host name and NIS domain name: the configuration's, or what was written to /proc/sys/kernel
+    /// since.
     pub fn names(&self) -> (Vec<u8>, Vec<u8>) {
         let host = if self.config.hostname.is_empty() {
             "localhost"
         } else {
             &self.config.hostname
         };
-        (host.as_bytes().to_vec(), b"(none)".to_vec())
+        let name = |written: &SpinLock<Option<Vec<u8>>>, first: &[u8]| {
+            let written = written.lock();
+            written.clone().unwrap_or_else(|| first.to_vec())
+        };
+        (
+            name(&HOST_NAME, host.as_bytes()),
+            name(&DOMAIN_NAME, b"(none)"),
+        )
     }
+
+    /// Writes to /proc/sys/kernel/hostname: the first line, as far as it fits.
+    pub fn set_host_name(bytes: &[u8]) -> Result<()> {
+        set_name(&HOST_NAME, bytes)
+    }
+
+    /// Writes to /proc/sys/kernel/domainname.
+    pub fn set_domain_name(bytes: &[u8]) -> Result<()> {
+        set_name(&DOMAIN_NAME, bytes)
+    }
+}
+
+static HOST_NAME: SpinLock<Option<Vec<u8>>> = SpinLock::new(None);
+static DOMAIN_NAME: SpinLock<Option<Vec<u8>>> = SpinLock::new(None);
+/// Longest name of the host (__NEW_UTS_LEN).
+const NAME_MAX: usize = 64;
+
+fn set_name(name: &SpinLock<Option<Vec<u8>>>, bytes: &[u8]) -> Result<()> {
+    let line = bytes.split(|byte| matches!(byte, 0 | b'\n')).next();
+    let line = line.unwrap_or_default();
+    *name.lock() = Some(line[..line.len().min(NAME_MAX)].to_vec());
+    Ok(())
 }
 
 /// The kernel; set by [`boot`].

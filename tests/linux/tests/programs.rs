@@ -43,6 +43,11 @@ fn siblings() {
 }
 
 #[test]
+fn unprivileged() {
+    check("unprivileged");
+}
+
+#[test]
 fn notices() {
     check("notices");
 }

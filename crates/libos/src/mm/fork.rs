@@ -44,9 +44,7 @@ impl AddressSpace {
         child.space.aliased.store(aliased, Ordering::SeqCst);
         let mut neighbours = parent.member.lock().neighbours.clone();
         neighbours.push(parent.clone());
-        for other in &neighbours {
-            residency::link(&child.space, other);
-        }
+        residency::link_new(&child.space, neighbours);
         parent.member.lock().resident = false;
         {
             let mut member = child.space.member.lock();

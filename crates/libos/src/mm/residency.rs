@@ -106,22 +106,44 @@ impl Residency {
 
     /// Wakes the first in the queue who may have a turn now.
     fn pass_on(&self) {
-        let first = self.waiting.iter().find(|waiter| waiter.space.may_enter());
+        if self.waiting.is_empty() {
+            return;
+        }
+        let busy = self.busy();
+        let mut waiting = self.waiting.iter();
+        let first = waiting.find(|waiter| waiter.space.may_enter(&busy));
         if let Some(thread) = first.and_then(|waiter| waiter.thread.upgrade()) {
             thread.notify();
         }
     }
 
+    /// Spaces in the middle of their turn: whose addresses nobody else can have now. With a thousand
+    /// siblings, looking for them once costs a thousandth of asking each who waits.
+    fn busy(&self) -> Vec<&Arc<Space>> {
+        let now = platform().monotonic();
+        let spaces = self.spaces.iter();
+        spaces.filter(|space| space.is_busy(now)).collect()
+    }
+
+    /// Resident spaces that have neighbours.
+    fn residents(&self) -> Vec<&Arc<Space>> {
+        let spaces = self.spaces.iter();
+        spaces
+            .filter(|space| space.takes_turns() && space.is_resident())
+            .collect()
+    }
+
     /// Whether somebody who came before `space` waits for the same addresses and could have them
     /// now.
     fn is_first(&self, space: &Space) -> bool {
+        let busy = self.busy();
         for waiter in &self.waiting {
             if core::ptr::eq(&*waiter.space, space) {
                 return true;
             }
             if waiter.thread.strong_count() > 0
                 && space.is_neighbour(&waiter.space)
-                && waiter.space.may_enter()
+                && waiter.space.may_enter(&busy)
             {
                 return false;
             }
@@ -181,7 +203,7 @@ impl Space {
                 self.join_queue(&mut guard, thread);
                 continue;
             }
-            let deadline = self.next_look(&guard);
+            let deadline = self.next_look(&guard, thread);
             drop(guard);
             thread
                 .clock
@@ -228,7 +250,7 @@ impl Space {
         if self.member.lock().resident {
             return true;
         }
-        let ready = self.turn_is_free() && guard.is_first(self);
+        let ready = self.may_enter(&guard.busy()) && guard.is_first(self);
         if ready {
             self.make_resident(guard);
         }
@@ -237,8 +259,8 @@ impl Space {
 
     /// Whether user code of this space may run, or could if nobody else waited. Under the residency
     /// lock.
-    fn may_enter(&self) -> bool {
-        self.member.lock().resident || self.turn_is_free()
+    fn may_enter(&self, busy: &[&Arc<Space>]) -> bool {
+        self.is_resident() || !busy.iter().any(|other| self.is_neighbour(other))
     }
 
     fn is_neighbour(&self, other: &Arc<Space>) -> bool {
@@ -249,34 +271,28 @@ impl Space {
             .any(|known| Arc::ptr_eq(known, other))
     }
 
-    /// Whether every resident neighbour has had its turn, or sleeps.
-    fn turn_is_free(&self) -> bool {
-        let now = platform().monotonic();
-        let neighbours = self.member.lock().neighbours.clone();
-        neighbours.iter().all(|other| {
-            let member = other.member.lock();
-            let over = !member.resident || now >= member.until;
-            drop(member);
-            over || other.is_asleep()
-        })
+    /// Whether this space has neighbours, is resident, and neither sleeps nor has had its turn.
+    fn is_busy(&self, now: u64) -> bool {
+        if !self.takes_turns() {
+            return false;
+        }
+        let member = self.member.lock();
+        let in_turn = member.resident && now < member.until;
+        drop(member);
+        in_turn && !self.is_asleep()
     }
 
-    /// When to look again if nobody says anything: at the end of the turn, or later for those who
-    /// are not the next.
-    fn next_look(&self, guard: &Guard) -> u64 {
-        let neighbours = self.member.lock().neighbours.clone();
-        let ends = neighbours.iter().filter_map(|other| {
-            let member = other.member.lock();
-            member.resident.then_some(member.until)
-        });
-        let end = ends
-            .max()
-            .unwrap_or(0)
-            .max(platform().monotonic() + 1_000_000);
-        match guard.is_first(self) {
-            true => end,
-            false => end + SLICE,
-        }
+    /// When to look again if nobody says anything: at the end of the turn, or later by a slice for
+    /// each who stands before this one, so that a long queue does not spend its time looking.
+    fn next_look(&self, guard: &Guard, thread: &Arc<Thread>) -> u64 {
+        let residents = guard.residents();
+        let others = residents.iter().filter(|other| self.is_neighbour(other));
+        let end = others.map(|other| other.member.lock().until).max();
+        let end = end.unwrap_or(0).max(platform().monotonic() + 1_000_000);
+        let this = Arc::downgrade(thread);
+        let mut waiting = guard.waiting.iter();
+        let before = waiting.position(|waiter| waiter.thread.ptr_eq(&this));
+        end.saturating_add(SLICE * before.unwrap_or(0) as u64)
     }
 
     /// Whether all threads sleep in the kernel.
@@ -359,7 +375,7 @@ impl Space {
             state.saved.clear();
             state.program.execution = None;
         }
-        if was_resident && let Some(heir) = heir(&neighbours) {
+        if was_resident && let Some(heir) = heir(&guard, &neighbours) {
             heir.make_resident(&mut guard);
         }
         for other in &neighbours {
@@ -454,18 +470,24 @@ fn reserves(state: &State, range: &Range<u64>) -> bool {
 
 /// Who gets the pages of a space that ends as they are, so that they need not be removed and added
 /// again: the first who waits for them, else who has most to bring back, usually the parent in wait4.
-fn heir(neighbours: &[Arc<Space>]) -> Option<&Arc<Space>> {
-    let could = |other: &&Arc<Space>| {
-        let others = other.member.lock().neighbours.clone();
-        others.iter().all(|other| !other.member.lock().resident)
-    };
+fn heir<'a>(guard: &Guard, neighbours: &'a [Arc<Space>]) -> Option<&'a Arc<Space>> {
+    let residents = guard.residents();
+    let could = |other: &&Arc<Space>| !residents.iter().any(|space| other.is_neighbour(space));
     let waits = |other: &&Arc<Space>| other.member.lock().waiting > 0;
     let saved = |other: &&Arc<Space>| other.state.lock().saved.len();
-    let mut able = neighbours.iter().filter(could);
-    able.clone()
-        .find(waits)
-        .or_else(|| able.by_ref().max_by_key(saved))
+    let mut all = neighbours.iter();
+    all.clone()
+        .find(|other| waits(other) && could(other))
+        .or_else(|| all.by_ref().filter(could).max_by_key(saved))
         .filter(|heir| saved(heir) > 0)
+}
+
+/// A new space, which nobody knows yet, becomes a neighbour of all these.
+pub(super) fn link_new(new: &Arc<Space>, others: Vec<Arc<Space>>) {
+    for other in &others {
+        other.member.lock().neighbours.push(new.clone());
+    }
+    new.member.lock().neighbours = others;
 }
 
 /// Makes two spaces neighbours.

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, Ordering};
 
 use super::bpf::{Data, INSTRUCTIONS_MAX, Program};
+use super::credentials::CAP_SYS_ADMIN;
 use super::{Process, exit};
 use crate::errno::{EACCES, EINVAL, ENOMEM, ENOSYS, ESRCH, Errno};
 use crate::signal::info::SigInfo;
@@ -131,11 +132,9 @@ pub enum Scope {
 pub fn add(thread: &Arc<Thread>, program: Program, scope: Scope) -> Result<usize> {
     let process = &thread.process;
     let privileged = process.no_new_privileges.load(Ordering::Relaxed)
-        // A root without CAP_SYS_ADMIN, as containers have it, gains nothing by a set-user-ID
-        // program that it starts under a filter: it is root already.
-        || process.credentials.lock().euid == 0;
+        || process.credentials.lock().has(CAP_SYS_ADMIN);
     if !privileged {
-        return Err(EACCES.because("filters need PR_SET_NO_NEW_PRIVS"));
+        return Err(EACCES.because("filters need PR_SET_NO_NEW_PRIVS or CAP_SYS_ADMIN"));
     }
     if thread.seccomp.mode() == STRICT {
         return Err(EINVAL.because("the thread is in strict mode"));
@@ -299,7 +298,8 @@ mod tests {
         };
         assert_eq!(check(&thread, &registers), None);
         let own = |program| add(&thread, program, Scope::Thread);
-        thread.process.credentials.lock().euid = 7;
+        // Root without CAP_SYS_ADMIN is nobody special here.
+        thread.process.credentials.lock().effective = 0;
         assert_eq!(own(returning(action::ALLOW)), Err(EACCES));
         thread
             .process

@@ -182,6 +182,12 @@ pub fn splice(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     if from.inode().map(|inode| inode.kind()) == Some(FileType::Directory) {
         return Err(EINVAL.because("a directory has no bytes"));
     }
+    // Before anything waits for data: eventfd, inotify and their like have no type of file.
+    let anonymous =
+        |file: &OpenFile| file.inode().is_none() && file.ops.metadata().mode & 0o170000 == 0;
+    if anonymous(&from) || anonymous(&to) {
+        return Err(EINVAL.because("files without a type are not spliced"));
+    }
     if count == 0 {
         return Ok(0);
     }

@@ -98,12 +98,23 @@ const _: () = assert!(size_of::<Timex>() == TIMEX_SIZE);
 /// Length of `struct timex` in bytes.
 const TIMEX_SIZE: usize = 208;
 
+/// adjtime's own modes, as the kernel takes ADJ_OFFSET_SINGLESHOT and ADJ_OFFSET_SS_READ apart.
+const ADJ_OFFSET_SINGLESHOT: u32 = 0x1;
+const ADJ_OFFSET_READONLY: u32 = 0x2000;
+const ADJ_ADJTIME: u32 = 0x8000;
+
 fn read_adjustment(context: &mut Context<'_>, address: u64) -> Result<usize> {
     let mm = context.mm();
     let mut modes = [0; 4];
     mm.read(address, &mut modes)?;
-    if u32::from_le_bytes(modes) != 0 {
-        return Err(EPERM.because("a container cannot adjust the clock"));
+    match u32::from_le_bytes(modes) {
+        0 => {}
+        modes if modes & ADJ_ADJTIME != 0 && modes & ADJ_OFFSET_SINGLESHOT == 0 => {
+            return Err(EINVAL.because("adjtime's mode without its flag"));
+        }
+        // What is left of an adjustment (adjtime with a null pointer): there is none.
+        modes if modes & ADJ_ADJTIME != 0 && modes & ADJ_OFFSET_READONLY != 0 => {}
+        _ => return Err(EPERM.because("a container cannot adjust the clock")),
     }
     const STA_UNSYNC: i32 = 0x40;
     let timex = Timex {

@@ -98,6 +98,7 @@ impl PidFile {
             PidFile::Comm
                 | PidFile::CoreFilter
                 | PidFile::LoginUid
+                | PidFile::Memory
                 | PidFile::OomScoreAdjust
                 | PidFile::OomAdjust
         )
@@ -310,6 +311,27 @@ pub fn read_memory(process: &Process, to: &mut IoBuffer<'_>, offset: u64) -> Res
             };
         }
         at += to.put(&chunk[..len])? as u64;
+    }
+    Ok((at - offset) as usize)
+}
+
+/// Writes to /proc/<pid>/mem. EIO where the program itself could not write: unlike Linux, which lets
+/// debuggers write into read-only private memory this way.
+pub fn write_memory(process: &Process, from: &mut IoBuffer<'_>, offset: u64) -> Result<usize> {
+    let mm = process.mm();
+    let mut chunk = [0u8; 4096];
+    let mut at = offset;
+    while !from.is_empty() {
+        let len = from.remaining().min(4096 - (at & 4095) as usize);
+        let taken = from.take(&mut chunk[..len])?;
+        if mm.write(at, &chunk[..taken]).is_err() {
+            return if at == offset {
+                Err(EIO)
+            } else {
+                Ok((at - offset) as usize)
+            };
+        }
+        at += taken as u64;
     }
     Ok((at - offset) as usize)
 }

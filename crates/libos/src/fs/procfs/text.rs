@@ -8,6 +8,7 @@ use core::any::Any;
 use super::{Item, Kind, process};
 use crate::errno::{EACCES, EINVAL, EISDIR};
 use crate::fs::file::{FileOps, OpenFile, SEEK};
+use crate::process::Process;
 use crate::sync::SpinLock;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
@@ -44,6 +45,18 @@ impl TextFile {
             kind,
             text: SpinLock::new(None),
         })
+    }
+
+    /// The process whose memory this file is.
+    fn memory(&self) -> Option<&Arc<Process>> {
+        match &self.kind {
+            Kind::PidFile {
+                process,
+                which: process::PidFile::Memory,
+                ..
+            } => Some(process),
+            _ => None,
+        }
     }
 
     fn text(&self, thread: &Arc<Thread>, offset: u64) -> Result<Arc<Vec<u8>>> {
@@ -96,10 +109,16 @@ impl FileOps for TextFile {
 
     fn write(
         &self,
-        _thread: &Arc<Thread>,
-        _file: &OpenFile,
+        thread: &Arc<Thread>,
+        file: &OpenFile,
         from: &mut IoBuffer<'_>,
     ) -> Result<usize> {
+        if let Some(process) = self.memory() {
+            let mut position = file.position.lock(thread);
+            let written = process::write_memory(process, from, *position)?;
+            *position += written as u64;
+            return Ok(written);
+        }
         let len = from.remaining();
         if len > WRITE_MAX {
             return Err(EINVAL);
@@ -127,9 +146,12 @@ impl FileOps for TextFile {
         thread: &Arc<Thread>,
         file: &OpenFile,
         from: &mut IoBuffer<'_>,
-        _offset: u64,
+        offset: u64,
     ) -> Result<usize> {
-        self.write(thread, file, from)
+        match self.memory() {
+            Some(process) => process::write_memory(process, from, offset),
+            None => self.write(thread, file, from),
+        }
     }
 
     fn seek(&self, thread: &Arc<Thread>, file: &OpenFile, offset: i64, whence: u32) -> Result<u64> {

@@ -15,7 +15,7 @@ use crate::fs::inode::FileType;
 use crate::mm::accounting;
 use crate::platform::platform;
 use crate::process::{core_dump, table};
-use crate::{Result, ipc, kernel, mm};
+use crate::{Kernel, Result, ipc, kernel, mm};
 
 /// A name and what it stands for.
 pub type Children = &'static [(&'static str, Item)];
@@ -179,8 +179,14 @@ static SYS_KERNEL: Children = &[
         Item::Variable(core_dump::pattern, core_dump::set_pattern),
     ),
     ("core_uses_pid", fixed!("0")),
-    ("domainname", Item::Text(|| line(&kernel().names().1))),
-    ("hostname", Item::Text(|| line(&kernel().names().0))),
+    (
+        "domainname",
+        Item::Variable(|| line(&kernel().names().1), Kernel::set_domain_name),
+    ),
+    (
+        "hostname",
+        Item::Variable(|| line(&kernel().names().0), Kernel::set_host_name),
+    ),
     ("msgmax", fixed!("8192")),
     ("msgmnb", fixed!("16384")),
     (

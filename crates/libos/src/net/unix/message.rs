@@ -314,13 +314,8 @@ impl UnixSocket {
             return Some(Ok(Received::default()));
         }
         if self.is_connection() && !state.connected {
-            let listening = state.backlog.is_some();
-            // Linux tells a seqpacket socket that it is not connected even while it listens.
-            return Some(Err(if listening && self.is_stream() {
-                EINVAL
-            } else {
-                ENOTCONN
-            }));
+            // As Linux has it: only a seqpacket socket is told what is wrong.
+            return Some(Err(if self.is_stream() { EINVAL } else { ENOTCONN }));
         }
         None
     }
