@@ -77,6 +77,11 @@ fn futexes() {
     check("futexes");
 }
 
+#[test]
+fn edges() {
+    check("edges");
+}
+
 /// All registers are full whenever the program exits; the host sees nothing of it.
 #[test]
 fn registers() {

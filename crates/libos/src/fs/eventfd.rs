@@ -1,5 +1,6 @@
 //! eventfd(2).
 
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::any::Any;
@@ -96,6 +97,11 @@ impl FileOps for EventFd {
         Ok(8)
     }
 
+    /// There is no position; seeking does nothing, and says so by succeeding.
+    fn seek(&self, _: &Arc<Thread>, _: &OpenFile, _: i64, _: u32) -> Result<u64> {
+        Ok(0)
+    }
+
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
         if let Some(table) = table {
             table.register(&self.queue, interest);
@@ -112,6 +118,12 @@ impl FileOps for EventFd {
             events |= Events::OUT | Events::WRNORM;
         }
         events
+    }
+
+    fn describe_more(&self) -> String {
+        let count = *self.counter.lock();
+        let semaphore = u8::from(self.semaphore);
+        format!("eventfd-count: {count:16x}\neventfd-semaphore: {semaphore}\n")
     }
 
     fn describe(&self) -> String {

@@ -125,6 +125,14 @@ impl OpenFile {
         self.path.as_ref().map(PathRef::inode)
     }
 
+    /// The flags as fcntl(2) and /proc tell them: what a path was opened with has O_LARGEFILE.
+    pub fn shown_flags(&self) -> u32 {
+        match self.path.is_some() && !self.is_path() {
+            true => self.flags() | flags::LARGEFILE,
+            false => self.flags(),
+        }
+    }
+
     /// O_PATH: a place in the tree, not an open file.
     pub fn is_path(&self) -> bool {
         self.flags() & flags::PATH != 0

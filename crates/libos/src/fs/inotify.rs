@@ -414,6 +414,11 @@ impl FileOps for Inotify {
         to.put(&bytes)
     }
 
+    /// There is no position; seeking does nothing, and says so by succeeding.
+    fn seek(&self, _: &Arc<Thread>, _: &OpenFile, _: i64, _: u32) -> Result<u64> {
+        Ok(0)
+    }
+
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
         if let Some(table) = table {
             table.register(&self.queue, interest);

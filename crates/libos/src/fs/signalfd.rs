@@ -1,5 +1,6 @@
 //! signalfd(2).
 
+use alloc::format;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
@@ -77,6 +78,11 @@ impl FileOps for SignalFd {
         Ok(done)
     }
 
+    /// There is no position; seeking does nothing, and says so by succeeding.
+    fn seek(&self, _: &Arc<Thread>, _: &OpenFile, _: i64, _: u32) -> Result<u64> {
+        Ok(0)
+    }
+
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
         let Some(owner) = self.owner.upgrade() else {
             return Events::empty();
@@ -93,6 +99,10 @@ impl FileOps for SignalFd {
         } else {
             Events::empty()
         }
+    }
+
+    fn describe_more(&self) -> String {
+        format!("sigmask:\t{:016x}\n", self.mask())
     }
 
     fn describe(&self) -> String {

@@ -150,6 +150,11 @@ impl FileOps for TimerFd {
         to.put(&ticks.to_le_bytes())
     }
 
+    /// There is no position; seeking does nothing, and says so by succeeding.
+    fn seek(&self, _: &Arc<Thread>, _: &OpenFile, _: i64, _: u32) -> Result<u64> {
+        Ok(0)
+    }
+
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {
         if let Some(table) = table {
             table.register(&self.queue, interest);
@@ -162,6 +167,10 @@ impl FileOps for TimerFd {
         } else {
             Events::empty()
         }
+    }
+
+    fn describe_more(&self) -> String {
+        self.info()
     }
 
     fn describe(&self) -> String {

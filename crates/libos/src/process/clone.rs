@@ -220,6 +220,9 @@ fn build(
     child.seccomp.copy_from(&thread.seccomp);
     let affinity = thread.affinity.load(Ordering::Relaxed);
     child.affinity.store(affinity, Ordering::Relaxed);
+    // SCHED_RESET_ON_FORK itself is not inherited.
+    let policy = thread.policy.load(Ordering::Relaxed) & 0xff;
+    child.policy.store(policy, Ordering::Relaxed);
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
         child
             .exit

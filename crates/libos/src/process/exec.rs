@@ -72,6 +72,7 @@ pub fn commit(
     }
     credentials.exec(set_uid, set_gid);
     drop(credentials);
+    process.barriers.store(0, Ordering::Relaxed);
     process.has_executed.store(true, Ordering::Relaxed);
     process.release_vfork_parent();
     if process.agent.swap(false, Ordering::Relaxed) {

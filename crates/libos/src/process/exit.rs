@@ -14,9 +14,9 @@ use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::platform::{Atomic, platform};
 use crate::signal::action::{SA_NOCLDWAIT, SIG_IGN};
-use crate::signal::info::{CLD_DUMPED, CLD_EXITED, CLD_KILLED, SigInfo};
+use crate::signal::info::{CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_USER, SigInfo};
 use crate::signal::send::{Origin, child_info, to_group, to_process};
-use crate::signal::{SIGCHLD, SIGCONT, SIGHUP, SIGKILL};
+use crate::signal::{SIGCHLD, SIGCONT, SIGHUP, SIGKILL, SIGNAL_MAX};
 use crate::sync::futex;
 use crate::sync::wait::Events;
 use crate::{Result, Thread};
@@ -159,10 +159,13 @@ fn release_children(process: &Arc<Process>) {
         }
         table.node(reaper).map(|node| node.process.clone())
     };
+    let uid = process.credentials.lock().ruid;
     for (child, zombie) in heirs {
         let signal = child.parent_death_signal.load(Ordering::Relaxed);
         if signal != 0 && zombie.is_none() {
-            let _ = to_process(&child, SigInfo::kernel(signal), Origin::Inside);
+            // As if the parent had sent it.
+            let info = SigInfo::user(signal, SI_USER, process.pid, uid);
+            let _ = to_process(&child, info, Origin::Inside);
         }
         child.exit_signal.store(SIGCHLD, Ordering::Relaxed);
         if let (Some(status), Some(_)) = (zombie, &reaper) {
@@ -204,7 +207,8 @@ fn announce(process: &Arc<Process>, status: u32) {
         }
     }
     let Some(parent) = parent else { return };
-    if signal != 0 && action.is_none_or(|action| action.handler != SIG_IGN) {
+    // clone takes any number for the signal; there is none beyond the last.
+    if (1..=SIGNAL_MAX).contains(&signal) && action.is_none_or(|action| action.handler != SIG_IGN) {
         let (code, value) = match status & 0x7f {
             0 => (CLD_EXITED, status >> 8 & 0xff),
             signal if status & 0x80 != 0 => (CLD_DUMPED, signal),

@@ -92,6 +92,10 @@ impl FileOps for PidFile {
         }
     }
 
+    fn describe_more(&self) -> String {
+        self.info()
+    }
+
     fn describe(&self) -> String {
         String::from("anon_inode:[pidfd]")
     }

@@ -77,6 +77,8 @@ pub struct Thread {
     pub timer_slack: AtomicU64,
     /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
     pub affinity: AtomicU64,
+    /// The scheduling policy with SCHED_RESET_ON_FORK. Kept, not used.
+    pub policy: AtomicU32,
     /// What it goes back to: its creator's.
     pub timer_slack_default: AtomicU64,
     /// The call that `--strace` will print when it returns.
@@ -110,6 +112,7 @@ impl Thread {
             futex: Default::default(),
             clock: super::times::ThreadClock::start(),
             affinity: AtomicU64::new(0),
+            policy: AtomicU32::new(0),
             timer_slack: AtomicU64::new(TIMER_SLACK_NS),
             timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
             trace: SpinLock::new(None),

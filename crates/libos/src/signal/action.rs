@@ -11,6 +11,8 @@ pub const SA_NOCLDSTOP: u64 = 1;
 pub const SA_NOCLDWAIT: u64 = 2;
 pub const SA_SIGINFO: u64 = 4;
 pub const SA_UNSUPPORTED: u64 = 0x400;
+/// Accepted and kept by Linux everywhere; it means something where addresses carry tags.
+pub const SA_EXPOSE_TAGBITS: u64 = 0x800;
 pub const SA_RESTORER: u64 = 0x0400_0000;
 pub const SA_ONSTACK: u64 = 0x0800_0000;
 pub const SA_RESTART: u64 = 0x1000_0000;
@@ -21,6 +23,7 @@ pub const SA_RESETHAND: u64 = 0x8000_0000;
 pub const SA_KNOWN: u64 = SA_NOCLDSTOP
     | SA_NOCLDWAIT
     | SA_SIGINFO
+    | SA_EXPOSE_TAGBITS
     | SA_RESTORER
     | SA_ONSTACK
     | SA_RESTART

@@ -43,6 +43,11 @@ impl Pending {
         Ok(())
     }
 
+    /// Signals that are queued with their information.
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Takes the next signal of `wanted`: faults first, then the lowest number, oldest first.
     pub fn take(&mut self, wanted: u64) -> Option<SigInfo> {
         let candidates = self.mask & wanted;

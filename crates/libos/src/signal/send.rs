@@ -75,7 +75,9 @@ pub fn to_thread(thread: &Arc<Thread>, info: SigInfo, origin: Origin) -> Result<
         crate::process::exit::group_exit(process, SIGKILL);
         return Ok(());
     }
+    // One limit for both queues.
     let limit = queue_limit(process, signal);
+    let limit = limit.saturating_sub(process.signals.with_pending(|pending| pending.len()));
     thread
         .signals
         .with_pending(|pending| pending.add(info, limit))?;

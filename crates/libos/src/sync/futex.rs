@@ -442,7 +442,11 @@ pub fn lock_pi(
             continue;
         }
         if !may_wait {
-            return Err(EAGAIN.because("the lock is held"));
+            // An owner that is gone is told apart from one that holds the lock.
+            return Err(match crate::process::table::thread(owner) {
+                Some(_) => EAGAIN.because("the lock is held"),
+                None => ESRCH.because("the lock's owner is gone"),
+            });
         }
         if value & WAITERS == 0 {
             let new = value | WAITERS;

@@ -4,9 +4,10 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{E2BIG, EINVAL};
+use crate::errno::{E2BIG, EINVAL, EPERM};
 use crate::process::clone::{CloneArguments, CloneFlags, clone as do_clone};
 use crate::signal::{SIGCHLD, SIGNAL_MAX};
+use crate::user::ADDRESS_MAX;
 
 pub fn clone(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let word = arguments.u64(0) & 0xffff_ffff;
@@ -65,6 +66,9 @@ struct Clone3 {
     cgroup: u64,
 }
 
+/// Ids that `set_tid` may list: one for each level of PID namespaces.
+const SET_TID_MAX: u64 = 32;
+
 /// Size of the first version of `struct clone_args`.
 const CLONE3_MIN: usize = 64;
 
@@ -95,11 +99,19 @@ pub fn clone3(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     if (given.stack == 0) != (given.stack_size == 0) {
         return Err(EINVAL.because("stack without size"));
     }
-    if (given.set_tid == 0) != (given.set_tid_size == 0) {
+    if given.stack != 0
+        && given
+            .stack
+            .checked_add(given.stack_size)
+            .is_none_or(|end| end > ADDRESS_MAX)
+    {
+        return Err(EINVAL.because("the stack is no user memory"));
+    }
+    if (given.set_tid == 0) != (given.set_tid_size == 0) || given.set_tid_size > SET_TID_MAX {
         return Err(EINVAL.because("ids without their number"));
     }
     if given.set_tid != 0 {
-        return Err(crate::errno::EPERM.because("ids cannot be chosen"));
+        return Err(EPERM.because("ids cannot be chosen"));
     }
     run(
         context,
@@ -116,9 +128,6 @@ pub fn clone3(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 }
 
 fn run(context: &mut Context<'_>, arguments: &CloneArguments) -> Result<usize> {
-    if arguments.exit_signal > SIGNAL_MAX {
-        return Err(EINVAL.because("no such exit signal"));
-    }
     do_clone(context.thread, context.registers, arguments).map(|tid| tid as usize)
 }
 

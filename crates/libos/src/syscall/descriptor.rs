@@ -115,7 +115,7 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         }
         command::GETFD => Ok(usize::from(files.close_on_exec(fd)?)),
         command::SETFD => files.set_close_on_exec(fd, argument & 1 != 0).map(|()| 0),
-        command::GETFL => Ok((file.flags() & !flags::CLOEXEC | flags::LARGEFILE) as usize),
+        command::GETFL => Ok((file.shown_flags() & !flags::CLOEXEC) as usize),
         command::SETFL => {
             let value = argument as u32;
             if (value ^ file.flags()) & flags::NOATIME != 0

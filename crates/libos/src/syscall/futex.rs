@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, ENOSYS, EPERM, ESRCH};
-use crate::platform::platform;
+use crate::platform::{Atomic, platform};
 use crate::process::table;
 use crate::signal::Restart;
 use crate::sync::futex::{self, Word};
@@ -38,7 +38,7 @@ pub fn futex(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let private = operation & PRIVATE != 0;
     let realtime = operation & CLOCK_REALTIME != 0;
     let command = operation & !(PRIVATE | CLOCK_REALTIME);
-    if realtime && !matches!(command, WAIT | WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2) {
+    if realtime && !matches!(command, WAIT_BITSET | WAIT_REQUEUE_PI | LOCK_PI2) {
         return Err(ENOSYS.because("FUTEX_CLOCK_REALTIME with this operation"));
     }
     let value = arguments.u32(2);
@@ -84,6 +84,9 @@ pub fn futex(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             }
             let expected = (command != REQUEUE).then_some(arguments.u32(5));
             let second = arguments.u64(4);
+            if command == CMP_REQUEUE_PI && address == second {
+                return Err(EINVAL.because("a lock is no condition of its own"));
+            }
             // Waiters that would be moved to a lock are woken and queue for it themselves.
             let (wake, requeue) = if command == CMP_REQUEUE_PI {
                 if wake != 1 {
@@ -96,12 +99,8 @@ pub fn futex(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             let mm = context.mm();
             let (woken, moved) =
                 futex::requeue(&mm, address, second, private, wake, requeue, expected)?;
-            // FUTEX_REQUEUE tells the number woken only.
-            Ok(if command == REQUEUE {
-                woken
-            } else {
-                woken + moved
-            })
+            // Both in one number for all three, whatever futex(2) says of FUTEX_REQUEUE.
+            Ok(woken + moved)
         }
         WAKE_OP => {
             let limits = [wake_count(value), wake_count(arguments.u32(3))];
@@ -125,6 +124,12 @@ pub fn futex(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         UNLOCK_PI => futex::unlock_pi(thread, address, private).map(|()| 0),
         WAIT_REQUEUE_PI => {
             let deadline = absolute(context, arguments.u64(3), realtime)?;
+            let lock = arguments.u64(4);
+            if address == lock {
+                return Err(EINVAL.because("a lock is no condition of its own"));
+            }
+            // The lock must be there before anything is waited for.
+            context.mm().atomic(lock, Atomic::Load)?;
             futex::wait(thread, address, value, !0, private, deadline)?;
             futex::lock_pi(thread, arguments.u64(4), private, deadline, true)?;
             Ok(0)

@@ -137,13 +137,15 @@ pub fn membarrier(context: &mut Context<'_>, arguments: Arguments) -> Result<usi
     const REGISTER_PRIVATE_EXPEDITED: i32 = 1 << 4;
     const PRIVATE_EXPEDITED_SYNC_CORE: i32 = 1 << 5;
     const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: i32 = 1 << 6;
+    const GET_REGISTRATIONS: i32 = 1 << 9;
     const ALL: i32 = GLOBAL
         | GLOBAL_EXPEDITED
         | REGISTER_GLOBAL_EXPEDITED
         | PRIVATE_EXPEDITED
         | REGISTER_PRIVATE_EXPEDITED
         | PRIVATE_EXPEDITED_SYNC_CORE
-        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
+        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE
+        | GET_REGISTRATIONS;
     if arguments.u32(1) != 0 {
         return Err(EINVAL.because("unknown flags"));
     }
@@ -151,6 +153,7 @@ pub fn membarrier(context: &mut Context<'_>, arguments: Arguments) -> Result<usi
     let registered = &context.thread.process.barriers;
     match command {
         QUERY => Ok(ALL as usize),
+        GET_REGISTRATIONS => Ok(registered.load(Ordering::Relaxed) as usize),
         REGISTER_GLOBAL_EXPEDITED
         | REGISTER_PRIVATE_EXPEDITED
         | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE => {
@@ -165,7 +168,15 @@ pub fn membarrier(context: &mut Context<'_>, arguments: Arguments) -> Result<usi
         }
         GLOBAL | GLOBAL_EXPEDITED | PRIVATE_EXPEDITED | PRIVATE_EXPEDITED_SYNC_CORE => {
             fence(Ordering::SeqCst);
-            for thread in context.mm().threads() {
+            // The global ones are for memory that processes share.
+            let threads = match command {
+                GLOBAL | GLOBAL_EXPEDITED => crate::process::table::processes()
+                    .iter()
+                    .flat_map(|process| process.live_threads())
+                    .collect(),
+                _ => context.mm().threads(),
+            };
+            for thread in threads {
                 if !alloc::sync::Arc::ptr_eq(&thread, context.thread) {
                     // Out of user code and back: on x86 that is a full barrier, and serialising.
                     crate::platform::platform().stop(&thread);

@@ -93,6 +93,9 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let shared = match flags & MAP_TYPE {
         MAP_PRIVATE => false,
         MAP_SHARED => true,
+        MAP_SHARED_VALIDATE if anonymous => {
+            return Err(EINVAL.because("flags are validated for files only"));
+        }
         MAP_SHARED_VALIDATE if flags & !MAP_VALIDATED != 0 => {
             return Err(EOPNOTSUPP.because("unknown flags"));
         }

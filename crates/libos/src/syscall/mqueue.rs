@@ -57,7 +57,8 @@ pub fn mq_open(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     let queue = NAMES.lock().open(&name, &open, &credentials)?;
     let status = wanted & (flags::ACCESS_MODE | flags::NONBLOCK);
     let file = OpenFile::new(Arc::new(QueueFile(queue)), status);
-    context.add_file(file, wanted & flags::CLOEXEC != 0)
+    // Whatever the flags say, it ends at execve.
+    context.add_file(file, true)
 }
 
 pub fn mq_unlink(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

@@ -1,4 +1,5 @@
-//! Scheduling calls, as a container without privileges sees them: every thread is SCHED_OTHER.
+//! Scheduling calls, as a container without privileges sees them: no real-time policies; the
+//! others are kept without effect.
 
 use alloc::sync::Arc;
 use alloc::vec;
@@ -106,19 +107,29 @@ pub fn sched_setaffinity(context: &mut Context<'_>, arguments: Arguments) -> Res
 }
 
 pub fn sched_getscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    target(context, arguments.i32(0))?;
-    Ok(SCHED_OTHER as usize)
+    let target = target(context, arguments.i32(0))?;
+    Ok(target.policy.load(Ordering::Relaxed) as usize)
 }
 
-/// EPERM for real-time policies, as without CAP_SYS_NICE and RLIMIT_RTPRIO.
-fn check_policy(policy: i32, priority: i32) -> Result<()> {
+/// Whether `target` may get a policy: EPERM for real-time ones, as without CAP_SYS_NICE and
+/// RLIMIT_RTPRIO, and for what only that capability takes back.
+fn check_policy(context: &Context<'_>, target: &Thread, policy: i32, priority: i32) -> Result<()> {
+    let old = target.policy.load(Ordering::Relaxed) as i32;
     match policy & !RESET_ON_FORK {
-        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE if priority == 0 => Ok(()),
+        SCHED_OTHER | SCHED_BATCH | SCHED_IDLE if priority == 0 => {}
         SCHED_FIFO | SCHED_RR if (1..=99).contains(&priority) => {
-            Err(EPERM.because("real-time scheduling needs privileges"))
+            return Err(EPERM.because("real-time scheduling needs privileges"));
         }
-        SCHED_DEADLINE => Err(EPERM.because("real-time scheduling needs privileges")),
-        _ => Err(EINVAL.because("bad policy or priority")),
+        SCHED_DEADLINE => return Err(EPERM.because("real-time scheduling needs privileges")),
+        _ => return Err(EINVAL.because("bad policy or priority")),
+    }
+    check_owner(context, target)?;
+    let leaves_idle = old & !RESET_ON_FORK == SCHED_IDLE && policy & !RESET_ON_FORK != SCHED_IDLE;
+    let forgets = old & RESET_ON_FORK != 0 && policy & RESET_ON_FORK == 0;
+    let may = context.thread.process.credentials.lock().has(CAP_SYS_NICE);
+    match (leaves_idle || forgets) && !may {
+        true => Err(EPERM.because("taking SCHED_IDLE or reset-on-fork back needs CAP_SYS_NICE")),
+        false => Ok(()),
     }
 }
 
@@ -132,15 +143,18 @@ fn check_owner(context: &Context<'_>, target: &Thread) -> Result<()> {
     Ok(())
 }
 
+/// The policy is kept and told; the host schedules.
 pub fn sched_setscheduler(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let from = arguments.pointer::<i32>(2);
-    if from.is_null() || arguments.i32(0) < 0 || arguments.i32(1) < 0 {
+    let policy = arguments.i32(1);
+    if from.is_null() || arguments.i32(0) < 0 || policy < 0 {
         return Err(EINVAL);
     }
     let priority = from.read(&context.mm())?;
     let target = target(context, arguments.i32(0))?;
-    check_owner(context, &target)?;
-    check_policy(arguments.i32(1), priority).map(|()| 0)
+    check_policy(context, &target, policy, priority)?;
+    target.policy.store(policy as u32, Ordering::Relaxed);
+    Ok(0)
 }
 
 pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -150,8 +164,8 @@ pub fn sched_setparam(context: &mut Context<'_>, arguments: Arguments) -> Result
     }
     let priority = from.read(&context.mm())?;
     let target = target(context, arguments.i32(0))?;
-    check_owner(context, &target)?;
-    check_policy(SCHED_OTHER, priority).map(|()| 0)
+    let policy = target.policy.load(Ordering::Relaxed) as i32;
+    check_policy(context, &target, policy, priority).map(|()| 0)
 }
 
 pub fn sched_getparam(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -189,8 +203,12 @@ pub fn sched_rr_get_interval(context: &mut Context<'_>, arguments: Arguments) ->
     Ok(0)
 }
 
-/// Size of the first version of `struct sched_attr`.
+/// Size of the first version of `struct sched_attr`, which has all that there is here.
 const ATTRIBUTES_SIZE: usize = 48;
+/// SCHED_FLAG_RESET_ON_FORK, _KEEP_POLICY, _KEEP_PARAMS.
+const FLAG_RESET_ON_FORK: i32 = 1;
+const FLAG_KEEP_POLICY: i32 = 8;
+const FLAG_KEEP_PARAMS: i32 = 0x10;
 
 pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (size, flags) = (arguments.usize(2) & 0xffff_ffff, arguments.u32(3));
@@ -198,30 +216,69 @@ pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
         return Err(EINVAL.because("bad sched_getattr size or flags"));
     }
     let target = target(context, arguments.i32(0))?;
-    let mut bytes = [0u8; ATTRIBUTES_SIZE];
-    bytes[..4].copy_from_slice(&(ATTRIBUTES_SIZE as u32).to_le_bytes());
+    let policy = target.policy.load(Ordering::Relaxed) as i32;
     let nice = 20 - target.process.priority.load(Ordering::Relaxed) as i32;
-    bytes[16..20].copy_from_slice(&nice.to_le_bytes());
+    let mut bytes = [0u8; ATTRIBUTES_SIZE];
+    let mut put = |at: usize, value: i32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+    put(0, ATTRIBUTES_SIZE as i32);
+    put(4, policy & !RESET_ON_FORK);
+    put(
+        8,
+        i32::from(policy & RESET_ON_FORK != 0) * FLAG_RESET_ON_FORK,
+    );
+    put(16, nice);
     context.mm().write(arguments.u64(1), &bytes)?;
     Ok(0)
 }
 
 pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    if arguments.u64(1) == 0 || arguments.u32(2) != 0 {
+    if arguments.u64(1) == 0 || arguments.u32(2) != 0 || arguments.i32(0) < 0 {
         return Err(EINVAL.because("bad sched_setattr arguments"));
     }
     let mm = context.mm();
-    let size = arguments.pointer::<u32>(1).read(&mm)? as usize;
-    if size != 0 && size < ATTRIBUTES_SIZE || size > 4096 {
-        return Err(E2BIG);
+    let from = arguments.pointer::<u32>(1);
+    let size = match from.read(&mm)? as usize {
+        0 => ATTRIBUTES_SIZE,
+        size => size,
+    };
+    // The caller learns what would have been right.
+    let too_big = |reason| {
+        from.write(&mm, &(ATTRIBUTES_SIZE as u32))?;
+        Err(E2BIG.because(reason))
+    };
+    if !(ATTRIBUTES_SIZE..=4096).contains(&size) {
+        return too_big("no size of struct sched_attr");
     }
-    let mut bytes = [0u8; ATTRIBUTES_SIZE];
+    let mut bytes = vec![0u8; size];
     mm.read(arguments.u64(1), &mut bytes)?;
+    if bytes[ATTRIBUTES_SIZE..].iter().any(|&byte| byte != 0) {
+        return too_big("attributes from a newer kernel");
+    }
     let word =
         |at: usize| i32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (flags, more) = (word(8), word(12));
+    if flags & !(FLAG_RESET_ON_FORK | FLAG_KEEP_POLICY | FLAG_KEEP_PARAMS) != 0 || more != 0 {
+        return Err(EINVAL.because("unknown flags"));
+    }
     let target = target(context, arguments.i32(0))?;
-    check_policy(word(4), word(20))?;
-    set_nice(context.thread, &target.process, word(16))?;
+    let old = target.policy.load(Ordering::Relaxed) as i32;
+    let policy = match (flags & FLAG_KEEP_POLICY != 0, word(4)) {
+        (true, _) => old & !RESET_ON_FORK,
+        (false, policy) if policy < 0 => return Err(EINVAL.because("no such policy")),
+        (false, policy) => policy,
+    };
+    let reset = match flags & FLAG_RESET_ON_FORK {
+        0 => 0,
+        _ => RESET_ON_FORK,
+    };
+    check_policy(context, &target, policy | reset, word(20))?;
+    if flags & FLAG_KEEP_PARAMS == 0 && policy != SCHED_IDLE {
+        set_nice(context.thread, &target.process, word(16))
+            .map_err(|error| if error == EACCES { EPERM } else { error })?;
+    }
+    target
+        .policy
+        .store((policy | reset) as u32, Ordering::Relaxed);
     Ok(0)
 }
 

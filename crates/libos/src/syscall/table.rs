@@ -27,7 +27,7 @@ table! {
     6 lstat super::stat::lstat, Full, "";
     7 poll super::poll::poll, Full, "";
     8 lseek super::io::lseek, Full, "";
-    9 mmap super::mmap::mmap, Partial, "one view of a shared object per process";
+    9 mmap super::mmap::mmap, Partial, "no huge pages";
     10 mprotect super::mmap::mprotect, Full, "";
     11 munmap super::mmap::munmap, Full, "";
     12 brk super::brk::brk, Full, "";
@@ -43,7 +43,7 @@ table! {
     22 pipe super::descriptor::pipe, Full, "";
     23 select super::poll::select, Full, "";
     24 sched_yield super::sched::sched_yield, Full, "";
-    25 mremap super::mmap::mremap, Partial, "shared memory does not move";
+    25 mremap super::mmap::mremap, Full, "";
     26 msync super::madvise::msync, Full, "";
     27 mincore super::madvise::mincore, Full, "";
     28 madvise super::madvise::madvise, Full, "";
@@ -162,7 +162,7 @@ table! {
     141 setpriority super::sched::setpriority, Partial, "kept, without effect";
     142 sched_setparam super::sched::sched_setparam, Partial, "no real-time scheduling";
     143 sched_getparam super::sched::sched_getparam, Full, "";
-    144 sched_setscheduler super::sched::sched_setscheduler, Partial, "no real-time scheduling";
+    144 sched_setscheduler super::sched::sched_setscheduler, Partial, "kept, without effect; no real-time scheduling";
     145 sched_getscheduler super::sched::sched_getscheduler, Full, "";
     146 sched_get_priority_max super::sched::sched_get_priority_max, Full, "";
     147 sched_get_priority_min super::sched::sched_get_priority_min, Full, "";

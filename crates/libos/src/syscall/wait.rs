@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EAGAIN, EBADF, ECHILD, EINVAL, EPERM, ESRCH};
+use crate::errno::{EAGAIN, EBADF, EINVAL, EPERM, ESRCH};
 use crate::fs::file::flags;
 use crate::process::pidfd::{self, PidFile};
 use crate::process::table;
@@ -49,6 +49,25 @@ const P_PGID: u32 = 2;
 const P_PIDFD: u32 = 3;
 
 pub fn waitid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let change = wait_for_id(context, arguments);
+    // The fields are written whatever comes of it, cleared where nothing does; EFAULT is then the
+    // answer.
+    let info = match &change {
+        Ok(Some(change)) => change.info,
+        Ok(None) | Err(_) => SigInfo::default(),
+    };
+    let mm = context.mm();
+    if let Some(to) = arguments.pointer::<[u8; 128]>(2).option() {
+        // Linux writes the fields up to si_status only.
+        mm.write(to.address, &info.to_user()[..28])?;
+    }
+    if let (Some(change), Some(to)) = (&change?, arguments.pointer::<Usage>(4).option()) {
+        to.write(&mm, &usage_of(change))?;
+    }
+    Ok(0)
+}
+
+fn wait_for_id(context: &Context<'_>, arguments: Arguments) -> Result<Option<Change>> {
     let (kind, id) = (arguments.u32(0), arguments.i32(1));
     let mut options =
         WaitOptions::from_bits(arguments.u32(3)).ok_or(EINVAL.because("unknown waitid options"))?;
@@ -73,32 +92,11 @@ pub fn waitid(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         }
         _ => return Err(EINVAL.because("bad id for waitid")),
     };
-    let change = match wait(context.thread, &which, options) {
-        // As on Linux, the fields are cleared whatever comes of it; EFAULT is then the answer.
-        Err(error) if error == ECHILD => {
-            if let Some(to) = arguments.pointer::<[u8; 128]>(2).option() {
-                let nothing = SigInfo::default().to_user();
-                context.mm().write(to.address, &nothing[..28])?;
-            }
-            return Err(error);
-        }
-        other => other?,
-    };
+    let change = wait(context.thread, &which, options)?;
     if change.is_none() && nonblocking {
         return Err(EAGAIN.because("the pidfd does not wait"));
     }
-    let mm = context.mm();
-    if let Some(to) = arguments.pointer::<[u8; 128]>(2).option() {
-        let info = change
-            .as_ref()
-            .map_or(SigInfo::default(), |change| change.info);
-        // Linux writes the fields up to si_status only.
-        mm.write(to.address, &info.to_user()[..28])?;
-    }
-    if let (Some(change), Some(to)) = (&change, arguments.pointer::<Usage>(4).option()) {
-        to.write(&mm, &usage_of(change))?;
-    }
-    Ok(0)
+    Ok(change)
 }
 
 pub fn pidfd_open(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

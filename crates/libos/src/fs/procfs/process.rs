@@ -514,7 +514,10 @@ fn stat(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
         17, // exit signal SIGCHLD
         0,
         0,
-        0,
+        thread
+            .as_ref()
+            .map_or(0, |t| t.policy.load(Ordering::Relaxed) & 0xff)
+            .into(),
         0,
         0,
         0,
@@ -807,7 +810,7 @@ fn mount_info(root: &PathRef, detailed: bool) -> Vec<u8> {
 pub fn descriptor_info(process: &Process, fd: i32) -> Result<Vec<u8>> {
     let files = files_of(process)?;
     let file = files.get(fd).map_err(|_| ENOENT)?;
-    let mut shown = file.flags() | flags::LARGEFILE;
+    let mut shown = file.shown_flags();
     if files.close_on_exec(fd).unwrap_or(false) {
         shown |= flags::CLOEXEC;
     }
