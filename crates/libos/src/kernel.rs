@@ -118,6 +118,24 @@ pub fn handle_syscall(thread: &Arc<Thread>, registers: &mut Registers) {
     syscall::dispatch(thread, registers);
 }
 
+/// Whether the instruction at `at` is IN, INS, OUT or OUTS (SDM volume 3, "Illegal Instructions"
+/// in an enclave). Programs that look for a hypervisor try one and expect SIGSEGV.
+fn is_port_access(thread: &Arc<Thread>, at: u64) -> bool {
+    let mm = thread.mm();
+    // One by one: the next page may hold nothing.
+    for offset in 0..4 {
+        let mut byte = [0];
+        if mm.read(at + offset, &mut byte).is_err() {
+            return false;
+        }
+        match byte[0] {
+            0x66 | 0x67 | 0xf2 | 0xf3 | 0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0x40..=0x4f => {}
+            opcode => return matches!(opcode, 0xe4..=0xe7 | 0xec..=0xef | 0x6c..=0x6f),
+        }
+    }
+    false
+}
+
 /// A fault of user code: brings the page in, or becomes the signal that Linux sends.
 pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, exception: Exception) {
     registers.orig_rax = u64::MAX;
@@ -131,6 +149,8 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         1 => SigInfo::fault(signal::SIGTRAP, info::TRAP_TRACE, at),
         3 => SigInfo::kernel(signal::SIGTRAP),
         4 | 5 => SigInfo::kernel(signal::SIGSEGV),
+        // What only an enclave calls undefined: outside, the CPU says that it is not permitted.
+        6 if is_port_access(thread, at) => SigInfo::kernel(signal::SIGSEGV),
         6 => SigInfo::fault(signal::SIGILL, info::ILL_ILLOPN, at),
         16 | 19 => SigInfo::fault(signal::SIGFPE, math_code(exception.vector), at),
         17 => SigInfo::fault(signal::SIGBUS, info::BUS_ADRALN, 0),

@@ -113,6 +113,9 @@ int main(void) {
     /* An address that is not canonical is a general protection fault: no address. */
     FAULT(SIGSEGV, SI_KERNEL, 0, load((char *)0x8000000000000000));
     FAULT(SIGSEGV, SI_KERNEL, 0, __asm__ volatile("hlt"));
+    /* Port I/O, which an enclave does not have at all. */
+    FAULT(SIGSEGV, SI_KERNEL, 0, __asm__ volatile("in %%dx, %%eax" ::"d"(0x5658) : "eax"));
+    FAULT(SIGSEGV, SI_KERNEL, 0, __asm__ volatile("outw %%ax, %%dx" ::"d"(0x80), "a"(0)));
 
     /* A file that ends before the mapping does */
     char name[] = "/tmp/faultsXXXXXX";

@@ -246,3 +246,13 @@ fn wakeups() {
 fn flags() {
     check("flags");
 }
+
+#[test]
+fn terminals() {
+    check("terminals");
+}
+
+#[test]
+fn files() {
+    check("files");
+}

@@ -16,6 +16,7 @@ pub mod async_io;
 pub mod context;
 pub mod dentry;
 pub mod device;
+mod discipline;
 pub mod dnotify;
 pub mod epoll;
 pub mod eventfd;

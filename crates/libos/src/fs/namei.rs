@@ -87,6 +87,7 @@ pub fn open_path(caller: &Caller<'_>, path: PathRef, flags: u32) -> Result<Arc<O
     let file = open_granted(caller, path, inode.clone(), flags)?;
     if truncates && kind == FileType::Regular {
         inode.truncate(0)?;
+        inotify::notify_file(&file, mask::MODIFY);
     }
     Ok(file)
 }

@@ -1,21 +1,20 @@
-//! Pseudo-terminals: /dev/ptmx, /dev/pts, and the line discipline (termios(3)).
+//! Pseudo-terminals: /dev/ptmx and /dev/pts.
 //!
-//! A [`Pty`] has two queues: what the master wrote, after the line discipline, for the slave to
-//! read; and what the slave wrote (and what is echoed), for the master. The slave's node in
+//! A [`Pty`] has a [`Line`] between its two sides: the line discipline, with what the master
+//! wrote for the slave to read, and what the slave wrote for the master. The slave's node in
 //! /dev/pts appears when the master is opened and goes when it is closed.
 //!
 //! Lock order: registry → state.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
-use zerocopy::{FromBytes, Immutable, IntoBytes};
-
 use super::context::FsContext;
+use super::discipline::{Line, Termios, Wait};
 use super::file::{FileOps, OpenFile, anonymous_metadata, flags};
 use super::hooks;
 use super::inode::{Metadata, NewNode, SetAttributes};
@@ -25,8 +24,9 @@ use super::namei;
 use super::path::{Follow, PathRef, Walk};
 use super::permission::Caller;
 use super::tty::Terminal;
-use crate::errno::{EAGAIN, EIO, ENOSPC, ENXIO};
-use crate::signal::{SIGINT, SIGQUIT, SIGTSTP, SIGWINCH};
+use crate::errno::{EAGAIN, EINVAL, EIO, ENOSPC, ENXIO, ETIMEDOUT};
+use crate::platform::platform;
+use crate::signal::SIGWINCH;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::syscall::Context;
@@ -35,96 +35,13 @@ use crate::{Result, Thread};
 
 /// Most pseudo-terminals at once.
 const PTYS_MAX: u32 = 256;
-/// Bytes that wait in one direction.
-const QUEUE_MAX: usize = 64 << 10;
-/// Longest line in canonical mode (MAX_CANON is 255; Linux keeps 4095).
-const LINE_MAX: usize = 4095;
-
 const READABLE: Events = Events::IN.union(Events::RDNORM);
 const WRITABLE: Events = Events::OUT.union(Events::WRNORM);
-
-/// The kernel's `struct termios`.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable)]
-#[repr(C)]
-struct Termios {
-    input: u32,
-    output: u32,
-    control: u32,
-    local: u32,
-    line: u8,
-    characters: [u8; 19],
-}
-
-const _: () = assert!(size_of::<Termios>() == 36);
-
-impl Termios {
-    /// `struct termio` of System V: the low halves of the flags, the line discipline, eight
-    /// characters.
-    fn to_old(self) -> [u8; 18] {
-        let mut old = [0; 18];
-        let flags = [self.input, self.output, self.control, self.local];
-        for (at, flag) in flags.iter().enumerate() {
-            old[2 * at..2 * at + 2].copy_from_slice(&(*flag as u16).to_le_bytes());
-        }
-        old[8] = self.line;
-        old[9..17].copy_from_slice(&self.characters[..8]);
-        old
-    }
-}
-
-/// c_iflag.
-const INLCR: u32 = 0o100;
-const IGNCR: u32 = 0o200;
-const ICRNL: u32 = 0o400;
-const ISTRIP: u32 = 0o40;
-/// c_oflag.
-const OPOST: u32 = 0o1;
-const ONLCR: u32 = 0o4;
-/// c_lflag.
-const ISIG: u32 = 0o1;
-const ICANON: u32 = 0o2;
-const ECHO: u32 = 0o10;
-const ECHOE: u32 = 0o20;
-const ECHOK: u32 = 0o40;
-const ECHONL: u32 = 0o100;
-const NOFLSH: u32 = 0o200;
-const TOSTOP: u32 = 0o400;
-const ECHOCTL: u32 = 0o1000;
-/// c_cc.
-const VINTR: usize = 0;
-const VQUIT: usize = 1;
-const VERASE: usize = 2;
-const VKILL: usize = 3;
-const VEOF: usize = 4;
-const VTIME: usize = 5;
-const VMIN: usize = 6;
-const VSUSP: usize = 10;
-const VEOL: usize = 11;
-const VWERASE: usize = 14;
-
-/// What Linux gives a new terminal (INIT_C_CC and tty_std_termios).
-const INITIAL: Termios = Termios {
-    input: 0o2400 | ICRNL,
-    output: OPOST | ONLCR,
-    control: 0o277,
-    local: ISIG | ICANON | ECHO | ECHOE | ECHOK | ECHOCTL | 0o4000 | 0o100000,
-    line: 0,
-    characters: [
-        3, 28, 127, 21, 4, 0, 1, 0, 17, 19, 26, 0, 18, 15, 23, 22, 0, 0, 0,
-    ],
-};
+const BOTH: Events = READABLE.union(WRITABLE).union(Events::PRI);
 
 struct State {
-    termios: Termios,
+    line: Line,
     window: [u16; 4],
-    /// For the slave: complete lines in canonical mode, bytes otherwise.
-    input: VecDeque<u8>,
-    /// Lengths of the complete lines in `input` (0: an end of file).
-    lines: VecDeque<usize>,
-    /// The line that is being typed.
-    typing: Vec<u8>,
-    /// For the master.
-    output: VecDeque<u8>,
     masters: usize,
     slaves: usize,
     slave_opened: bool,
@@ -164,12 +81,8 @@ pub fn open_master(caller: &Caller<'_>, path: &PathRef) -> Result<Arc<dyn FileOp
             number,
             terminal: Terminal::default(),
             state: SpinLock::new(State {
-                termios: INITIAL,
+                line: Line::default(),
                 window: [0; 4],
-                input: VecDeque::new(),
-                lines: VecDeque::new(),
-                typing: Vec::new(),
-                output: VecDeque::new(),
                 masters: 1,
                 slaves: 0,
                 slave_opened: false,
@@ -244,159 +157,6 @@ pub fn of_session(session: u32) -> Option<(u64, u32)> {
     Some((device(pty.number), pty.terminal.foreground()))
 }
 
-/// A signal that the line discipline found in the input, to send once the lock is released.
-#[derive(Default)]
-struct Found {
-    signals: Vec<u32>,
-}
-
-impl State {
-    fn echo(&mut self, byte: u8) {
-        let local = self.termios.local;
-        if byte == b'\n' {
-            if local & (ECHO | ECHONL) != 0 {
-                self.put_output(b"\n");
-            }
-        } else if local & ECHO != 0 {
-            if local & ECHOCTL != 0 && (byte < 32 && byte != b'\t' || byte == 127) {
-                self.put_output(&[b'^', byte ^ 64]);
-            } else {
-                self.put_output(&[byte]);
-            }
-        }
-    }
-
-    /// Output processing.
-    fn put_output(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            if byte == b'\n' && self.termios.output & (OPOST | ONLCR) == OPOST | ONLCR {
-                self.output.push_back(b'\r');
-            }
-            self.output.push_back(byte);
-        }
-    }
-
-    fn erase_one(&mut self) -> bool {
-        // A character of UTF-8 goes as a whole.
-        let Some(mut last) = self.typing.pop() else {
-            return false;
-        };
-        while last & 0xc0 == 0x80 {
-            match self.typing.pop() {
-                Some(byte) => last = byte,
-                None => break,
-            }
-        }
-        if self.termios.local & (ECHO | ECHOE) == ECHO | ECHOE {
-            self.output.extend(b"\x08 \x08");
-            if last < 32 && self.termios.local & ECHOCTL != 0 {
-                self.output.extend(b"\x08 \x08");
-            }
-        }
-        true
-    }
-
-    fn finish_line(&mut self) {
-        let line = core::mem::take(&mut self.typing);
-        self.lines.push_back(line.len());
-        self.input.extend(line);
-    }
-
-    /// Input processing of one byte that the master wrote.
-    fn receive(&mut self, mut byte: u8, found: &mut Found) {
-        let Termios {
-            input,
-            local,
-            characters,
-            ..
-        } = self.termios;
-        if input & ISTRIP != 0 {
-            byte &= 0x7f;
-        }
-        match byte {
-            b'\r' if input & IGNCR != 0 => return,
-            b'\r' if input & ICRNL != 0 => byte = b'\n',
-            b'\n' if input & INLCR != 0 => byte = b'\r',
-            _ => {}
-        }
-        let is = |index: usize| byte != 0 && characters[index] == byte;
-        if local & ISIG != 0 {
-            let signal = if is(VINTR) {
-                Some(SIGINT)
-            } else if is(VQUIT) {
-                Some(SIGQUIT)
-            } else if is(VSUSP) {
-                Some(SIGTSTP)
-            } else {
-                None
-            };
-            if let Some(signal) = signal {
-                if local & NOFLSH == 0 {
-                    self.input.clear();
-                    self.lines.clear();
-                    self.typing.clear();
-                }
-                self.echo(byte);
-                found.signals.push(signal);
-                return;
-            }
-        }
-        if local & ICANON == 0 {
-            if self.input.len() < QUEUE_MAX {
-                self.input.push_back(byte);
-                self.echo(byte);
-            }
-            return;
-        }
-        if is(VERASE) {
-            self.erase_one();
-        } else if is(VWERASE) {
-            while self.typing.last() == Some(&b' ') && self.erase_one() {}
-            while self.typing.last().is_some_and(|&byte| byte != b' ') && self.erase_one() {}
-        } else if is(VKILL) {
-            while self.erase_one() {}
-            if local & ECHOK != 0 && local & ECHOE == 0 {
-                self.put_output(b"\n");
-            }
-        } else if is(VEOF) {
-            self.finish_line();
-        } else if byte == b'\n' || is(VEOL) {
-            self.typing.push(byte);
-            self.echo(byte);
-            self.finish_line();
-        } else if self.typing.len() < LINE_MAX {
-            self.typing.push(byte);
-            self.echo(byte);
-        }
-    }
-
-    /// Whether a read of the slave would return.
-    fn slave_readable(&self) -> bool {
-        if self.termios.local & ICANON != 0 {
-            return !self.lines.is_empty();
-        }
-        let min = usize::from(self.termios.characters[VMIN]);
-        // A time-out without a minimum is taken as "at once": no timer runs in the kernel.
-        self.input.len() >= min.max(usize::from(self.termios.characters[VTIME] == 0 && min > 0))
-    }
-
-    fn slave_take(&mut self, most: usize) -> Vec<u8> {
-        let len = if self.termios.local & ICANON != 0 {
-            let Some(line) = self.lines.pop_front() else {
-                return Vec::new();
-            };
-            let len = line.min(most);
-            if len < line {
-                self.lines.push_front(line - len);
-            }
-            len
-        } else {
-            most.min(self.input.len())
-        };
-        self.input.drain(..len).collect()
-    }
-}
-
 impl Pty {
     /// ioctls of both sides.
     fn ioctl(
@@ -410,11 +170,11 @@ impl Pty {
         let mm = context.mm();
         match request {
             ioctl::TCGETS => {
-                let termios = self.state.lock().termios;
+                let termios = self.state.lock().line.termios();
                 UserPtr::<Termios>::new(argument).write(&mm, &termios)?;
             }
             ioctl::TCGETA => {
-                let old = self.state.lock().termios.to_old();
+                let old = self.state.lock().line.termios().to_old();
                 mm.write(argument, &old)?;
             }
             ioctl::TCSETS | ioctl::TCSETSW | ioctl::TCSETSF => {
@@ -423,24 +183,9 @@ impl Pty {
                     self.terminal.check_change(context.thread)?;
                 }
                 let mut state = self.state.lock();
-                let was_canonical = state.termios.local & ICANON != 0;
-                state.termios = termios;
-                if request == ioctl::TCSETSF {
-                    state.input.clear();
-                    state.lines.clear();
-                    state.typing.clear();
-                }
-                if was_canonical && termios.local & ICANON == 0 {
-                    // What was typed is there to be read at once.
-                    let typing = core::mem::take(&mut state.typing);
-                    state.input.extend(typing);
-                    state.lines.clear();
-                } else if !was_canonical && termios.local & ICANON != 0 && !state.input.is_empty() {
-                    let len = state.input.len();
-                    state.lines.push_back(len);
-                }
+                state.line.set_termios(termios, request == ioctl::TCSETSF);
                 drop(state);
-                self.queue.wake(READABLE);
+                self.queue.wake(BOTH);
             }
             ioctl::TIOCGWINSZ => {
                 let window = self.state.lock().window;
@@ -457,21 +202,49 @@ impl Pty {
                 }
             }
             ioctl::TIOCOUTQ => {
-                let len = self.state.lock().output.len() as i32;
+                let state = self.state.lock();
+                let len = match is_master {
+                    true => 0,
+                    false => state.line.output_len() as i32,
+                };
+                drop(state);
                 UserPtr::<i32>::new(argument).write(&mm, &len)?;
             }
             ioctl::TCFLSH => {
+                const TCIFLUSH: u64 = 0;
+                const TCIOFLUSH: u64 = 2;
+                if argument > TCIOFLUSH {
+                    return Err(EINVAL.because("no such queue"));
+                }
+                // What one side reads the other wrote.
+                let (mine, other) = (argument != 1, argument != TCIFLUSH);
+                let (input, output) = match is_master {
+                    true => (other, mine),
+                    false => (mine, other),
+                };
                 let mut state = self.state.lock();
-                if argument != 1 {
-                    state.input.clear();
-                    state.lines.clear();
-                    state.typing.clear();
+                if input {
+                    state.line.flush_input();
                 }
-                if argument != 0 {
-                    state.output.clear();
+                if output {
+                    state.line.flush_output();
                 }
+                drop(state);
+                self.queue.wake(BOTH);
             }
-            ioctl::TCSBRK | ioctl::TCXONC => {}
+            ioctl::TCSBRK => {}
+            ioctl::TCXONC if is_master => {}
+            ioctl::TCXONC => {
+                self.terminal.check_change(context.thread)?;
+                let mut state = self.state.lock();
+                match argument {
+                    0 | 1 => state.line.set_stopped_by_call(argument == 0),
+                    2 | 3 => state.line.send_flow(argument == 2),
+                    _ => return Err(EINVAL.because("no such action of tcflow")),
+                }
+                drop(state);
+                self.queue.wake(BOTH);
+            }
             ioctl::TIOCGPGRP if is_master => {
                 let foreground = self.terminal.foreground() as i32;
                 UserPtr::<i32>::new(argument).write(&mm, &foreground)?;
@@ -505,11 +278,10 @@ impl FileOps for Master {
         let most = to.remaining();
         let attempt = || {
             let mut state = self.pty.state.lock();
-            if state.output.is_empty() {
-                return (state.slave_opened && state.slaves == 0).then_some(Err(EIO));
+            match state.line.master_take(most) {
+                Some(bytes) => Some(Ok(bytes)),
+                None => (state.slave_opened && state.slaves == 0).then_some(Err(EIO)),
             }
-            let len = most.min(state.output.len());
-            Some(Ok(state.output.drain(..len).collect::<Vec<u8>>()))
         };
         let bytes = match attempt() {
             Some(bytes) => bytes?,
@@ -531,16 +303,15 @@ impl FileOps for Master {
         while !from.is_empty() {
             let len = from.remaining().min(chunk.len());
             let taken = from.take(&mut chunk[..len])?;
-            let mut found = Found::default();
             let mut state = self.pty.state.lock();
-            for &byte in &chunk[..taken] {
-                state.receive(byte, &mut found);
-            }
+            let receive = |&byte| state.line.receive(byte);
+            let signals: Vec<u32> = chunk[..taken].iter().filter_map(receive).collect();
             drop(state);
-            for signal in found.signals {
+            for signal in signals {
                 hooks::signal_group(self.pty.terminal.foreground(), signal);
             }
-            self.pty.queue.wake(READABLE);
+            // Writers too: the output may be stopped or go on.
+            self.pty.queue.wake(BOTH);
         }
         Ok(from.done() - start)
     }
@@ -551,8 +322,11 @@ impl FileOps for Master {
         }
         let state = self.pty.state.lock();
         let mut events = WRITABLE;
-        if !state.output.is_empty() {
+        if state.line.output_len() > 0 {
             events |= READABLE;
+        }
+        if state.line.has_status() {
+            events |= READABLE | Events::PRI;
         }
         if state.slave_opened && state.slaves == 0 {
             events |= Events::HUP;
@@ -591,8 +365,16 @@ impl FileOps for Master {
                 let fd = context.thread.files().add(opened, close_on_exec, limit)?;
                 return Ok(fd as usize);
             }
+            ioctl::TIOCPKT => {
+                let on = user.read(&mm)? != 0;
+                self.pty.state.lock().line.set_packet_mode(on);
+            }
+            ioctl::TIOCGPKT => {
+                let on = self.pty.state.lock().line.is_in_packet_mode();
+                user.write(&mm, &i32::from(on))?;
+            }
             ioctl::FIONREAD => {
-                let len = self.pty.state.lock().output.len() as i32;
+                let len = self.pty.state.lock().line.output_len() as i32;
                 user.write(&mm, &len)?;
             }
             _ => return self.pty.ioctl(context, file, request, argument, true),
@@ -624,6 +406,39 @@ impl FileOps for Master {
     }
 }
 
+impl Slave {
+    /// A blocking read where no lines are kept: for so many bytes, for so long.
+    fn read_raw(&self, thread: &Arc<Thread>, wait: Wait, most: usize) -> Result<Vec<u8>> {
+        const TENTH_NS: u64 = 100_000_000;
+        let mut seen = 0;
+        loop {
+            // The time runs from the start where no byte is asked for, else from each byte.
+            let runs = wait.tenths > 0 && (wait.bytes == 0 || seen > 0);
+            let deadline = runs.then(|| platform().monotonic() + u64::from(wait.tenths) * TENTH_NS);
+            let more = block_on(thread, &self.pty.queue, READABLE, deadline, || {
+                let state = self.pty.state.lock();
+                let len = state.line.slave_len();
+                let ends = state.masters == 0 || state.line.is_canonical();
+                (ends || len > seen || len >= wait.bytes.max(1)).then_some((len, ends))
+            });
+            match more {
+                Ok((len, ends)) if ends || len >= wait.bytes.max(1) => break,
+                Ok((len, _)) => seen = len,
+                Err(error) if error == ETIMEDOUT => break,
+                Err(_) if seen > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(self.pty.state.lock().line.slave_take(most))
+    }
+}
+
+/// A read that returns with what is there.
+const NO_WAIT: Wait = Wait {
+    bytes: 0,
+    tenths: 0,
+};
+
 impl FileOps for Slave {
     fn is_async(&self) -> bool {
         true
@@ -639,17 +454,25 @@ impl FileOps for Slave {
         if most == 0 {
             return Ok(0);
         }
-        let attempt = || {
-            let mut state = self.pty.state.lock();
-            if state.slave_readable() {
-                return Some(state.slave_take(most));
+        let wait = self.pty.state.lock().line.wait(most);
+        let bytes = match wait {
+            // Nothing to wait for: not even to say that there is nothing.
+            Some(NO_WAIT) => self.pty.state.lock().line.slave_take(most),
+            Some(wait) if !file.is_nonblocking() => self.read_raw(thread, wait, most)?,
+            _ => {
+                let attempt = || {
+                    let mut state = self.pty.state.lock();
+                    if state.line.has_input() {
+                        return Some(state.line.slave_take(most));
+                    }
+                    (state.masters == 0).then(Vec::new)
+                };
+                match attempt() {
+                    Some(bytes) => bytes,
+                    None if file.is_nonblocking() => return Err(EAGAIN),
+                    None => block_on(thread, &self.pty.queue, READABLE, None, attempt)?,
+                }
             }
-            (state.masters == 0).then(Vec::new)
-        };
-        let bytes = match attempt() {
-            Some(bytes) => bytes,
-            None if file.is_nonblocking() => return Err(EAGAIN),
-            None => block_on(thread, &self.pty.queue, READABLE, None, attempt)?,
         };
         if bytes.is_empty() {
             return Ok(0);
@@ -663,7 +486,7 @@ impl FileOps for Slave {
         file: &OpenFile,
         from: &mut IoBuffer<'_>,
     ) -> Result<usize> {
-        if self.pty.state.lock().termios.local & TOSTOP != 0 {
+        if self.pty.state.lock().line.stops_background() {
             self.pty.terminal.check_change(thread)?;
         }
         let start = from.done();
@@ -671,7 +494,7 @@ impl FileOps for Slave {
         while !from.is_empty() {
             let ready = || {
                 let state = self.pty.state.lock();
-                (state.masters == 0 || state.output.len() < QUEUE_MAX).then_some(())
+                (state.masters == 0 || state.line.is_writable()).then_some(())
             };
             if ready().is_none() {
                 let done = from.done() - start;
@@ -690,7 +513,7 @@ impl FileOps for Slave {
             if state.masters == 0 {
                 return Err(EIO);
             }
-            state.put_output(&chunk[..taken]);
+            state.line.put_output(&chunk[..taken]);
             drop(state);
             self.pty.queue.wake(READABLE);
         }
@@ -703,10 +526,10 @@ impl FileOps for Slave {
         }
         let state = self.pty.state.lock();
         let mut events = Events::empty();
-        if state.slave_readable() {
+        if state.line.slave_readable() {
             events |= READABLE;
         }
-        if state.output.len() < QUEUE_MAX {
+        if state.line.is_writable() {
             events |= WRITABLE;
         }
         if state.masters == 0 {
@@ -723,12 +546,7 @@ impl FileOps for Slave {
         argument: u64,
     ) -> Result<usize> {
         if request == ioctl::FIONREAD {
-            let state = self.pty.state.lock();
-            let len = match state.termios.local & ICANON != 0 {
-                true => state.lines.front().copied().unwrap_or(0),
-                false => state.input.len(),
-            };
-            drop(state);
+            let len = self.pty.state.lock().line.slave_len();
             UserPtr::<i32>::new(argument).write(&context.mm(), &(len as i32))?;
             return Ok(0);
         }

@@ -270,6 +270,9 @@ pub fn utimensat(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     }
     if path == 0 && dirfd != AT_FDCWD {
         // futimens
+        if flags != 0 {
+            return Err(EINVAL.because("flags without a path"));
+        }
         return match open_place(context, dirfd)? {
             Some(path) => set_times(context, &path, stamps),
             None => Ok(0),

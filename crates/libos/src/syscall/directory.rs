@@ -7,6 +7,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EBADF, EFAULT, EINVAL, ENOENT, ENOTDIR, EPERM, ERANGE};
 use crate::fs::inode::{FileType, NewNode};
+use crate::fs::inotify::{self, mask};
 use crate::fs::namei;
 use crate::fs::path::{Follow, PathRef};
 use crate::fs::permission::EXECUTE;
@@ -105,6 +106,7 @@ fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<u
         })?;
         *position = next;
     }
+    inotify::notify_file(&file, mask::ACCESS);
     if listing.bytes.is_empty() && full {
         return Err(EINVAL.because("the buffer is too small for an entry"));
     }

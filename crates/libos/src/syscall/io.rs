@@ -4,11 +4,12 @@ use alloc::sync::Arc;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EBADF, EFBIG, EINVAL, EISDIR, EOPNOTSUPP, ESPIPE};
+use crate::errno::{EAGAIN, EBADF, EFBIG, EINVAL, EISDIR, EOPNOTSUPP, ESPIPE};
 use crate::fs::file::{OpenFile, flags};
 use crate::fs::inode::FileType;
 use crate::fs::inotify::{self, mask};
 use crate::fs::{hooks, namei};
+use crate::sync::wait::Events;
 use crate::user::{IoBuffer, UserPtr, check_range};
 
 /// RWF_* flags of preadv2 and pwritev2.
@@ -224,6 +225,13 @@ pub fn preadv2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     if arguments.u32(5) & !(RWF_HIPRI | RWF_NOWAIT) != 0 {
         return Err(EOPNOTSUPP.because("unknown RWF flags"));
     }
+    if arguments.u32(5) & RWF_NOWAIT != 0 {
+        let file = readable(context, arguments.i32(0))?;
+        let ready = Events::IN | Events::HUP | Events::ERR;
+        if !file.ops.is_seekable() && !file.ops.poll(None, ready).intersects(ready) {
+            return Err(EAGAIN);
+        }
+    }
     if arguments.i64(3) == -1 {
         readv(context, arguments)
     } else {
@@ -238,10 +246,15 @@ pub fn pwritev2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     }
     let written = if rwf & RWF_APPEND != 0 {
         let file = writable(context, arguments.i32(0))?;
-        let size = file.inode().ok_or(ESPIPE)?.size();
+        let inode = file.inode().ok_or(ESPIPE)?;
+        let size = inode.size();
         let mm = context.mm();
         let mut from = IoBuffer::vector(&mm, arguments.u64(1), arguments.u32(2) as usize)?;
-        write_file_at(context, &file, &mut from, size)?
+        let written = write_file_at(context, &file, &mut from, size)?;
+        if arguments.i64(3) == -1 {
+            *file.position.lock(context.thread) = inode.size();
+        }
+        written
     } else if arguments.i64(3) == -1 {
         writev(context, arguments)?
     } else {

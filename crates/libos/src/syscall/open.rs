@@ -43,6 +43,10 @@ fn open_at(
     if flags & TMPFILE_BIT != 0 && flags & flags::DIRECTORY == 0 {
         return Err(EINVAL.because("O_TMPFILE without O_DIRECTORY"));
     }
+    let makes_directory = flags::CREAT | flags::DIRECTORY;
+    if flags & (makes_directory | flags::PATH) == makes_directory {
+        return Err(EINVAL.because("open makes no directories"));
+    }
     let flags = if flags & flags::PATH != 0 {
         flags & (flags::PATH | flags::DIRECTORY | flags::NOFOLLOW | flags::CLOEXEC)
     } else {

@@ -273,8 +273,8 @@ fn poll_common(
             let interest = Events::from_bits_truncate(u32::from(interest));
             let (file, ready) = match (fd, files.get(fd)) {
                 (fd, _) if fd < 0 => (None, Events::empty()),
-                (_, Ok(file)) => (Some(file), Events::empty()),
-                (_, Err(_)) => (None, Events::NVAL),
+                (_, Ok(file)) if !file.is_path() => (Some(file), Events::empty()),
+                _ => (None, Events::NVAL),
             };
             Watched {
                 file,

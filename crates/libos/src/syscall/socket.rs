@@ -426,7 +426,7 @@ fn parse_control(context: &Context<'_>, mut control: &[u8]) -> Result<Ancillary>
                         return Err(EINVAL.because("too many descriptors"));
                     }
                 }
-                SCM_CREDENTIALS if body.len() >= 12 => {
+                SCM_CREDENTIALS if body.len() == 12 => {
                     let word = |at: usize| {
                         u32::from_le_bytes([body[at], body[at + 1], body[at + 2], body[at + 3]])
                     };
@@ -489,7 +489,7 @@ fn receive_message(context: &mut Context<'_>, fd: i32, at: u64, wanted: u32) -> 
         let len = received.address.len() as u32;
         mm.write(header.at + 8, &len.to_le_bytes())?;
     }
-    let mut message_flags = received.flags & !msg::CMSG_CLOEXEC;
+    let mut message_flags = received.flags & !msg::CMSG_CLOEXEC | wanted & msg::CMSG_CLOEXEC;
     let len = received.len;
     let used = write_control(context, &header, received, wanted, &mut message_flags)?;
     mm.write(header.at + 40, &(used as u64).to_le_bytes())?;

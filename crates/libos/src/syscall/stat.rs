@@ -353,9 +353,16 @@ pub fn fstatfs(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     match &file.path {
         Some(path) => statfs_of(context, arguments.u64(1), path),
         None => {
-            // PIPEFS_MAGIC stands for all files without a file system.
+            const SOCKFS_MAGIC: u64 = 0x534f_434b;
+            const PIPEFS_MAGIC: u64 = 0x5049_5045;
+            const ANON_INODE_FS_MAGIC: u64 = 0x0904_1934;
+            let magic = match file.ops.metadata().mode & 0o170000 {
+                0o140000 => SOCKFS_MAGIC,
+                0o010000 => PIPEFS_MAGIC,
+                _ => ANON_INODE_FS_MAGIC,
+            };
             let statistics = FsStatistics {
-                magic: 0x5049_5045,
+                magic,
                 ..FsStatistics::default()
             };
             put_statfs(context, arguments.u64(1), statistics, 0, 0)

@@ -64,6 +64,9 @@ fn check(context: &Context<'_>, path: &PathRef, name: &[u8], write: bool) -> Res
     if write && path.mount.is_read_only() {
         return Err(EROFS);
     }
+    if matches!(name, b"user." | b"trusted." | b"security.") {
+        return Err(EINVAL.because("a namespace without a name"));
+    }
     if name.starts_with(b"user.") {
         let kind = inode.kind();
         if !matches!(kind, FileType::Regular | FileType::Directory) {
@@ -91,6 +94,15 @@ fn check(context: &Context<'_>, path: &PathRef, name: &[u8], write: bool) -> Res
     Err(EOPNOTSUPP.because("unknown attribute namespace"))
 }
 
+/// Whether a value has the form of capabilities(7)'s `vfs_cap_data`, of version 2 or 3.
+fn is_capability(value: &[u8]) -> bool {
+    match value {
+        [.., _] if value.len() == 20 => value[3] == 2,
+        [.., _] if value.len() == 24 => value[3] == 3,
+        _ => false,
+    }
+}
+
 fn set(context: &Context<'_>, arguments: Arguments, target: Target) -> Result<usize> {
     let flags = arguments.u32(4);
     if flags & !3 != 0 || flags == 3 {
@@ -105,6 +117,9 @@ fn set(context: &Context<'_>, arguments: Arguments, target: Target) -> Result<us
     context.mm().read(arguments.u64(2), &mut value)?;
     let path = find(context, arguments, target)?;
     check(context, &path, &name, true)?;
+    if name == b"security.capability" && !is_capability(&value) {
+        return Err(EINVAL.because("no capabilities of a file"));
+    }
     path.inode().set_xattr(&name, &value, flags)?;
     inotify::notify_path(&path, mask::ATTRIB);
     Ok(0)
