@@ -1,7 +1,8 @@
 //! Runs tests of the Linux Test Project (LTP) natively and in the enclave, and compares with what
 //! is expected.
 //!
-//! - `tags.tsv`: the tests, a tag and a command each; all pass natively.
+//! - `tags.tsv`: the tests, a tag and a command each; all pass natively. `beyond.tsv`: more of them,
+//!   which are not in the list that the project is measured by and found faults.
 //! - `expected.tsv`: where the enclave may differ: tag, outcome, and the reason.
 //! - `build-ltp.sh` builds LTP and the files it runs in; see [`Suite::open`].
 //!
@@ -100,6 +101,8 @@ pub struct Suite {
     root: PathBuf,
     logs: PathBuf,
     pub tags: Vec<Tag>,
+    /// Tests beyond the list.
+    pub beyond: Vec<Tag>,
     pub differences: HashMap<String, Difference>,
 }
 
@@ -122,6 +125,7 @@ impl Suite {
             root,
             logs,
             tags: tags(&here.join("tags.tsv"))?,
+            beyond: tags(&here.join("beyond.tsv"))?,
             differences: differences(&here.join("expected.tsv"))?,
         })
     }

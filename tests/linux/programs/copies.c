@@ -5,6 +5,7 @@
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <netinet/in.h>
 
 #define ROOM (64 << 10)
@@ -51,6 +52,12 @@ static void splices_into_nothing(void) {
     CHECK(pipe(empty) == 0 && event >= 0 && epoll >= 0);
     CHECK(splice(empty[0], 0, event, 0, 1, 0) == -1 && errno == EINVAL);
     CHECK(splice(empty[0], 0, epoll, 0, 1, 0) == -1 && (errno == EINVAL || errno == EBADF));
+    /* Nor does anyone wait who says so. */
+    char byte;
+    struct iovec one = {&byte, 1};
+    CHECK(preadv2(empty[0], &one, 1, -1, RWF_NOWAIT) == -1 && (errno == EAGAIN || errno == EOPNOTSUPP));
+    CHECK(pwritev2(empty[1], &one, 1, -1, RWF_NOWAIT) == 1);
+    CHECK(read(empty[0], &byte, 1) == 1);
     /* Nor who has no bytes to give. */
     int full[2], socket = -1;
     CHECK(pipe(full) == 0 && splice(event, 0, full[1], 0, 1, 0) == -1 && errno == EINVAL);

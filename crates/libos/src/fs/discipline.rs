@@ -33,11 +33,14 @@ pub struct Termios {
 
 const _: () = assert!(size_of::<Termios>() == 36);
 
+/// Bytes of `struct termio`.
+pub const OLD_LEN: usize = 18;
+
 impl Termios {
     /// `struct termio` of System V: the low halves of the flags, the line discipline, eight
     /// characters.
-    pub fn to_old(self) -> [u8; 18] {
-        let mut old = [0; 18];
+    pub fn to_old(self) -> [u8; OLD_LEN] {
+        let mut old = [0; OLD_LEN];
         let flags = [self.input, self.output, self.control, self.local];
         for (at, flag) in flags.iter().enumerate() {
             old[2 * at..2 * at + 2].copy_from_slice(&(*flag as u16).to_le_bytes());
@@ -45,6 +48,23 @@ impl Termios {
         old[8] = self.line;
         old[9..17].copy_from_slice(&self.characters[..8]);
         old
+    }
+
+    /// What `struct termio` says in place of what it covers.
+    pub fn with_old(mut self, old: &[u8; OLD_LEN]) -> Termios {
+        let flags = [
+            &mut self.input,
+            &mut self.output,
+            &mut self.control,
+            &mut self.local,
+        ];
+        for (at, flag) in flags.into_iter().enumerate() {
+            let low = u16::from_le_bytes([old[2 * at], old[2 * at + 1]]);
+            *flag = *flag & 0xffff_0000 | u32::from(low);
+        }
+        self.line = old[8];
+        self.characters[..8].copy_from_slice(&old[9..17]);
+        self
     }
 
     /// Whether Ctrl-S and Ctrl-Q stop and start the output: what packet mode reports.

@@ -375,7 +375,7 @@ impl FileOps for HostFile {
             }
             ioctl::TIOCGWINSZ => self.pass_ioctl(context, request, argument, WINSIZE_SIZE, false),
             ioctl::TIOCSWINSZ => self.pass_ioctl(context, request, argument, WINSIZE_SIZE, true),
-            ioctl::TCSBRK | ioctl::TCXONC | ioctl::TCFLSH => Ok(0),
+            ioctl::TCSBRK | ioctl::TCSBRKP | ioctl::TCXONC | ioctl::TCFLSH => Ok(0),
             ioctl::TIOCOUTQ => {
                 UserPtr::<i32>::new(argument).write(&context.mm(), &0)?;
                 Ok(0)

@@ -5,7 +5,7 @@
 //!
 //! Lock order: instance's watches → inode's watches → events.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::sync::{Arc, Weak};
@@ -20,7 +20,8 @@ use super::file::{FileOps, OpenFile};
 use super::inode::Inode;
 use super::ioctl;
 use super::path::PathRef;
-use crate::errno::{EAGAIN, EEXIST, EINVAL, ENOSPC, ENOTTY};
+use super::procfs::Setting;
+use crate::errno::{EAGAIN, EEXIST, EINVAL, EMFILE, ENOSPC, ENOTTY};
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::syscall::Context;
@@ -56,13 +57,16 @@ pub mod mask {
 
 /// Most events that wait to be read (/proc/sys/fs/inotify/max_queued_events).
 const EVENTS_MAX: usize = 16384;
-/// Most watches of an instance.
-const WATCHES_MAX: usize = 65536;
+/// Most instances of a user, most watches of an instance (/proc/sys/fs/inotify).
+pub static MAX_USER_INSTANCES: Setting = Setting::new(128, i32::MAX as u64);
+pub static MAX_USER_WATCHES: Setting = Setting::new(65536, i32::MAX as u64);
 /// Size of `struct inotify_event` without its name.
 const HEADER: usize = 16;
 
 /// Watches in the whole container.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
+/// Instances of each user.
+static INSTANCES: SpinLock<BTreeMap<u32, u64>> = SpinLock::new(BTreeMap::new());
 static NEXT_COOKIE: AtomicU32 = AtomicU32::new(1);
 
 #[derive(Clone)]
@@ -115,6 +119,8 @@ struct Watched {
 /// An instance: what inotify_init(2) returns.
 pub struct Inotify {
     this: Weak<Inotify>,
+    /// Whose it is: counted in [`INSTANCES`].
+    uid: u32,
     watches: SpinLock<HashMap<i32, Watched>>,
     next: AtomicU32,
     events: SpinLock<VecDeque<Event>>,
@@ -122,14 +128,23 @@ pub struct Inotify {
 }
 
 impl Inotify {
-    pub fn new() -> Arc<Inotify> {
-        Arc::new_cyclic(|this| Inotify {
+    /// An instance for a user; EMFILE where it has as many as it may.
+    pub fn new(uid: u32) -> Result<Arc<Inotify>> {
+        let mut instances = INSTANCES.lock();
+        let count = instances.entry(uid).or_insert(0);
+        if *count >= MAX_USER_INSTANCES.value() {
+            return Err(EMFILE.because("fs.inotify.max_user_instances"));
+        }
+        *count += 1;
+        drop(instances);
+        Ok(Arc::new_cyclic(|this| Inotify {
             this: this.clone(),
+            uid,
             watches: SpinLock::new(HashMap::new()),
             next: AtomicU32::new(1),
             events: SpinLock::new(VecDeque::new()),
             queue: WaitQueue::new(),
-        })
+        }))
     }
 
     /// inotify_add_watch(2): a new watch, or a changed one; its descriptor.
@@ -154,8 +169,8 @@ impl Inotify {
             };
             return Ok(watch.descriptor);
         }
-        if watches.len() >= WATCHES_MAX {
-            return Err(ENOSPC.because("too many watches"));
+        if watches.len() as u64 >= MAX_USER_WATCHES.value() {
+            return Err(ENOSPC.because("fs.inotify.max_user_watches"));
         }
         let descriptor = self.next.fetch_add(1, Ordering::Relaxed) as i32;
         list.push(Watch {
@@ -224,6 +239,18 @@ impl Inotify {
 
 /// Tells the watches on `inode`.
 fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], cookie: u32) {
+    tell_watches(inode, event, is_directory, name, cookie, 0);
+}
+
+/// The same, but not the watches that have a bit of `without`.
+fn tell_watches(
+    inode: &Arc<dyn Inode>,
+    event: u32,
+    is_directory: bool,
+    name: &[u8],
+    cookie: u32,
+    without: u32,
+) {
     // A directory's own events count too.
     if !name.is_empty() || is_directory {
         super::dnotify::tell(inode, event);
@@ -232,7 +259,7 @@ fn tell(inode: &Arc<dyn Inode>, event: u32, is_directory: bool, name: &[u8], coo
     let interested: Vec<Watch> = {
         let list = state.watches.list.lock();
         list.iter()
-            .filter(|watch| watch.mask & event != 0)
+            .filter(|watch| watch.mask & event != 0 && watch.mask & without == 0)
             .cloned()
             .collect()
     };
@@ -295,8 +322,14 @@ pub fn notify_path(path: &PathRef, event: u32) {
         return;
     }
     let is_directory = path.inode().is_directory();
-    if let Some(parent) = path.dentry.parent().filter(|_| !path.dentry.is_deleted()) {
-        tell(parent.inode(), event, is_directory, &path.dentry.name(), 0);
+    if let Some(parent) = path.dentry.parent() {
+        // What happens to a file that is open still, without its name.
+        let without = match path.dentry.is_deleted() {
+            true => mask::EXCL_UNLINK,
+            false => 0,
+        };
+        let name = path.dentry.name();
+        tell_watches(parent.inode(), event, is_directory, &name, 0, without);
     }
     tell(path.inode(), event, is_directory, b"", 0);
 }
@@ -351,6 +384,18 @@ pub fn next_cookie() -> u32 {
         0
     } else {
         NEXT_COOKIE.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+impl Drop for Inotify {
+    fn drop(&mut self) {
+        let mut instances = INSTANCES.lock();
+        if let Some(count) = instances.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                instances.remove(&self.uid);
+            }
+        }
     }
 }
 

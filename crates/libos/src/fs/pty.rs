@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::any::Any;
 
 use super::context::FsContext;
-use super::discipline::{Line, Termios, Wait};
+use super::discipline::{Line, OLD_LEN, Termios, Wait};
 use super::file::{FileOps, OpenFile, anonymous_metadata, flags};
 use super::hooks;
 use super::inode::{Metadata, NewNode, SetAttributes};
@@ -187,6 +187,18 @@ impl Pty {
                 drop(state);
                 self.queue.wake(BOTH);
             }
+            ioctl::TCSETA | ioctl::TCSETAW | ioctl::TCSETAF => {
+                let mut old = [0; OLD_LEN];
+                mm.read(argument, &mut old)?;
+                if !is_master {
+                    self.terminal.check_change(context.thread)?;
+                }
+                let mut state = self.state.lock();
+                let termios = state.line.termios().with_old(&old);
+                state.line.set_termios(termios, request == ioctl::TCSETAF);
+                drop(state);
+                self.queue.wake(BOTH);
+            }
             ioctl::TIOCGWINSZ => {
                 let window = self.state.lock().window;
                 UserPtr::<[u16; 4]>::new(argument).write(&mm, &window)?;
@@ -232,7 +244,8 @@ impl Pty {
                 drop(state);
                 self.queue.wake(BOTH);
             }
-            ioctl::TCSBRK => {}
+            // A pseudoterminal has no line to break.
+            ioctl::TCSBRK | ioctl::TCSBRKP | ioctl::TIOCSBRK | ioctl::TIOCCBRK => {}
             ioctl::TCXONC if is_master => {}
             ioctl::TCXONC => {
                 self.terminal.check_change(context.thread)?;

@@ -4,8 +4,9 @@ use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{ALTER, IPC_NOWAIT, Object, Permission, READ, Registry, seconds};
+use super::{ALTER, IPC_NOWAIT, OBJECTS_MAX, Object, Permission, READ, Registry, seconds};
 use crate::errno::{E2BIG, EAGAIN, EIDRM, EINVAL, ENOMSG, EPERM, ERESTARTNOHAND, ERESTARTSYS};
+use crate::fs::procfs::Setting;
 use crate::process::credentials::Credentials;
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, WaitQueue, block_on};
@@ -45,7 +46,9 @@ struct State {
     removed: bool,
 }
 
-pub static QUEUES: Registry<Queue> = Registry::new();
+pub static QUEUES: Registry<Queue> = Registry::new(&QUEUES_MAX);
+/// Most queues (/proc/sys/kernel/msgmni).
+pub static QUEUES_MAX: Setting = Setting::new(OBJECTS_MAX, OBJECTS_MAX);
 
 impl Object for Queue {
     fn permission(&self) -> Permission {

@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicI32, Ordering};
 
 use crate::Result;
 use crate::errno::{EACCES, EEXIST, EIDRM, EINVAL, ENOENT, ENOSPC, EPERM};
+use crate::fs::procfs::Setting;
 use crate::platform::platform;
 use crate::process::credentials::Credentials;
 use crate::sync::SpinLock;
@@ -34,7 +35,7 @@ pub const READ: u32 = 4;
 pub const ALTER: u32 = 2;
 
 /// Most objects of a kind: bounds kernel memory.
-const OBJECTS_MAX: usize = 32_000;
+pub const OBJECTS_MAX: u64 = 32_000;
 /// Bits of an id that are the slot's index; the rest counts reuses.
 const INDEX_BITS: u32 = 15;
 
@@ -135,6 +136,7 @@ pub trait Object: Send + Sync {
 /// Objects of one kind.
 pub struct Registry<T> {
     slots: SpinLock<Vec<Slot<T>>>,
+    most: &'static Setting,
     /// The id that the next object shall have (/proc/sys/kernel/msg_next_id, sem_next_id).
     pub next: NextId,
 }
@@ -181,8 +183,10 @@ struct Slot<T> {
 }
 
 impl<T: Object> Registry<T> {
-    pub const fn new() -> Registry<T> {
+    /// A registry of at most as many objects as `most` says.
+    pub const fn new(most: &'static Setting) -> Registry<T> {
         Registry {
+            most,
             slots: SpinLock::new(Vec::new()),
             next: NextId::new(),
         }
@@ -223,7 +227,8 @@ impl<T: Object> Registry<T> {
         let from = wish.map_or(0, |id| id & ((1 << INDEX_BITS) - 1)) as usize;
         let free = slots.iter().skip(from).position(|s| s.object.is_none());
         let index = free.map_or(slots.len().max(from), |after| from + after);
-        if index >= OBJECTS_MAX {
+        let used = slots.iter().filter(|slot| slot.object.is_some()).count() as u64;
+        if used >= self.most.value() || index as u64 >= OBJECTS_MAX {
             return Err(ENOSPC.because("too many System V objects"));
         }
         while slots.len() <= index {
@@ -296,12 +301,6 @@ impl<T: Object> Registry<T> {
     }
 }
 
-impl<T: Object> Default for Registry<T> {
-    fn default() -> Registry<T> {
-        Registry::new()
-    }
-}
-
 fn id(index: usize, sequence: u16) -> usize {
     usize::from(sequence) << INDEX_BITS | index
 }
@@ -330,7 +329,7 @@ mod tests {
     #[test]
     fn an_id_can_be_chosen_once() {
         crate::testing::platform();
-        let queues: Registry<Queue> = Registry::new();
+        let queues: Registry<Queue> = Registry::new(&message::QUEUES_MAX);
         let root = Credentials::new(0, 0, Vec::new());
         let make = || {
             let new = |permission| Ok(Queue::new(permission));

@@ -8,8 +8,9 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{ALTER, IPC_NOWAIT, Object, Permission, READ, Registry, seconds};
+use super::{ALTER, IPC_NOWAIT, OBJECTS_MAX, Object, Permission, READ, Registry, seconds};
 use crate::errno::{EAGAIN, EFBIG, EIDRM, EINTR, EINVAL, ENOSPC, ERANGE, ERESTARTSYS, ETIMEDOUT};
+use crate::fs::procfs::Setting;
 use crate::process::Process;
 use crate::process::credentials::Credentials;
 use crate::sync::SpinLock;
@@ -59,7 +60,9 @@ struct State {
     removed: bool,
 }
 
-pub static SETS: Registry<Set> = Registry::new();
+pub static SETS: Registry<Set> = Registry::new(&SETS_MAX);
+/// Most sets (the last number of /proc/sys/kernel/sem, which stays as it is).
+static SETS_MAX: Setting = Setting::new(OBJECTS_MAX, OBJECTS_MAX);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Sets with undo entries have existed: ends of processes look for them.
 static UNDO_USED: AtomicUsize = AtomicUsize::new(0);

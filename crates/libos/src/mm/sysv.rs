@@ -14,12 +14,15 @@ use super::view::Wish;
 use super::{Backing, PAGE, Space, Vma, VmaFlags, accounting, page_up, random_mmap_base};
 use crate::Result;
 use crate::errno::{EEXIST, EIDRM, EINVAL, ENOENT, ENOMEM, ENOSPC};
+use crate::fs::procfs::Setting;
 use crate::ipc::NextId;
 use crate::platform::{Protection, platform};
 use crate::sync::SpinLock;
 
-/// Most segments (SHMMNI).
-pub const SEGMENTS_MAX: usize = 4096;
+/// Most segments (/proc/sys/kernel/shmmni).
+pub static SEGMENTS_MAX: Setting = Setting::new(4096, 32_768);
+/// Most bytes of one (shmmax): by default more than any can have.
+pub static SEGMENT_BYTES: Setting = Setting::new(18_446_744_073_692_774_399, u64::MAX);
 
 /// What shmctl(IPC_STAT) shows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -98,8 +101,11 @@ pub fn get(open: Open, status: Status, check: impl Fn(&Status) -> Result<()>) ->
         return Err(ENOENT);
     }
     let len = page_up(open.size).filter(|&len| len > 0).ok_or(EINVAL)?;
-    if segments.by_id.len() >= SEGMENTS_MAX {
-        return Err(ENOSPC);
+    if open.size > SEGMENT_BYTES.value() {
+        return Err(EINVAL.because("kernel.shmmax"));
+    }
+    if segments.by_id.len() as u64 >= SEGMENTS_MAX.value() {
+        return Err(ENOSPC.because("kernel.shmmni"));
     }
     if len > accounting::limit() {
         return Err(ENOMEM.because("more than the container's memory"));

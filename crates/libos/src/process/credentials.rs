@@ -5,6 +5,9 @@
 
 use alloc::vec::Vec;
 
+use crate::Result;
+use crate::errno::EPERM;
+
 /// What a container under Docker's defaults may do: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL,
 /// SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
 pub const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
@@ -20,6 +23,16 @@ pub const CAP_SETUID: u32 = 7;
 pub const CAP_SETPCAP: u32 = 8;
 pub const CAP_IPC_LOCK: u32 = 14;
 pub const CAP_SYS_ADMIN: u32 = 21;
+
+/// The secure bits of capabilities(7); each is followed by its lock.
+pub mod secure {
+    pub const NOROOT: u32 = 1 << 0;
+    pub const NO_SETUID_FIXUP: u32 = 1 << 2;
+    pub const KEEP_CAPS: u32 = 1 << 4;
+    pub const NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
+    pub const BITS: u32 = NOROOT | NO_SETUID_FIXUP | KEEP_CAPS | NO_CAP_AMBIENT_RAISE;
+    pub const LOCKS: u32 = BITS << 1;
+}
 pub const CAP_SYS_CHROOT: u32 = 18;
 pub const CAP_SYS_NICE: u32 = 23;
 pub const CAP_SYS_RESOURCE: u32 = 24;
@@ -43,9 +56,7 @@ pub struct Credentials {
     pub inheritable: u64,
     pub ambient: u64,
     pub bounding: u64,
-    /// PR_SET_KEEPCAPS.
-    pub keep_capabilities: bool,
-    /// PR_SET_SECUREBITS.
+    /// PR_SET_SECUREBITS, PR_SET_KEEPCAPS: [`secure`].
     pub secure_bits: u32,
 }
 
@@ -74,7 +85,6 @@ impl Credentials {
             inheritable: 0,
             ambient: 0,
             bounding: DEFAULT_CAPABILITIES,
-            keep_capabilities: false,
             secure_bits: 0,
         }
     }
@@ -99,10 +109,13 @@ impl Credentials {
 
     /// After a change of user ids: what capabilities(7) says of transitions from and to 0.
     pub fn adjust_capabilities(&mut self, old: &Credentials) {
+        if self.secure_bits & secure::NO_SETUID_FIXUP != 0 {
+            return;
+        }
         let was_root = [old.ruid, old.euid, old.suid].contains(&0);
         let is_root = [self.ruid, self.euid, self.suid].contains(&0);
         if was_root && !is_root {
-            if !self.keep_capabilities {
+            if self.secure_bits & secure::KEEP_CAPS == 0 {
                 self.permitted = 0;
                 self.effective = 0;
             }
@@ -120,6 +133,9 @@ impl Credentials {
     pub fn adjust_file_capabilities(&mut self, old: u32) {
         // CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER, FSETID, LINUX_IMMUTABLE, MKNOD, MAC_OVERRIDE.
         const OVER_FILES: u64 = 0b1_1111 | 1 << 9 | 1 << 27 | 1 << 32;
+        if self.secure_bits & secure::NO_SETUID_FIXUP != 0 {
+            return;
+        }
         if old == 0 && self.fsuid != 0 {
             self.effective &= !OVER_FILES;
         }
@@ -142,14 +158,43 @@ impl Credentials {
         if privileged {
             self.ambient = 0;
         }
-        if self.euid == 0 || self.ruid == 0 {
+        let root_counts = self.secure_bits & secure::NOROOT == 0;
+        if root_counts && (self.euid == 0 || self.ruid == 0) {
             self.permitted = self.bounding | self.inheritable;
             self.effective = if self.euid == 0 { self.permitted } else { 0 };
         } else {
             self.permitted = self.ambient;
             self.effective = self.ambient;
         }
-        self.keep_capabilities = false;
+        self.secure_bits &= !secure::KEEP_CAPS;
+    }
+
+    /// PR_SET_SECUREBITS: EPERM without CAP_SETPCAP, for unknown bits, locked ones and locks that are
+    /// taken back.
+    pub fn set_secure_bits(&mut self, bits: u64) -> Result<()> {
+        let known = u64::from(secure::BITS | secure::LOCKS);
+        let old = self.secure_bits;
+        let new = (bits & known) as u32;
+        let locked = (old & secure::LOCKS) >> 1;
+        if bits & !known != 0
+            || locked & (old ^ new) != 0
+            || old & secure::LOCKS & !new != 0
+            || !self.has(CAP_SETPCAP)
+        {
+            return Err(EPERM.because("secure bits"));
+        }
+        self.secure_bits = new;
+        Ok(())
+    }
+
+    /// PR_SET_KEEPCAPS: EPERM where the bit is locked.
+    pub fn keep_capabilities(&mut self, keep: bool) -> Result<()> {
+        if self.secure_bits & secure::KEEP_CAPS << 1 != 0 {
+            return Err(EPERM.because("SECBIT_KEEP_CAPS_LOCKED is set"));
+        }
+        self.secure_bits &= !secure::KEEP_CAPS;
+        self.secure_bits |= if keep { secure::KEEP_CAPS } else { 0 };
+        Ok(())
     }
 }
 
@@ -167,6 +212,25 @@ mod tests {
         assert_eq!((user.effective, user.permitted), (0, 0));
         assert!(!user.may_signal(&root));
         assert!(root.may_signal(&user));
+    }
+
+    #[test]
+    fn secure_bits_take_root_its_place() {
+        let root = Credentials::new(0, 0, Vec::new());
+        let mut user = root.clone();
+        assert_eq!(user.set_secure_bits(1 << 8), Err(EPERM));
+        assert_eq!(user.set_secure_bits(0x14 | 0x20), Ok(()));
+        assert_eq!(user.set_secure_bits(0x14), Err(EPERM));
+        assert_eq!(user.set_secure_bits(0x24), Err(EPERM));
+        assert_eq!(user.keep_capabilities(false), Err(EPERM));
+        (user.ruid, user.euid, user.suid, user.fsuid) = (7, 7, 7, 7);
+        user.adjust_capabilities(&root);
+        assert_eq!(user.effective, root.effective);
+        let mut fixed = root.clone();
+        assert_eq!(fixed.set_secure_bits(u64::from(secure::NOROOT)), Ok(()));
+        fixed.exec(None, None);
+        assert_eq!((fixed.permitted, fixed.effective), (0, 0));
+        assert_eq!(fixed.set_secure_bits(0), Err(EPERM));
     }
 
     #[test]

@@ -164,14 +164,13 @@ fn check(context: &Context<'_>, block: &ControlBlock) -> Result<(Operation, Arc<
         }
         _ => return Err(EINVAL.because("unknown AIO operation")),
     };
-    // Files never wait for anything but the host's disk; for pipes and sockets Linux would have to
-    // be asked.
     let known = match operation {
-        Operation::Read if file.ops.is_seekable() => RWF_HIPRI | RWF_NOWAIT,
+        Operation::Read => RWF_HIPRI | RWF_NOWAIT,
         Operation::Write if file.ops.is_seekable() => {
             RWF_HIPRI | RWF_NOWAIT | RWF_DSYNC | RWF_SYNC | RWF_APPEND
         }
-        _ => 0,
+        Operation::Write => RWF_HIPRI | RWF_NOWAIT,
+        Operation::Flush => 0,
     };
     if block.rw_flags & !known != 0 {
         return Err(EOPNOTSUPP.because("unknown RWF flags"));
@@ -210,6 +209,13 @@ fn run(
     buffer: &mut IoBuffer<'_>,
 ) -> Result<usize> {
     let offset = || u64::try_from(block.offset).map_err(|_| EINVAL);
+    if block.rw_flags & RWF_NOWAIT != 0 {
+        let wanted = match operation {
+            Operation::Write => Events::OUT,
+            _ => Events::IN,
+        };
+        io::check_ready(file, wanted)?;
+    }
     let result = match operation {
         // What has no positions (pipes, sockets) is read and written as ever.
         Operation::Read if !file.ops.is_seekable() => io::read_file(context, file, buffer),

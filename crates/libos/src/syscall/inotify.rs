@@ -12,7 +12,8 @@ use crate::fs::permission::READ;
 
 fn init(context: &Context<'_>, flags: u32) -> Result<usize> {
     check_flags(flags, flags::CLOEXEC | flags::NONBLOCK)?;
-    let file = OpenFile::new(Inotify::new(), flags & flags::NONBLOCK);
+    let uid = context.thread.process.credentials.lock().ruid;
+    let file = OpenFile::new(Inotify::new(uid)?, flags & flags::NONBLOCK);
     let close_on_exec = flags & flags::CLOEXEC != 0;
     let limit = hooks::file_limit(context.thread);
     Ok(context.thread.files().add(file, close_on_exec, limit)? as usize)

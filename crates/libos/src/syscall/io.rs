@@ -221,16 +221,29 @@ pub fn pwritev(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
     write_file_at(context, &file, &mut from, offset)
 }
 
+/// RWF_NOWAIT: EAGAIN where a read or write would wait. Files never wait for anything but the host's
+/// disk; for what lives on the host the host would have to be asked (EOPNOTSUPP).
+pub fn check_ready(file: &OpenFile, wanted: Events) -> Result<()> {
+    if file.ops.is_seekable() {
+        return Ok(());
+    }
+    if file.ops.host_fd().is_some() {
+        return Err(EOPNOTSUPP.because("RWF_NOWAIT for a file of the host"));
+    }
+    let wanted = wanted | Events::ERR | Events::HUP;
+    match file.ops.poll(None, wanted).intersects(wanted) {
+        true => Ok(()),
+        false => Err(EAGAIN.because("RWF_NOWAIT")),
+    }
+}
+
 pub fn preadv2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     if arguments.u32(5) & !(RWF_HIPRI | RWF_NOWAIT) != 0 {
         return Err(EOPNOTSUPP.because("unknown RWF flags"));
     }
     if arguments.u32(5) & RWF_NOWAIT != 0 {
         let file = readable(context, arguments.i32(0))?;
-        let ready = Events::IN | Events::HUP | Events::ERR;
-        if !file.ops.is_seekable() && !file.ops.poll(None, ready).intersects(ready) {
-            return Err(EAGAIN);
-        }
+        check_ready(&file, Events::IN)?;
     }
     if arguments.i64(3) == -1 {
         readv(context, arguments)
@@ -241,8 +254,12 @@ pub fn preadv2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 
 pub fn pwritev2(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let rwf = arguments.u32(5);
-    if rwf & !(RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_APPEND) != 0 {
+    if rwf & !(RWF_HIPRI | RWF_NOWAIT | RWF_DSYNC | RWF_SYNC | RWF_APPEND) != 0 {
         return Err(EOPNOTSUPP.because("unknown RWF flags"));
+    }
+    if rwf & RWF_NOWAIT != 0 {
+        let file = writable(context, arguments.i32(0))?;
+        check_ready(&file, Events::OUT)?;
     }
     let written = if rwf & RWF_APPEND != 0 {
         let file = writable(context, arguments.i32(0))?;

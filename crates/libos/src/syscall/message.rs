@@ -5,7 +5,7 @@ use zerocopy::IntoBytes;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::EINVAL;
-use crate::ipc::message::{MESSAGE_MAX, Message, QUEUE_BYTES, QUEUES, Queue};
+use crate::ipc::message::{MESSAGE_MAX, Message, QUEUE_BYTES, QUEUES, QUEUES_MAX, Queue};
 use crate::ipc::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT, Object, READ};
 use crate::process::credentials::Credentials;
 
@@ -60,8 +60,6 @@ const MSG_INFO: i32 = 12;
 const MSG_STAT_ANY: i32 = 13;
 /// Bit that old programs set for the 64-bit structures.
 const IPC_64: i32 = 0x100;
-/// Most queues, as Linux tells it.
-const QUEUES_MAX: i32 = 32_000;
 
 pub fn msgctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let (id, command) = (arguments.i32(0), arguments.i32(1) & !IPC_64);
@@ -78,12 +76,12 @@ pub fn msgctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
                 bytes,
                 MESSAGE_MAX as i32,
                 bytes,
-                QUEUES_MAX,
+                QUEUES_MAX.value() as i32,
                 16,
                 bytes,
                 0xffff,
             ];
-            info[0] = (i64::from(QUEUES_MAX) * i64::from(bytes) / 1024) as i32;
+            info[0] = (QUEUES_MAX.value() as i64 * i64::from(bytes) / 1024) as i32;
             if command == MSG_INFO {
                 let usage = queues.iter().map(|queue| queue.usage());
                 let (messages, total) =

@@ -6,7 +6,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EFAULT, EINVAL, ENODEV, EPERM};
 use crate::platform::platform;
-use crate::process::credentials::{CAP_LAST, CAP_SETPCAP};
+use crate::process::credentials::{CAP_LAST, CAP_SETPCAP, secure};
 use crate::process::exec::set_name;
 use crate::signal::SIGNAL_MAX;
 use crate::user::UserPtr;
@@ -64,10 +64,11 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         PR_GET_DUMPABLE => return Ok(process.dumpable.load(Ordering::Relaxed) as usize),
         PR_SET_DUMPABLE if value <= 1 => process.dumpable.store(value as u32, Ordering::Relaxed),
         PR_GET_KEEPCAPS => {
-            return Ok(usize::from(process.credentials.lock().keep_capabilities));
+            let bits = process.credentials.lock().secure_bits;
+            return Ok(usize::from(bits & secure::KEEP_CAPS != 0));
         }
         PR_SET_KEEPCAPS if value <= 1 => {
-            process.credentials.lock().keep_capabilities = value == 1;
+            process.credentials.lock().keep_capabilities(value == 1)?;
         }
         PR_GET_TIMING => {}
         PR_SET_TIMING if value == 0 => {}
@@ -109,13 +110,7 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         PR_GET_TSC => write(1)?,
         PR_SET_TSC if value == 1 => {}
         PR_GET_SECUREBITS => return Ok(process.credentials.lock().secure_bits as usize),
-        PR_SET_SECUREBITS => {
-            let mut credentials = process.credentials.lock();
-            if !credentials.has(CAP_SETPCAP) {
-                return Err(EPERM);
-            }
-            credentials.secure_bits = value as u32;
-        }
+        PR_SET_SECUREBITS => process.credentials.lock().set_secure_bits(value)?,
         PR_SET_TIMERSLACK => {
             let slack = if value == 0 || value as i64 <= 0 {
                 thread.timer_slack_default.load(Ordering::Relaxed)
@@ -162,8 +157,6 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     Ok(0)
 }
 
-const SECBIT_NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
-
 fn ambient(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let mut credentials = context.thread.process.credentials.lock();
     let capability = arguments.u64(2);
@@ -180,7 +173,7 @@ fn ambient(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         1 => Ok(usize::from(credentials.ambient & bit()? != 0)),
         2 => {
             let bit = bit()?;
-            if credentials.secure_bits & SECBIT_NO_CAP_AMBIENT_RAISE != 0 {
+            if credentials.secure_bits & secure::NO_CAP_AMBIENT_RAISE != 0 {
                 return Err(EPERM.because("SECBIT_NO_CAP_AMBIENT_RAISE is set"));
             }
             if credentials.permitted & credentials.inheritable & bit == 0 {

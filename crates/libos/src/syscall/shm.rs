@@ -43,7 +43,7 @@ fn credentials(context: &Context<'_>) -> Credentials {
 pub fn shmget(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let flags = arguments.i32(2);
     if flags & SHM_HUGETLB != 0 {
-        return Err(crate::errno::ENOMEM.because("no huge pages are reserved"));
+        return Err(EINVAL.because("there are no huge pages"));
     }
     let credentials = credentials(context);
     let status = Status {
@@ -144,8 +144,8 @@ pub fn shmctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     match command {
         INFO => {
             // struct shminfo64: max, min, mni, seg, all, four reserved words.
-            let max = u64::MAX - (1 << 24);
-            let words = [max, 1, sysv::SEGMENTS_MAX as u64, 4096, max, 0, 0, 0, 0];
+            let (max, all) = (sysv::SEGMENT_BYTES.value(), u64::MAX - (1 << 24));
+            let words = [max, 1, sysv::SEGMENTS_MAX.value(), 4096, all, 0, 0, 0, 0];
             mm.write(buffer, zerocopy::IntoBytes::as_bytes(&words))?;
             Ok(sysv::all().0.len().saturating_sub(1))
         }

@@ -59,6 +59,8 @@ struct State {
     interval: u64,
     /// Expiries beyond the one that the last delivered signal stood for.
     overrun: u32,
+    /// What the signal that was taken last told.
+    told: u32,
 }
 
 /// CPU-time timers look again after at most this long (ns): the clock may have stood still.
@@ -95,7 +97,7 @@ impl SignalTimer {
         let clock_now = self.clock.now();
         let mut state = self.state.lock();
         state.interval = new.interval;
-        state.overrun = 0;
+        (state.overrun, state.told) = (0, 0);
         if new.value == 0 {
             state.expiry = 0;
             drop(state);
@@ -114,9 +116,10 @@ impl SignalTimer {
         old
     }
 
-    /// Expiries that no signal has told of (timer_getoverrun).
+    /// Expiries that the last signal stood for besides its own (timer_getoverrun): those since then
+    /// count for the next.
     pub fn overrun(&self) -> u32 {
-        self.state.lock().overrun
+        self.state.lock().told
     }
 
     /// The same when its signal is taken: expiries that nobody has seen to yet count as well, or a busy
@@ -130,7 +133,8 @@ impl SignalTimer {
             let all = u64::from(state.overrun).saturating_add(missed);
             state.overrun = all.min(i32::MAX as u64) as u32;
         }
-        state.overrun
+        state.told = state.overrun;
+        state.told
     }
 
     fn wake_time(&self, expiry: u64) -> u64 {

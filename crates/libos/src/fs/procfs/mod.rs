@@ -30,6 +30,7 @@ use crate::process::{Process, table};
 use process::{PidEntry, PidFile, PidLink};
 use text::TextFile;
 use tree::Item;
+pub use tree::Setting;
 
 /// The root directory.
 pub fn root() -> Arc<dyn Inode> {

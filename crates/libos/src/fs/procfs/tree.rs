@@ -12,6 +12,7 @@ use spin::Once;
 use super::{configuration, sysvipc};
 use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
+use crate::fs::inotify;
 use crate::mm::accounting;
 use crate::platform::platform;
 use crate::process::{core_dump, table};
@@ -45,15 +46,15 @@ impl Item {
     }
 }
 
-/// A number under /proc/sys that may be written and reads back what was written. Only settings
-/// that promise nothing else are here.
+/// A number under /proc/sys that may be written and reads back what was written: a limit that whoever
+/// keeps to it asks for, or a setting that promises nothing else.
 pub struct Setting {
     value: AtomicU64,
     max: u64,
 }
 
 impl Setting {
-    const fn new(default: u64, max: u64) -> Setting {
+    pub const fn new(default: u64, max: u64) -> Setting {
         Setting {
             value: AtomicU64::new(default),
             max,
@@ -144,8 +145,14 @@ static SYS_FS: Children = &[
         "inotify",
         Item::Directory(&[
             ("max_queued_events", fixed!("16384")),
-            ("max_user_instances", fixed!("128")),
-            ("max_user_watches", fixed!("65536")),
+            (
+                "max_user_instances",
+                Item::Setting(&inotify::MAX_USER_INSTANCES),
+            ),
+            (
+                "max_user_watches",
+                Item::Setting(&inotify::MAX_USER_WATCHES),
+            ),
         ]),
     ),
     ("lease-break-time", Item::Setting(&LEASE_BREAK_TIME)),
@@ -196,7 +203,7 @@ static SYS_KERNEL: Children = &[
             |bytes| ipc::message::QUEUES.next.set(number_in(bytes)?),
         ),
     ),
-    ("msgmni", fixed!("32000")),
+    ("msgmni", Item::Setting(&ipc::message::QUEUES_MAX)),
     ("ngroups_max", fixed!("65536")),
     (
         "ns_last_pid",
@@ -236,8 +243,8 @@ static SYS_KERNEL: Children = &[
         ),
     ),
     ("shmall", fixed!("18446744073692774399")),
-    ("shmmax", fixed!("18446744073692774399")),
-    ("shmmni", fixed!("4096")),
+    ("shmmax", Item::Setting(&mm::sysv::SEGMENT_BYTES)),
+    ("shmmni", Item::Setting(&mm::sysv::SEGMENTS_MAX)),
     (
         "threads-max",
         Item::Text(|| format!("{}\n", kernel().max_threads())),
