@@ -1,18 +1,25 @@
 /* What calls about processes, signals, futexes and scheduling answer at their edges. */
 #include "check.h"
 #include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
 #include <linux/futex.h>
 #include <linux/sched.h>
+#include <linux/securebits.h>
 #include <mqueue.h>
 #include <pthread.h>
 #include <sched.h>
+#include <sys/auxv.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/shm.h>
 #include <sys/signalfd.h>
+#include <sys/stat.h>
 #include <sys/timerfd.h>
+#include <sys/uio.h>
 
 static char stack[65536] __attribute__((aligned(16)));
 static int end(void *arg) { (void)arg; return 5; }
@@ -202,11 +209,163 @@ static void policies(void) {
     CHECK(syscall(SYS_sched_getattr, 0, &attributes, 48, 0) == 0 && attributes.policy == SCHED_IDLE && attributes.flags == 1);
 }
 
+/* As root in a container: a machine's root may do more (CAP_SYS_PTRACE). */
+static void drop_to_a_container(void) {
+    for (int capability = 0; capability <= 40; capability++) {
+        if (!(0xa80425fbull >> capability & 1)) prctl(PR_CAPBSET_DROP, capability);
+    }
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    syscall(SYS_capget, &header, data);
+    data[0].effective &= 0xa80425fb;
+    data[0].permitted &= 0xa80425fb;
+    data[1].effective = data[1].permitted = 0;
+    CHECK(syscall(SYS_capset, &header, data) == 0);
+}
+/* Who may look into whom: ids, capabilities and dumpability count, not being root. */
+static int opens(pid_t process, const char *name) {
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/%s", process, name);
+    int fd = open(path, O_RDONLY);
+    if (fd >= 0) close(fd);
+    return fd >= 0 ? 0 : errno;
+}
+
+static void rights(void) {
+    drop_to_a_container();
+    int ends[2];
+    char ready;
+    CHECK(pipe(ends) == 0);
+    pid_t user = fork();
+    if (user == 0) {
+        setgid(1000);
+        setuid(1000);
+        write(ends[1], "r", 1);
+        for (;;) pause();
+    }
+    read(ends[0], &ready, 1);
+    CHECK(opens(user, "maps") == EACCES && opens(user, "environ") == EACCES && opens(user, "status") == 0);
+    /* It changed its ids and may hold secrets of before: not even its own user may look. */
+    pid_t other = fork();
+    if (other == 0) {
+        setgid(1000);
+        setuid(1000);
+        char byte;
+        struct iovec here = {&byte, 1}, there = {stack, 1};
+        int good = opens(user, "maps") == EACCES && process_vm_readv(user, &here, 1, &there, 1, 0) == -1 && errno == EPERM;
+        good &= opens(getpid(), "maps") == 0;
+        _exit(good ? 7 : 8);
+    }
+    int status;
+    CHECK(waitpid(other, &status, 0) == other && status == 0x700);
+    kill(user, SIGKILL);
+    waitpid(user, 0, 0);
+    gid_t groups[3] = {3, 1, 2};
+    CHECK(setgroups(3, groups) == 0 && getgroups(3, groups) == 3 && groups[0] == 1 && groups[2] == 3);
+    CHECK(prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0 && prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1);
+}
+
+static uint32_t effective(void) {
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    return syscall(SYS_capget, &header, data) == 0 ? data[0].effective : 0;
+}
+
+/* What user 0 is worth, and the locks on it. */
+static void secure_bits(void) {
+    CHECK(prctl(PR_SET_SECUREBITS, 1 << 20) == -1 && errno == EPERM);
+    CHECK(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS | SECBIT_KEEP_CAPS_LOCKED) == 0);
+    CHECK(prctl(PR_GET_KEEPCAPS) == 1 && prctl(PR_SET_KEEPCAPS, 0) == -1 && errno == EPERM);
+    CHECK(prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP) == -1 && errno == EPERM);
+    uint32_t before = effective();
+    CHECK(setuid(1000) == 0 && effective() == before);
+}
+
+static void without_root(void) {
+    CHECK(prctl(PR_SET_SECUREBITS, SECBIT_NOROOT) == 0);
+    execl("/proc/self/exe", "edges", "--effective", (char *)0);
+}
+
+/* A program called with other ids than it has is not dumpable. */
+static void borrowed(void) {
+    setreuid(1000, 0);
+    execl("/proc/self/exe", "edges", "--dumpable", (char *)0);
+}
+
+/* Scripts, their depth and how the last of them was called. */
+static void script(const char *name, const char *line) {
+    int fd = open(name, O_CREAT | O_TRUNC | O_WRONLY, 0755);
+    CHECK(fd >= 0 && write(fd, line, strlen(line)) > 0 && fchmod(fd, 0755) == 0);
+    close(fd);
+}
+
+static void scripts(void) {
+    char directory[] = "/tmp/bulla-edges-XXXXXX", self[256] = {0}, line[300];
+    CHECK(readlink("/proc/self/exe", self, sizeof self - 1) > 0 && mkdtemp(directory) && chdir(directory) == 0);
+    snprintf(line, sizeof line, "#!%s --called\n", self);
+    script("s1", line);
+    for (int i = 2; i <= 6; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "s%d", i);
+        snprintf(line, sizeof line, "#!./s%d\n", i - 1);
+        script(name, line);
+    }
+    int status;
+    pid_t child = fork();
+    if (child == 0) execl("./s5", "five", (char *)0), _exit(99);
+    CHECK(waitpid(child, &status, 0) == child && status == 0);
+    child = fork();
+    if (child == 0) execl("./s6", "six", (char *)0), _exit(errno == ELOOP ? 6 : 7);
+    CHECK(waitpid(child, &status, 0) == child && status == 0x600);
+    child = fork();
+    char *arguments[] = {"x", 0};
+    if (child == 0) {
+        int fd = open("s1", O_RDONLY | O_CLOEXEC);
+        syscall(SYS_execveat, fd, "", arguments, 0, 0x1000);
+        _exit(errno == ENOENT ? 6 : 7);
+    }
+    CHECK(waitpid(child, &status, 0) == child && status == 0x600);
+    for (int i = 1; i <= 6; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "s%d", i);
+        unlink(name);
+    }
+    chdir("/");
+    rmdir(directory);
+}
+
+/* Each attachment counts, and SHM_REMAP takes the place of what is there. */
+static void segments(void) {
+    struct shmid_ds state;
+    int id = shmget(IPC_PRIVATE, 5000, 0600);
+    char *one = shmat(id, 0, 0), *two = shmat(id, 0, 0);
+    CHECK(one != two && shmctl(id, IPC_STAT, &state) == 0 && state.shm_nattch == 2);
+    CHECK(shmat(id, two, 0) == (void *)-1 && errno == EINVAL);
+    CHECK(shmat(id, two, SHM_REMAP) == two);
+    pid_t child = fork();
+    if (child == 0) {
+        struct shmid_ds now;
+        shmctl(id, IPC_STAT, &now);
+        int both = now.shm_nattch;
+        shmdt(one);
+        shmctl(id, IPC_STAT, &now);
+        _exit(both == 4 && now.shm_nattch == 3 ? 5 : 6);
+    }
+    int status;
+    CHECK(waitpid(child, &status, 0) == child && status == 0x500);
+    shmctl(id, IPC_RMID, 0);
+    one[0] = 'a';
+    CHECK(two[0] == 'a' && shmdt(one) == 0 && shmdt(two) == 0 && shmctl(id, IPC_STAT, &state) == -1);
+}
+
 static void mappings(void) {
     CHECK(mmap(0, 4096, PROT_READ, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED && errno == EINVAL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "--effective")) return effective() == 0 ? 0 : 1;
+    if (argc > 1 && !strcmp(argv[1], "--dumpable")) return prctl(PR_GET_DUMPABLE) != 1 ? 0 : 1;
+    if (argc > 1 && !strcmp(argv[1], "--called")) return strcmp((char *)getauxval(AT_EXECFN), "./s5") != 0;
     waits();
     clones();
     parents();
@@ -217,5 +376,11 @@ int main(void) {
     barriers();
     CHECK(apart(policies) == 0);
     mappings();
+    CHECK(apart(rights) == 0);
+    CHECK(apart(secure_bits) == 0);
+    CHECK(apart(without_root) == 0);
+    CHECK(apart(borrowed) == 0);
+    scripts();
+    segments();
     return finish("edges");
 }

@@ -7,7 +7,7 @@ use super::parse::{self, Elf, HEAD, HEADER_SIZE, Kind, Segment};
 use super::stack::{self, Content, auxiliary};
 use super::{script, vdso};
 use crate::Result;
-use crate::errno::{EINVAL, ELIBBAD, ELOOP, ENOEXEC, ENOMEM, EPERM};
+use crate::errno::{EINVAL, ELIBBAD, ELOOP, ENOENT, ENOEXEC, ENOMEM, EPERM};
 use crate::fs::inode::{Execution, Inode};
 use crate::fs::path::PathRef;
 use crate::mm::map::{Placement, Request, Source};
@@ -29,6 +29,8 @@ pub struct Program {
     pub file: Executable,
     /// The name as given: AT_EXECFN, and what a script's interpreter gets to see.
     pub name: Vec<u8>,
+    /// Nobody can open the name once the program runs (a descriptor that execve closes).
+    pub name_is_gone: bool,
     pub arguments: Vec<Vec<u8>>,
     pub environment: Vec<Vec<u8>>,
     /// uid, euid, gid, egid as they will be.
@@ -49,7 +51,7 @@ pub struct Loaded {
 }
 
 /// Most scripts that interpret each other.
-const SCRIPTS_MAX: u32 = 4;
+const SCRIPTS_MAX: u32 = 5;
 /// Stacks are mapped whole, but never more than this.
 const STACK_MAX: u64 = 64 << 20;
 /// And never less.
@@ -69,11 +71,15 @@ pub fn load(
     mut program: Program,
     open: &mut dyn FnMut(&[u8]) -> Result<Executable>,
 ) -> Result<Loaded> {
+    let given = program.name.clone();
     let mut scripts = 0;
     while let Some(line) = script_line(&program.file)? {
         scripts += 1;
         if scripts > SCRIPTS_MAX {
             return Err(ELOOP.because("too many scripts that interpret each other"));
+        }
+        if program.name_is_gone {
+            return Err(ENOENT.because("the interpreter could not open its script"));
         }
         let script = core::mem::replace(&mut program.name, line.interpreter.clone());
         let rest = program.arguments.drain(..).skip(1);
@@ -135,7 +141,7 @@ pub fn load(
         &Content {
             arguments: &program.arguments,
             environment: &program.environment,
-            file_name: &program.name,
+            file_name: &given,
             random,
             auxiliary: &[
                 (auxiliary::SYSINFO_EHDR, vdso),
@@ -400,6 +406,7 @@ mod tests {
         Program {
             file,
             name: b"/bin/test".to_vec(),
+            name_is_gone: false,
             arguments: arguments
                 .iter()
                 .map(|argument| argument.as_bytes().to_vec())

@@ -152,15 +152,20 @@ impl Residency {
     }
 }
 
-/// How many spaces have a shared object mapped.
+/// How often a shared object is mapped, over all spaces.
 pub(super) fn users_of(object: &Arc<SharedObject>) -> u64 {
     let guard = lock();
     let maps = |vma: &Vma| matches!(&vma.backing, Backing::Shared(o, _) if Arc::ptr_eq(o, object));
-    let users = guard
-        .spaces
-        .iter()
-        .filter(|space| space.state.lock().vmas.iter().any(maps));
-    users.count() as u64
+    let users = guard.spaces.iter().map(|space| {
+        space
+            .state
+            .lock()
+            .vmas
+            .iter()
+            .filter(|vma| maps(vma))
+            .count() as u64
+    });
+    users.sum()
 }
 
 impl Space {

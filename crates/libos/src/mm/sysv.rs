@@ -42,7 +42,7 @@ pub struct Status {
     pub changed: u64,
     pub creator: u32,
     pub last: u32,
-    /// Spaces that have it attached.
+    /// How often it is attached.
     pub users: u64,
 }
 

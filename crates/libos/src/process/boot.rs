@@ -146,6 +146,7 @@ pub fn load_program(
     let program = Program {
         file,
         name: found_at.clone(),
+        name_is_gone: false,
         arguments: config.argv.clone(),
         environment,
         ids,

@@ -271,6 +271,7 @@ fn fork_process(
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     };
     copy(&parent.dumpable, &process.dumpable);
+    copy(&parent.no_huge_pages, &process.no_huge_pages);
     copy(&parent.core_filter, &process.core_filter);
     copy(&parent.login_uid, &process.login_uid);
     copy(&parent.oom_score_adj, &process.oom_score_adj);

@@ -22,6 +22,7 @@ pub const CAP_SETGID: u32 = 6;
 pub const CAP_SETUID: u32 = 7;
 pub const CAP_SETPCAP: u32 = 8;
 pub const CAP_IPC_LOCK: u32 = 14;
+pub const CAP_SYS_PTRACE: u32 = 19;
 pub const CAP_SYS_ADMIN: u32 = 21;
 
 /// The secure bits of capabilities(7); each is followed by its lock.
@@ -38,6 +39,13 @@ pub const CAP_SYS_NICE: u32 = 23;
 pub const CAP_SYS_RESOURCE: u32 = 24;
 /// Highest capability number known.
 pub const CAP_LAST: u32 = 40;
+
+/// By which of its ids a caller asks (ptrace(2), "Ptrace access mode checking").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    FileIds,
+    RealIds,
+}
 
 /// Ids as setresuid(2) and setfsuid(2) know them, and capabilities(7).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +108,19 @@ impl Credentials {
             || [self.euid, self.ruid]
                 .iter()
                 .any(|&id| id == target.ruid || id == target.suid)
+    }
+
+    /// Whether a process with these credentials may look into another one: the same user's and
+    /// group's with no capability more, that has not changed its ids since it was executed
+    /// (`dumpable`); or any, with CAP_SYS_PTRACE.
+    pub fn may_examine(&self, by: By, target: &Credentials, dumpable: bool) -> bool {
+        let (uid, gid, capabilities) = match by {
+            By::FileIds => (self.fsuid, self.fsgid, self.effective),
+            By::RealIds => (self.ruid, self.rgid, self.permitted),
+        };
+        let same = [target.ruid, target.euid, target.suid] == [uid; 3]
+            && [target.rgid, target.egid, target.sgid] == [gid; 3];
+        same && dumpable && target.permitted & !capabilities == 0 || self.has(CAP_SYS_PTRACE)
     }
 
     /// Whether `gid` is the effective or a supplementary group.
@@ -231,6 +252,21 @@ mod tests {
         fixed.exec(None, None);
         assert_eq!((fixed.permitted, fixed.effective), (0, 0));
         assert_eq!(fixed.set_secure_bits(0), Err(EPERM));
+    }
+
+    #[test]
+    fn only_equals_look_into_each_other() {
+        let root = Credentials::default();
+        let user = Credentials::new(1000, 1000, Vec::new());
+        assert!(user.may_examine(By::FileIds, &user, true));
+        assert!(!user.may_examine(By::FileIds, &user, false));
+        assert!(!root.may_examine(By::RealIds, &user, true));
+        let mut more = user.clone();
+        more.permitted = 1 << CAP_KILL;
+        assert!(!user.may_examine(By::RealIds, &more, true));
+        let mut tracer = root.clone();
+        tracer.effective |= 1 << CAP_SYS_PTRACE;
+        assert!(tracer.may_examine(By::RealIds, &user, false));
     }
 
     #[test]

@@ -65,12 +65,12 @@ pub fn commit(
         (set_uid, set_gid)
     };
     if set_uid.is_some() || set_gid.is_some() {
-        process.dumpable.store(0, Ordering::Relaxed);
         process.parent_death_signal.store(0, Ordering::Relaxed);
-    } else {
-        process.dumpable.store(1, Ordering::Relaxed);
     }
     credentials.exec(set_uid, set_gid);
+    // Whoever runs with another's rights is not looked into, even if nothing changed just now.
+    let own = credentials.euid == credentials.ruid && credentials.egid == credentials.rgid;
+    process.dumpable.store(u32::from(own), Ordering::Relaxed);
     drop(credentials);
     process.barriers.store(0, Ordering::Relaxed);
     process.has_executed.store(true, Ordering::Relaxed);

@@ -34,6 +34,7 @@ use crate::mm::AddressSpace;
 use crate::signal::ProcessSignals;
 use crate::sync::SpinLock;
 use crate::sync::wait::WaitQueue;
+use credentials::By;
 use thread::Thread;
 
 /// A thread group.
@@ -74,6 +75,8 @@ pub struct Process {
     /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
     pub subreaper: AtomicBool,
     pub dumpable: AtomicU32,
+    /// PR_SET_THP_DISABLE. Kept, not used.
+    pub no_huge_pages: AtomicU32,
     pub no_new_privileges: AtomicBool,
     pub parent_death_signal: AtomicU32,
     /// loginuid of /proc: u32::MAX until somebody has logged in.
@@ -90,6 +93,18 @@ pub struct Process {
 }
 
 impl Process {
+    /// Whether `caller` may look into this process's memory and files.
+    pub fn may_be_examined(&self, caller: &Process, by: By) -> bool {
+        if self.pid == caller.pid {
+            return true;
+        }
+        // One lock at a time.
+        let own = caller.credentials.lock().clone();
+        let dumpable = self.dumpable.load(Ordering::Relaxed) == 1;
+        let theirs = self.credentials.lock();
+        own.may_examine(by, &theirs, dumpable)
+    }
+
     pub fn new(pid: u32, mm: Arc<AddressSpace>) -> Arc<Process> {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         Arc::new(Process {
@@ -116,6 +131,7 @@ impl Process {
             agent: AtomicBool::new(false),
             subreaper: AtomicBool::new(false),
             dumpable: AtomicU32::new(1),
+            no_huge_pages: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
             parent_death_signal: AtomicU32::new(0),
             login_uid: AtomicU32::new(u32::MAX),

@@ -28,7 +28,12 @@ const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
 pub fn execve(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let path = user::read_path(&context.mm(), arguments.u64(0))?;
     let file = program::find(Caller::new(context.thread), &context.thread.fs(), &path)?;
-    run(context, file, path, arguments.u64(1), arguments.u64(2))
+    let name = Name {
+        short: program::base_name(&path).to_vec(),
+        full: path,
+        is_gone: false,
+    };
+    run(context, file, name, arguments.u64(1), arguments.u64(2))
 }
 
 pub fn execveat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -43,12 +48,32 @@ pub fn execveat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize
     }
     let file = program::check(&Caller::new(context.thread), found)?;
     let absolute = path.first() == Some(&b'/') || fd == -100;
-    let name = match (absolute, path.is_empty()) {
+    // Of a descriptor alone, the process is named after its file.
+    let short = match (&file.path, path.is_empty()) {
+        (Some(place), true) => place.dentry.name().to_vec(),
+        _ => program::base_name(&path).to_vec(),
+    };
+    let full = match (absolute, path.is_empty()) {
         (true, _) => path,
         (false, true) => format!("/dev/fd/{fd}").into_bytes(),
         (false, false) => [format!("/dev/fd/{fd}/").as_bytes(), &path].concat(),
     };
+    let is_gone = !absolute && context.thread.files().close_on_exec(fd).unwrap_or(false);
+    let name = Name {
+        full,
+        short,
+        is_gone,
+    };
     run(context, file, name, arguments.u64(2), arguments.u64(3))
+}
+
+/// How a program was called.
+struct Name {
+    full: Vec<u8>,
+    /// The thread's name from now on.
+    short: Vec<u8>,
+    /// The full one is a descriptor that execve closes.
+    is_gone: bool,
 }
 
 /// An array of strings that ends with a null pointer. `room`: bytes that may still be read.
@@ -80,7 +105,7 @@ fn strings(mm: &AddressSpace, address: u64, room: &mut usize) -> Result<Vec<Vec<
 fn run(
     context: &mut Context<'_>,
     file: Executable,
-    name: Vec<u8>,
+    name: Name,
     argv: u64,
     envp: u64,
 ) -> Result<usize> {
@@ -102,10 +127,10 @@ fn run(
     let mut after = process.credentials.lock().clone();
     after.exec(set_uid, set_gid);
     let ids = [after.ruid, after.euid, after.rgid, after.egid];
-    let short_name = program::base_name(&name).to_vec();
     let program = Program {
         file,
-        name,
+        name: name.full,
+        name_is_gone: name.is_gone,
         arguments,
         environment,
         ids,
@@ -116,7 +141,7 @@ fn run(
     let mut open = |path: &[u8]| program::find(Caller::new(thread), &fs, path);
     let loaded = elf::load(program, &mut open)?;
     exec::prepare(thread)?;
-    exec::commit(thread, loaded.mm, &short_name, set_uid, set_gid);
+    exec::commit(thread, loaded.mm, &name.short, set_uid, set_gid);
     *context.registers = boot::initial_registers(loaded.entry, loaded.stack_pointer);
     platform().set_fs_base(0);
     restore_initial_fpu();

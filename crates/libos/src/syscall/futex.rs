@@ -9,6 +9,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, ENOSYS, EPERM, ESRCH};
 use crate::platform::{Atomic, platform};
+use crate::process::credentials::By;
 use crate::process::table;
 use crate::signal::Restart;
 use crate::sync::futex::{self, Word};
@@ -253,12 +254,8 @@ pub fn get_robust_list(context: &mut Context<'_>, arguments: Arguments) -> Resul
         0 => own.clone(),
         tid => table::thread(tid).ok_or(ESRCH)?,
     };
-    let mine = own.process.credentials.lock().clone();
-    if target.process.pid != own.process.pid
-        && mine.euid != 0
-        && mine.ruid != target.process.credentials.lock().ruid
-    {
-        return Err(EPERM);
+    if !target.process.may_be_examined(&own.process, By::RealIds) {
+        return Err(EPERM.because("a process with other rights"));
     }
     let mm = context.mm();
     arguments

@@ -240,9 +240,11 @@ pub fn setgroups(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     if count < 0 || count as usize > GROUPS_MAX {
         return Err(EINVAL.because("too many groups"));
     }
-    let groups: Vec<u32> = arguments
+    let mut groups: Vec<u32> = arguments
         .pointer::<u32>(1)
         .read_vec(&context.mm(), count as usize)?;
+    // As Linux keeps and tells them.
+    groups.sort_unstable();
     context.thread.process.credentials.lock().groups = groups;
     Ok(0)
 }

@@ -138,9 +138,15 @@ pub fn prctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             let address = thread.exit.clear_child_tid.load(Ordering::Relaxed);
             UserPtr::<u64>::new(value).write(&context.mm(), &address)?;
         }
-        // Huge pages are a matter of the host.
-        PR_SET_THP_DISABLE if [2, 3, 4].iter().all(|&index| arguments.u64(index) == 0) => {}
-        PR_GET_THP_DISABLE if (1..5).all(|index| arguments.u64(index) == 0) => {}
+        // Huge pages are a matter of the host; what was asked for is told.
+        PR_SET_THP_DISABLE if [2, 3, 4].iter().all(|&index| arguments.u64(index) == 0) => {
+            process
+                .no_huge_pages
+                .store(u32::from(value != 0), Ordering::Relaxed);
+        }
+        PR_GET_THP_DISABLE if (1..5).all(|index| arguments.u64(index) == 0) => {
+            return Ok(process.no_huge_pages.load(Ordering::Relaxed) as usize);
+        }
         PR_CAP_AMBIENT => return ambient(context, arguments),
         PR_GET_SPECULATION_CTRL if (2..5).all(|index| arguments.u64(index) == 0) => {
             return Err(ENODEV);

@@ -6,6 +6,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, EPERM};
 use crate::mm::AddressSpace;
+use crate::process::credentials::By;
 use crate::process::table;
 use crate::user::{IoBuffer, zeroed};
 
@@ -42,23 +43,16 @@ fn check_flags(arguments: Arguments) -> Result<()> {
     }
 }
 
-/// The other process's space: the same user's, or root asks.
+/// The other process's space, for whom it may be (PTRACE_MODE_ATTACH_REALCREDS).
 fn other_space(context: &Context<'_>, arguments: Arguments) -> Result<Arc<AddressSpace>> {
     let process = match table::thread(arguments.u32(0)) {
         Some(thread) => thread.process.clone(),
         None => table::process_or_esrch(arguments.u32(0))?,
     };
-    if !Arc::ptr_eq(&process, &context.thread.process) {
-        let ours = context.thread.process.credentials.lock().clone();
-        let theirs = process.credentials.lock().clone();
-        let same = |id: u32, ids: [u32; 3]| ids.iter().all(|&other| other == id);
-        let allowed = same(ours.ruid, [theirs.ruid, theirs.euid, theirs.suid])
-            && same(ours.rgid, [theirs.rgid, theirs.egid, theirs.sgid]);
-        if !allowed && ours.euid != 0 {
-            return Err(EPERM.because("another user's process"));
-        }
+    match process.may_be_examined(&context.thread.process, By::RealIds) {
+        true => Ok(process.mm()),
+        false => Err(EPERM.because("a process with other rights")),
     }
-    Ok(process.mm())
 }
 
 /// Copies as much as both have room for; the bytes copied.

@@ -2,7 +2,7 @@
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EACCES, EINVAL, EPERM};
+use crate::errno::{EACCES, EEXIST, EINVAL, EPERM};
 use crate::mm::PAGE;
 use crate::mm::map::Placement;
 use crate::mm::sysv::{self, Open, Status};
@@ -95,9 +95,16 @@ pub fn shmat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     check(&credentials(context), &sysv::status(id)?, wanted)?;
     let placement = match address {
         0 => Placement::Hint(0),
+        address if flags & REMAP != 0 => Placement::Fixed(address),
         address => Placement::Free(address),
     };
-    let at = context.mm().attach_segment(id, placement, protection)?;
+    let at = context
+        .mm()
+        .attach_segment(id, placement, protection)
+        .map_err(|error| match error == EEXIST {
+            true => EINVAL.because("something is mapped there"),
+            false => error,
+        })?;
     let pid = context.thread.process.pid;
     sysv::update(id, |status| {
         (status.attached, status.last) = (seconds(), pid)

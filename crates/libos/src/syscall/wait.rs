@@ -6,6 +6,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EAGAIN, EBADF, EINVAL, EPERM, ESRCH};
 use crate::fs::file::flags;
+use crate::process::credentials::By;
 use crate::process::pidfd::{self, PidFile};
 use crate::process::table;
 use crate::process::wait::{Change, WaitOptions, Which, wait};
@@ -178,14 +179,8 @@ pub fn pidfd_getfd(context: &mut Context<'_>, arguments: Arguments) -> Result<us
     let file = context.thread.files().get(arguments.i32(0))?;
     let process = PidFile::process_of(&file)?;
     let target = process.main_thread().ok_or(ESRCH)?;
-    // The right that ptrace would need: the same user, or the caller's own process.
-    let mine = own.credentials.lock().clone();
-    let theirs = process.credentials.lock().clone();
-    if process.pid != own.pid
-        && mine.euid != 0
-        && (mine.ruid != theirs.ruid || mine.ruid != theirs.euid)
-    {
-        return Err(EPERM);
+    if !process.may_be_examined(own, By::RealIds) {
+        return Err(EPERM.because("a process with other rights"));
     }
     let wanted = target.files().get(arguments.i32(1)).map_err(|_| EBADF)?;
     let limit = own.limits.files();
@@ -201,7 +196,12 @@ pub fn kcmp(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let find = |pid: u32| table::thread(pid).ok_or(ESRCH);
     let (first, second) = (find(arguments.u32(0))?, find(arguments.u32(1))?);
     for other in [&first, &second] {
-        check_right(&context.thread.process, &other.process, 0)?;
+        if !other
+            .process
+            .may_be_examined(&context.thread.process, By::RealIds)
+        {
+            return Err(EPERM.because("a process with other rights"));
+        }
     }
     let order = |a: usize, b: usize| match a.cmp(&b) {
         core::cmp::Ordering::Equal => 0,

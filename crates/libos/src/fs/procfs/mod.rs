@@ -26,6 +26,7 @@ use super::path::PathRef;
 use super::permission::Caller;
 use crate::Result;
 use crate::errno::{EACCES, EINVAL, ENOENT, ENOTDIR, EPERM};
+use crate::process::credentials::By;
 use crate::process::{Process, table};
 use process::{PidEntry, PidFile, PidLink};
 use text::TextFile;
@@ -139,19 +140,17 @@ impl ProcNode {
         }
     }
 
-    /// Whether the caller may look into the process (as PTRACE_MODE_READ): same user, or root.
+    /// Whether the caller may look into the process (PTRACE_MODE_READ_FSCREDS).
     fn check_access(&self, caller: &Caller<'_>) -> Result<()> {
         let Some(process) = self.process() else {
             return Ok(());
         };
-        let owner = process.credentials.lock().euid;
-        let own = caller
-            .thread
-            .is_some_and(|thread| thread.process.pid == process.pid);
-        if own || caller.ids().0 == owner || caller.ids().0 == 0 {
-            return Ok(());
+        match caller.thread {
+            Some(thread) if !process.may_be_examined(&thread.process, By::FileIds) => {
+                Err(EACCES.because("a process with other rights"))
+            }
+            _ => Ok(()),
         }
-        Err(EACCES.because("another user's process"))
     }
 }
 
