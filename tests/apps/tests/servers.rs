@@ -242,6 +242,7 @@ fn static_go_serves_http() {
         let port = free_port();
         let address = format!("127.0.0.1:{port}");
         let server = Program::new("programs", &["/bin/http-go", &address])
+            .env("GOMAXPROCS", "2")
             .limit(60)
             .serve(side, port);
         go_checks(&server);

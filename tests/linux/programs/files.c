@@ -125,6 +125,31 @@ static void passed(void) {
     CHECK(sendmsg(sockets[0], &message, 0) == 1);
 }
 
+/* What does nothing on a UNIX socket is kept all the same. */
+static void options(void) {
+    int names[] = {SO_REUSEADDR, SO_DONTROUTE, SO_BROADCAST, SO_KEEPALIVE, SO_OOBINLINE};
+    int sockets[2], value;
+    socklen_t len = sizeof value;
+    CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, sockets) == 0);
+    for (unsigned i = 0; i < sizeof names / sizeof *names; i++) {
+        value = 7;
+        CHECK(setsockopt(sockets[0], SOL_SOCKET, names[i], &value, sizeof value) == 0);
+        CHECK(getsockopt(sockets[0], SOL_SOCKET, names[i], &value, &len) == 0 && value == 1);
+        CHECK(setsockopt(sockets[0], SOL_SOCKET, names[i], &value, 1) == -1 && errno == EINVAL);
+    }
+    value = 3;
+    CHECK(setsockopt(sockets[0], SOL_SOCKET, SO_PRIORITY, &value, sizeof value) == 0);
+    CHECK(getsockopt(sockets[0], SOL_SOCKET, SO_PRIORITY, &value, &len) == 0 && value == 3);
+    value = 20000;
+    CHECK(setsockopt(sockets[0], SOL_SOCKET, SO_RCVBUF, &value, sizeof value) == 0);
+    CHECK(getsockopt(sockets[0], SOL_SOCKET, SO_RCVBUF, &value, &len) == 0 && value == 40000);
+    struct linger linger = {5, 9};
+    len = sizeof linger;
+    CHECK(setsockopt(sockets[0], SOL_SOCKET, SO_LINGER, &linger, sizeof linger) == 0);
+    CHECK(getsockopt(sockets[0], SOL_SOCKET, SO_LINGER, &linger, &len) == 0);
+    CHECK(linger.l_onoff == 1 && linger.l_linger == 9);
+}
+
 int main(void) {
     alarm(60);
     int file = mkstemp(name);
@@ -134,6 +159,7 @@ int main(void) {
     watched();
     attributes();
     passed();
+    options();
     unlink(name);
     return finish("files");
 }

@@ -76,7 +76,22 @@ static void editing(void) {
     TYPE("\x16\x03q\x12\n");
     READS(master, "^\b^Cq^R\r\n^Cq\r\n");
     READS(slave, "\x03q\n");
+    /* A byte goes where UTF-8 is not asked for, else the whole character. */
     struct termios termios = initial;
+    TYPE("u\xc3\xa9\x7f\n");
+    READS(slave, "u\xc3\n");
+    termios.c_iflag |= IUTF8;
+    set(&termios);
+    TYPE("u\xc3\xa9\x7f\n");
+    READS(slave, "u\n");
+    READS(master, "u\xc3\xa9\b \b\r\nu\xc3\xa9\b \b\r\n");
+    /* All complete lines count. */
+    int readable = 0;
+    TYPE("one\ntwo\nthr");
+    READS(master, "one\r\ntwo\r\nthr");
+    CHECK(ioctl(slave, FIONREAD, &readable) == 0 && readable == 8);
+    CHECK(tcflush(slave, TCIFLUSH) == 0);
+    termios = initial;
     termios.c_cc[VEOL] = '!';
     termios.c_cc[VEOL2] = '?';
     set(&termios);
@@ -236,6 +251,36 @@ static void raw(void) {
     done();
 }
 
+static volatile sig_atomic_t signals;
+
+static void count(int signal) {
+    (void)signal;
+    signals++;
+}
+
+/* What controls a session. */
+static void session(void) {
+    fresh();
+    signal(SIGINT, count);
+    CHECK(setsid() == getpid());
+    CHECK(ioctl(slave, TIOCSCTTY, 0) == 0);
+    CHECK(tcgetpgrp(slave) == getpid());
+    CHECK(tcsetpgrp(slave, 4000000) == -1 && errno == ESRCH);
+    CHECK(tcsetpgrp(slave, getppid()) == -1 && errno == EPERM);
+    CHECK(ioctl(master, TIOCSIG, SIGINT) == 0);
+    for (int tries = 0; tries < 1000 && signals == 0; tries++)
+        usleep(1000);
+    CHECK(signals == 1);
+    CHECK(ioctl(master, TIOCSIG, 99) == -1 && errno == EINVAL);
+    int discipline = -1;
+    CHECK(ioctl(slave, TIOCGETD, &discipline) == 0 && discipline == 0);
+    CHECK(ioctl(slave, TIOCSETD, &discipline) == 0);
+    /* struct termios2: the speeds come last. */
+    uint32_t words[11] = {0};
+    CHECK(ioctl(slave, 0x802c542a, words) == 0 && words[9] == 38400 && words[10] == 38400);
+    CHECK(ioctl(slave, 0x402c542b, words) == 0);
+}
+
 static void packets(void) {
     fresh();
     int on = 1, is = 0;
@@ -276,5 +321,6 @@ int main(void) {
     flow();
     raw();
     packets();
+    CHECK(apart(session) == 0);
     return finish("terminals");
 }

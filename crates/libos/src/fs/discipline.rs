@@ -67,6 +67,27 @@ impl Termios {
         self
     }
 
+    /// `struct termios2`: with the speeds in bauds.
+    pub fn with_speeds(self) -> [u8; 44] {
+        const BAUDS: [u32; 16] = [
+            0, 50, 75, 110, 134, 150, 200, 300, 600, 1200, 1800, 2400, 4800, 9600, 19200, 38400,
+        ];
+        const FAST_BAUDS: [u32; 16] = [
+            0, 57600, 115_200, 230_400, 460_800, 500_000, 576_000, 921_600, 1_000_000, 1_152_000,
+            1_500_000, 2_000_000, 2_500_000, 3_000_000, 3_500_000, 4_000_000,
+        ];
+        let index = (self.control & 0o17) as usize;
+        let speed = match self.control & 0o10000 == 0 {
+            true => BAUDS[index],
+            false => FAST_BAUDS[index],
+        };
+        let mut bytes = [0; 44];
+        bytes[..36].copy_from_slice(self.as_bytes());
+        bytes[36..40].copy_from_slice(&speed.to_le_bytes());
+        bytes[40..].copy_from_slice(&speed.to_le_bytes());
+        bytes
+    }
+
     /// Whether Ctrl-S and Ctrl-Q stop and start the output: what packet mode reports.
     fn usual_flow_control(&self) -> bool {
         self.input & IXON != 0
@@ -83,6 +104,7 @@ const ICRNL: u32 = 0o400;
 const IUCLC: u32 = 0o1000;
 const IXON: u32 = 0o2000;
 const IXANY: u32 = 0o4000;
+const IUTF8: u32 = 0o40000;
 /// c_oflag.
 const OPOST: u32 = 0o1;
 const OLCUC: u32 = 0o2;
@@ -237,14 +259,13 @@ impl Line {
         let flow = termios.usual_flow_control();
         let external = (before.local | termios.local) & EXTPROC != 0;
         if flow != before.usual_flow_control() || external {
-            let (tell, withdraw) = match flow {
-                true => (status::DOSTOP, status::NOSTOP),
-                false => (status::NOSTOP, status::DOSTOP),
+            let changed = match flow {
+                _ if flow == before.usual_flow_control() => 0,
+                true => status::DOSTOP,
+                false => status::NOSTOP,
             };
-            self.tell(tell, withdraw);
-            if external {
-                self.tell(status::IOCTL, 0);
-            }
+            let external = if external { status::IOCTL } else { 0 };
+            self.tell(changed | external, status::DOSTOP | status::NOSTOP);
         }
     }
 
@@ -370,6 +391,9 @@ impl Line {
 
     fn put_byte(&mut self, mut byte: u8) {
         let flags = self.termios.output;
+        if flags & OPOST == 0 {
+            return self.emit(&[byte]);
+        }
         let on = |flag: u32| flags & (OPOST | flag) == OPOST | flag;
         match byte {
             b'\n' if on(ONLCR) => {
@@ -406,11 +430,15 @@ impl Line {
                 if on(OLCUC) {
                     byte = byte.to_ascii_uppercase();
                 }
-                // The bytes of a character of UTF-8 after the first take no place.
-                self.column += usize::from(byte & 0xc0 != 0x80);
+                self.column += usize::from(!self.is_continuation(byte));
             }
         }
         self.emit(&[byte]);
+    }
+
+    /// Whether a byte belongs to the character before it: of UTF-8, where it is in use.
+    fn is_continuation(&self, byte: u8) -> bool {
+        self.termios.input & IUTF8 != 0 && byte & 0xc0 == 0x80
     }
 
     /// Whether a byte is shown as `^X`.
@@ -443,10 +471,10 @@ impl Line {
         }
     }
 
-    /// Takes the last character of the line, which of UTF-8 goes as a whole.
+    /// Takes the last character of the line.
     fn pop(&mut self) -> Option<Vec<u8>> {
         let mut from = self.typing.len().checked_sub(1)?;
-        while from > 0 && self.typing[from] & 0xc0 == 0x80 {
+        while from > 0 && self.is_continuation(self.typing[from]) {
             from -= 1;
         }
         Some(self.typing.split_off(from))
@@ -514,7 +542,7 @@ impl Line {
                 column += match byte {
                     b'\t' => TAB - column % TAB,
                     _ if byte.is_ascii_control() => 2 * usize::from(local & ECHOCTL != 0),
-                    _ => usize::from(byte & 0xc0 != 0x80),
+                    _ => usize::from(!self.is_continuation(byte)),
                 };
             }
             for _ in 0..TAB - column % TAB {
@@ -678,12 +706,9 @@ impl Line {
         })
     }
 
-    /// Bytes that a read of the slave would give at once.
+    /// Bytes that the slave can read (FIONREAD): all complete lines where lines are kept.
     pub fn slave_len(&self) -> usize {
-        match self.is_canonical() {
-            true => self.lines.front().copied().unwrap_or(0),
-            false => self.input.len(),
-        }
+        self.input.len()
     }
 
     /// Whether poll(2) reports the slave as readable.

@@ -173,17 +173,34 @@ impl Pty {
                 let termios = self.state.lock().line.termios();
                 UserPtr::<Termios>::new(argument).write(&mm, &termios)?;
             }
+            ioctl::TCGETS2 => {
+                let termios = self.state.lock().line.termios();
+                mm.write(argument, &termios.with_speeds())?;
+            }
+            ioctl::TIOCGETD => UserPtr::<i32>::new(argument).write(&mm, &0)?,
+            ioctl::TIOCSETD => {
+                // N_TTY is the only one there is.
+                if UserPtr::<i32>::new(argument).read(&mm)? != 0 {
+                    return Err(EINVAL.because("no such line discipline"));
+                }
+            }
             ioctl::TCGETA => {
                 let old = self.state.lock().line.termios().to_old();
                 mm.write(argument, &old)?;
             }
-            ioctl::TCSETS | ioctl::TCSETSW | ioctl::TCSETSF => {
+            ioctl::TCSETS
+            | ioctl::TCSETSW
+            | ioctl::TCSETSF
+            | ioctl::TCSETS2
+            | ioctl::TCSETSW2
+            | ioctl::TCSETSF2 => {
                 let termios = UserPtr::<Termios>::new(argument).read(&mm)?;
                 if !is_master {
                     self.terminal.check_change(context.thread)?;
                 }
                 let mut state = self.state.lock();
-                state.line.set_termios(termios, request == ioctl::TCSETSF);
+                let flush = matches!(request, ioctl::TCSETSF | ioctl::TCSETSF2);
+                state.line.set_termios(termios, flush);
                 drop(state);
                 self.queue.wake(BOTH);
             }
@@ -377,6 +394,13 @@ impl FileOps for Master {
                 let limit = hooks::file_limit(context.thread);
                 let fd = context.thread.files().add(opened, close_on_exec, limit)?;
                 return Ok(fd as usize);
+            }
+            ioctl::TIOCSIG => {
+                let signal = argument as u32;
+                if !(1..=64).contains(&signal) {
+                    return Err(EINVAL.because("no such signal"));
+                }
+                hooks::signal_group(self.pty.terminal.foreground(), signal);
             }
             ioctl::TIOCPKT => {
                 let on = user.read(&mm)? != 0;

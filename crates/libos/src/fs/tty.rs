@@ -11,7 +11,7 @@ use super::file::{FileOps, OpenFile};
 use super::hooks::Background;
 use super::ioctl;
 use super::permission::Caller;
-use crate::errno::{ENOTTY, ENXIO, EPERM};
+use crate::errno::{ENOTTY, ENXIO, EPERM, ESRCH};
 use crate::sync::SpinLock;
 use crate::syscall::Context;
 use crate::user::UserPtr;
@@ -169,6 +169,9 @@ impl Terminal {
                     return Err(crate::errno::EINVAL);
                 }
                 self.check_change(thread)?;
+                if !super::hooks::group_exists(group as u32) {
+                    return Err(ESRCH);
+                }
                 if !super::hooks::group_in_session(group as u32, session) {
                     return Err(EPERM);
                 }

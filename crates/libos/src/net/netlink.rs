@@ -23,6 +23,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
+const RTM_GETNEIGH: u16 = 30;
 const HEADER: usize = 16;
 /// Most answers that may wait: a program that never reads is told nothing more.
 const QUEUE_MAX: usize = 64;
@@ -88,7 +89,8 @@ impl NetlinkSocket {
                 }
                 message(&mut out, NLMSG_DONE, NLM_F_MULTI, sequence, port, &done);
             }
-            RTM_GETROUTE => {
+            // Nobody is reached by way of the loopback.
+            RTM_GETROUTE | RTM_GETNEIGH => {
                 message(&mut out, NLMSG_DONE, NLM_F_MULTI, sequence, port, &done);
             }
             _ => {

@@ -233,6 +233,10 @@ impl Table {
     }
 
     /// Whether a group exists in a session (zombies count).
+    pub fn group_exists(&self, group: u32) -> bool {
+        self.nodes().any(|n| n.process.group() == group)
+    }
+
     pub fn group_in_session(&self, group: u32, session: u32) -> bool {
         self.nodes()
             .any(|n| n.process.group() == group && n.process.session() == session)

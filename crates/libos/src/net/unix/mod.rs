@@ -17,7 +17,7 @@ mod option;
 #[cfg(test)]
 mod tests;
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
@@ -54,6 +54,8 @@ pub struct UnixSocket {
     state: SpinLock<State>,
     queue: Arc<WaitQueue>,
     pass_credentials: AtomicBool,
+    /// Options that do nothing here, to be shown again.
+    inert: SpinLock<BTreeMap<i32, Vec<u8>>>,
     /// SO_SNDBUF: the longest message.
     send_buffer: AtomicUsize,
     timeouts: Timeouts,
@@ -127,6 +129,7 @@ impl UnixSocket {
             state: SpinLock::new(State::default()),
             queue: WaitQueue::new(),
             pass_credentials: AtomicBool::new(false),
+            inert: SpinLock::new(BTreeMap::new()),
             send_buffer: AtomicUsize::new(BUFFER_SIZE),
             timeouts: Timeouts::default(),
             this: this.clone(),

@@ -36,6 +36,8 @@ const SIOCOUTQ: u32 = 0x5411;
 const SEND_BUFFER_MAX: usize = 2 * BUFFER_SIZE;
 /// Smallest (SOCK_MIN_SNDBUF).
 const SEND_BUFFER_MIN: usize = 4608;
+/// Smallest SO_RCVBUF (SOCK_MIN_RCVBUF).
+const RECEIVE_BUFFER_MIN: usize = 2304;
 
 fn int(value: &[u8]) -> Result<i32> {
     match value {
@@ -59,7 +61,6 @@ impl UnixSocket {
                 int(if reset { ECONNRESET.code() as u32 } else { 0 })
             }
             SO_SNDBUF => int(self.send_buffer.load(Ordering::Relaxed) as u32),
-            SO_RCVBUF => int(BUFFER_SIZE as u32),
             SO_PASSCRED => int(u32::from(self.pass_credentials.load(Ordering::Relaxed))),
             SO_ACCEPTCONN => int(u32::from(self.state.lock().backlog.is_some())),
             SO_RCVLOWAT | SO_SNDLOWAT => int(1),
@@ -69,9 +70,16 @@ impl UnixSocket {
                 let ids = [pid, uid, gid];
                 Ok(ids.iter().flat_map(|id| id.to_le_bytes()).collect())
             }
-            SO_LINGER => Ok(vec![0; 8]),
-            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_KEEPALIVE | SO_OOBINLINE
-            | SO_PRIORITY | SO_REUSEPORT | SO_TIMESTAMP => int(0),
+            SO_TIMESTAMP => int(0),
+            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_RCVBUF | SO_KEEPALIVE
+            | SO_OOBINLINE | SO_PRIORITY | SO_LINGER | SO_REUSEPORT => {
+                let initial = match name {
+                    SO_RCVBUF => (BUFFER_SIZE as u32).to_le_bytes().to_vec(),
+                    SO_LINGER => vec![0; 8],
+                    _ => vec![0; 4],
+                };
+                Ok(self.inert.lock().get(&name).cloned().unwrap_or(initial))
+            }
             _ => Err(ENOPROTOOPT),
         }
     }
@@ -90,16 +98,39 @@ impl UnixSocket {
                 Ok(())
             }
             SO_SNDBUF | SO_SNDBUFFORCE => {
-                let wanted = usize::try_from(int(value)?).unwrap_or(0).saturating_mul(2);
+                // Linux takes the number as unsigned.
+                let wanted = (int(value)? as u32 as usize).saturating_mul(2);
                 let size = wanted.clamp(SEND_BUFFER_MIN, SEND_BUFFER_MAX);
                 self.send_buffer.store(size, Ordering::Relaxed);
                 Ok(())
             }
-            // Without effect on a UNIX socket, on Linux too, or a limit that is fixed here.
-            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_RCVBUF | SO_KEEPALIVE
-            | SO_OOBINLINE | SO_PRIORITY | SO_LINGER | SO_REUSEPORT | SO_RCVBUFFORCE => Ok(()),
+            // Without effect on a UNIX socket, on Linux too: kept to be shown.
+            SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_KEEPALIVE | SO_OOBINLINE
+            | SO_REUSEPORT => {
+                let on = u32::from(int(value)? != 0);
+                self.keep(name, on.to_le_bytes().to_vec())
+            }
+            SO_PRIORITY => self.keep(name, int(value)?.to_le_bytes().to_vec()),
+            SO_RCVBUF | SO_RCVBUFFORCE => {
+                let wanted = (int(value)? as u32 as usize).saturating_mul(2);
+                let size = wanted.clamp(RECEIVE_BUFFER_MIN, SEND_BUFFER_MAX) as u32;
+                self.keep(SO_RCVBUF, size.to_le_bytes().to_vec())
+            }
+            SO_LINGER => {
+                let (on, seconds) = (int(value)?, int(value.get(4..).unwrap_or(&[]))?);
+                let mut linger = u32::from(on != 0).to_le_bytes().to_vec();
+                let seconds = if on != 0 { seconds } else { 0 };
+                linger.extend_from_slice(&seconds.to_le_bytes());
+                self.keep(name, linger)
+            }
             _ => Err(ENOPROTOOPT),
         }
+    }
+
+    /// Keeps the value of an option that does nothing.
+    fn keep(&self, name: i32, value: Vec<u8>) -> Result<()> {
+        self.inert.lock().insert(name, value);
+        Ok(())
     }
 
     /// FIONREAD, SIOCOUTQ, and what any socket can be asked about network interfaces.
