@@ -80,6 +80,9 @@ pub const HEAP_OFFSET: u64 = 2 << 30;
 /// Largest kernel heap.
 pub const HEAP_MAX: u64 = RUNTIME_SPAN - HEAP_OFFSET;
 
+/// Size up to which the kernel heap is small: it grows in steps of less than a huge page.
+pub const SMALL_HEAP: u64 = 4 << 20;
+
 /// Pages in one SSA frame, always (architecture §4).
 pub const SSA_FRAME_PAGES: u64 = 4;
 /// SSA frames of each thread: user code, exception stage 1, and one that must never be used.

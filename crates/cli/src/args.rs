@@ -24,6 +24,13 @@ Examples:
 
 Manual: docs/manual/README.md";
 
+/// [`Arguments`] with nothing but `run`.
+#[derive(Debug, Parser)]
+#[command(name = "bulla", version)]
+pub enum RunAlone {
+    Run(Box<RunArguments>),
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a container image, or a program from a directory, in an enclave

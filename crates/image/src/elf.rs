@@ -91,7 +91,8 @@ struct Page {
     permissions: u64,
     /// Has bytes from the file.
     from_file: bool,
-    /// Where in the file the page is, whole and unchanged: code, which nothing relocates.
+    /// Where in the file the page is, whole and unchanged: code and constants, which nothing
+    /// relocates.
     as_is: Option<u64>,
 }
 
@@ -178,7 +179,7 @@ impl Program {
         }
         let file_end = start + data.len() as u64;
         let (offset, _) = segment.file_range(LE);
-        let whole = match permissions & 4 != 0 && (offset ^ start).is_multiple_of(PAGE) {
+        let whole = match permissions & 2 == 0 && (offset ^ start).is_multiple_of(PAGE) {
             true => start.next_multiple_of(PAGE)..file_end / PAGE * PAGE,
             false => start..start,
         };
@@ -247,12 +248,8 @@ impl Program {
         if entry_size != 24 || size % 24 != 0 {
             return Err(malformed("relocation entries are not 24 bytes long"));
         }
-        // The table is part of a loaded segment; it is read from memory before anything changes,
-        // and relocations may only touch writable pages, so it cannot change itself unless it is
-        // writable, which `bytes_at` refuses.
-        let range = self
-            .range(table, size)
-            .ok_or_else(|| malformed("relocations are cut off"))?;
+        let cut_off = || malformed("relocations are cut off");
+        let range = self.range(table, size).ok_or_else(cut_off)?;
         let pages = range.start as u64 / PAGE..(range.end as u64).div_ceil(PAGE);
         if pages
             .clone()
@@ -260,9 +257,15 @@ impl Program {
         {
             return Err(malformed("the relocation table is not in constant data"));
         }
-        for at in range.step_by(24) {
-            let (head, _) = object::from_bytes::<Rela64<LittleEndian>>(&self.memory[at..])
-                .map_err(|()| malformed("relocations are cut off"))?;
+        // Constants of a loaded segment, read from the file: no relocation can change them.
+        let table = segments
+            .iter()
+            .filter(|segment| segment.p_type(LE) == PT_LOAD)
+            .find_map(|segment| segment.data_range(LE, file, table, size).ok().flatten());
+        let table = table.ok_or_else(cut_off)?;
+        for head in table.chunks_exact(24) {
+            let (head, _) =
+                object::from_bytes::<Rela64<LittleEndian>>(head).map_err(|()| cut_off())?;
             let (offset, kind) = (head.r_offset(LE), head.r_type(LE, false));
             if kind == R_X86_64_NONE {
                 continue;

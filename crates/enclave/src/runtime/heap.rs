@@ -15,11 +15,14 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bulla_abi::boot::BootHeader;
+use bulla_abi::layout::SMALL_HEAP;
 use bulla_libos::sync::SpinLock;
 use talc::{ErrOnOom, Span, Talc};
 
-/// Least growth of the heap in bytes: a huge page.
+/// Growth of the heap in bytes: a huge page; less while it is so small that many containers never
+/// need the whole of one.
 const GROWTH: u64 = 2 << 20;
+const GROWTH_SMALL: u64 = 256 << 10;
 /// Sizes of the classes in bytes.
 const CLASSES: [usize; 10] = [16, 32, 48, 64, 96, 128, 192, 256, 512, 1024];
 /// Chunks of small objects lie at multiples of this. They are a little smaller, so that one with
@@ -138,7 +141,7 @@ pub fn is_short() -> bool {
     }
     let mut heap = HEAP.lock();
     let can_grow = heap.end >= heap.committed;
-    if heap.taken >= heap.limit || heap.free() < AHEAD && !(can_grow && heap.grow(GROWTH)) {
+    if heap.taken >= heap.limit || heap.free() < AHEAD && !(can_grow && heap.grow_for(0)) {
         return true;
     }
     heap.note();
@@ -206,6 +209,15 @@ impl Heap {
         LOW.store(low, Ordering::Relaxed);
     }
 
+    /// Grows by as much as is wanted, in whole steps.
+    fn grow_for(&mut self, wanted: u64) -> bool {
+        let step = match self.end - self.start < SMALL_HEAP {
+            true => GROWTH_SMALL,
+            false => GROWTH,
+        };
+        self.grow(wanted.max(step).next_multiple_of(step))
+    }
+
     fn grow(&mut self, by: u64) -> bool {
         if self.end < self.committed {
             self.end = self.committed;
@@ -235,8 +247,7 @@ impl Heap {
                 self.note();
                 return pointer.as_ptr();
             }
-            let wanted = (layout.size() + layout.align() + 4096) as u64;
-            if !self.grow(wanted.max(GROWTH).next_multiple_of(GROWTH)) {
+            if !self.grow_for((layout.size() + layout.align() + 4096) as u64) {
                 FAILED.store(true, Ordering::Relaxed);
                 return null_mut();
             }

@@ -98,14 +98,19 @@ impl Node {
         if run == 1 {
             let mut page = Page([0; PAGE as usize]);
             let read = lower.read_at(start, &mut page.0)?;
-            let page = Arc::new(page);
-            cache::insert(self.id(), index, page.clone());
-            return to.put(&page.0[from..read.min(from + len).max(from)]);
+            let moved = to.put(&page.0[from..read.min(from + len).max(from)]);
+            if cache::admits(self.id(), index) {
+                cache::insert(self.id(), index, Arc::new(page));
+            }
+            return moved;
         }
         let mut bounce = vec![0u8; run * PAGE as usize];
         let read = lower.read_at(start, &mut bounce)?;
         if cache::is_worth_keeping(lower.metadata().size) {
             for (number, bytes) in bounce[..read].chunks(PAGE as usize).enumerate() {
+                if !cache::admits(self.id(), index + number as u64) {
+                    continue;
+                }
                 let mut page = Page([0; PAGE as usize]);
                 page.0[..bytes.len()].copy_from_slice(bytes);
                 cache::insert(self.id(), index + number as u64, Arc::new(page));

@@ -16,7 +16,7 @@ use super::profile::Profile;
 use super::sys;
 use super::thread::{Fault, TcsState, Thread};
 use crate::backend::{Error, Protection, page_type};
-use bulla_abi::layout::{HOLE_OFFSET, LayoutKind, RUNTIME_SPAN};
+use bulla_abi::layout::{HEAP_OFFSET, HOLE_OFFSET, LayoutKind, RUNTIME_SPAN, SMALL_HEAP};
 use bulla_sgx::{Measurement, SecInfo, Secs, Tcs, misc};
 
 /// What EINIT found out.
@@ -29,6 +29,9 @@ pub struct Identity {
     pub isv_family_id: [u8; 16],
     pub isv_ext_prod_id: [u8; 16],
 }
+
+/// Bytes of a large zeroed run, read and write, that have memory when it is added.
+const HEAP_READY: u64 = 1 << 20;
 
 /// Numbers enclaves from 1, so that what a thread remembers of one is never used for another.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -112,7 +115,9 @@ impl Enclave {
         });
         for kind in [LayoutKind::Dynamic, LayoutKind::Static] {
             if kind.elrange_size() == size {
-                enclave.hole = base + kind.runtime_start() + HOLE_OFFSET;
+                let runtime = base + kind.runtime_start();
+                sys::small_pages(runtime + HEAP_OFFSET, SMALL_HEAP);
+                enclave.hole = runtime + HOLE_OFFSET;
                 enclave.fill_hole()?;
             }
         }
@@ -207,9 +212,16 @@ impl Enclave {
                 }
                 // SAFETY: the range was reserved for the enclave and is writable now.
                 unsafe { ptr::copy_nonoverlapping(data.as_ptr(), address as *mut u8, data.len()) };
+            }
+            let protection = self.epcm.fill(address, len, entry)?;
+            if protection == 0 && data.is_some() {
                 sys::protect(address, len, 0)?;
             }
-            self.epcm.fill(address, len, entry)?;
+            // The beginning of a heap, which is used before anything else runs: one call for all its
+            // pages takes half as long as a page fault for each.
+            if data.is_none() && len >= HEAP_READY && protection == 3 {
+                sys::populate(address, HEAP_READY)?;
+            }
         }
         let offset = address - self.base;
         match (measure, data) {

@@ -175,8 +175,9 @@ impl Epcm {
     }
 
     /// Makes a run of pages that are not valid into `entry`, and the host mapping likewise.
-    /// The caller holds the lock. The pages hold zeros.
-    pub fn fill(&self, address: u64, len: u64, entry: Entry) -> Result<(), Error> {
+    /// The caller holds the lock. Returns the protection they have now; where it is none, the mapping
+    /// was left as it is.
+    pub fn fill(&self, address: u64, len: u64, entry: Entry) -> Result<u64, Error> {
         let wanted = self.wanted(entry);
         if wanted != 0 {
             sys::protect(address, len, wanted)?;
@@ -187,7 +188,7 @@ impl Epcm {
             // SAFETY: the caller checked the range with `contains`.
             unsafe { (*self.entries.add(index)).store(word, Ordering::Release) };
         }
-        Ok(())
+        Ok(wanted)
     }
 
     /// First page at or after `address`, before `end`, for which `test` holds.
