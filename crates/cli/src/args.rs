@@ -578,6 +578,32 @@ pub enum Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn run_alone_is_run() {
+        for words in [
+            "bulla run python.tar -c 1",
+            "bulla run --stats -e A=1 -p 80 --rootfs dir /bin/sh -c --help",
+            "bulla run -it --name x --memory 1G --platform emulated image",
+        ] {
+            let words = words.split(' ');
+            let Command::Run(whole) = Arguments::parse_from(words.clone()).command else {
+                panic!("another command");
+            };
+            let RunAlone::Run(alone) = RunAlone::parse_from(words);
+            assert_eq!(format!("{alone:?}"), format!("{whole:?}"));
+        }
+        for words in [
+            "bulla run",
+            "bulla run --help",
+            "bulla run --no-such-option x",
+        ] {
+            assert!(
+                RunAlone::try_parse_from(words.split(' ')).is_err(),
+                "{words}"
+            );
+        }
+    }
     use clap::CommandFactory;
 
     #[test]
