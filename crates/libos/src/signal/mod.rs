@@ -26,6 +26,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::platform::Exception;
 use crate::sync::SpinLock;
 use crate::sync::wait::WaitQueue;
+use crate::time::interval::SignalTimer;
 use crate::{Result, Thread};
 pub use action::{Action, Actions};
 pub use info::SigInfo;
@@ -293,20 +294,35 @@ pub fn next_of(thread: &Thread, mask: u64) -> Option<SigInfo> {
     if !has_pending(thread, mask) {
         return None;
     }
-    let own = thread.signals.with_pending(|pending| pending.take(mask));
-    let mut taken = own.or_else(|| {
-        thread
-            .process
-            .signals
-            .with_pending(|pending| pending.take(mask))
-    })?;
-    if taken.code == info::SI_TIMER
-        && let Ok(timer) = thread.process.timers.get(taken.timer_id())
-    {
-        // Expiries since it was sent count too.
-        taken.set_overrun(timer.overrun_when_taken());
+    let process = &thread.process;
+    let timer = |first: Option<&SigInfo>| {
+        let id = first.filter(|info| info.code == info::SI_TIMER)?.timer_id();
+        let timer = process.timers.get(id).ok()?;
+        let now = timer.clock_now();
+        Some((id, timer, now))
+    };
+    let take = |pending: &mut Pending, timer: Option<(u32, Arc<SignalTimer>, u64)>| {
+        let mut taken = pending.take(mask)?;
+        if let Some((id, timer, now)) = timer
+            && (taken.code, taken.timer_id()) == (info::SI_TIMER, id)
+        {
+            // Expiries since it was sent count too.
+            taken.set_overrun(timer.overrun_when_taken(now));
+        }
+        Some(taken)
+    };
+    let first = thread
+        .signals
+        .with_pending(|pending| pending.first(mask).cloned());
+    let due = timer(first.as_ref());
+    if let Some(taken) = thread.signals.with_pending(|pending| take(pending, due)) {
+        return Some(taken);
     }
-    Some(taken)
+    let first = process
+        .signals
+        .with_pending(|pending| pending.first(mask).cloned());
+    let due = timer(first.as_ref());
+    process.signals.with_pending(|pending| take(pending, due))
 }
 
 /// A signal number from user code; EINVAL outside 1..=64.

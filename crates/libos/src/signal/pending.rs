@@ -48,15 +48,23 @@ impl Pending {
         self.queue.len()
     }
 
-    /// Takes the next signal of `wanted`: faults first, then the lowest number, oldest first.
-    pub fn take(&mut self, wanted: u64) -> Option<SigInfo> {
+    /// The number of the signal of `wanted` that is next.
+    fn next(&self, wanted: u64) -> Option<u32> {
         let candidates = self.mask & wanted;
-        if candidates == 0 {
-            return None;
-        }
         let urgent = candidates & SYNCHRONOUS;
         let first = if urgent != 0 { urgent } else { candidates };
-        let signal = first.trailing_zeros() + 1;
+        (first != 0).then(|| first.trailing_zeros() + 1)
+    }
+
+    /// What `take` would give, if its information is here.
+    pub fn first(&self, wanted: u64) -> Option<&SigInfo> {
+        let signal = self.next(wanted)?;
+        self.queue.iter().find(|info| info.number() == signal)
+    }
+
+    /// Takes the next signal of `wanted`: faults first, then the lowest number, oldest first.
+    pub fn take(&mut self, wanted: u64) -> Option<SigInfo> {
+        let signal = self.next(wanted)?;
         let at = self.queue.iter().position(|info| info.number() == signal);
         let info = match at.and_then(|at| self.queue.remove(at)) {
             Some(info) => info,

@@ -80,10 +80,11 @@ impl SignalTimer {
 
     /// Time to the next expiry, and the period.
     pub fn get(&self) -> Setting {
+        let now = self.clock.now();
         let state = self.state.lock();
         let value = match state.expiry {
             0 => 0,
-            expiry => expiry.saturating_sub(self.clock.now()).max(1),
+            expiry => expiry.saturating_sub(now).max(1),
         };
         Setting {
             value,
@@ -116,6 +117,11 @@ impl SignalTimer {
         old
     }
 
+    /// The time of its clock.
+    pub fn clock_now(&self) -> u64 {
+        self.clock.now()
+    }
+
     /// Expiries that the last signal stood for besides its own (timer_getoverrun): those since then
     /// count for the next.
     pub fn overrun(&self) -> u32 {
@@ -123,9 +129,9 @@ impl SignalTimer {
     }
 
     /// The same when its signal is taken: expiries that nobody has seen to yet count as well, or a busy
-    /// machine would tell of too few.
-    pub fn overrun_when_taken(&self) -> u32 {
-        let now = self.clock.now();
+    /// machine would tell of too few. To be called under the lock of the pending signals (so `now` is
+    /// asked before): an expiry between the two would begin the count of the next signal.
+    pub fn overrun_when_taken(&self, now: u64) -> u32 {
         let mut state = self.state.lock();
         if state.interval != 0 && state.expiry != 0 && now >= state.expiry {
             let missed = (now - state.expiry) / state.interval + 1;
