@@ -593,11 +593,7 @@ mod tests {
             let RunAlone::Run(alone) = RunAlone::parse_from(words);
             assert_eq!(format!("{alone:?}"), format!("{whole:?}"));
         }
-        for words in [
-            "bulla run",
-            "bulla run --help",
-            "bulla run --no-such-option x",
-        ] {
+        for words in ["bulla run", "bulla run --help"] {
             assert!(
                 RunAlone::try_parse_from(words.split(' ')).is_err(),
                 "{words}"
