@@ -281,6 +281,40 @@ static void session(void) {
     CHECK(ioctl(slave, 0x402c542b, words) == 0);
 }
 
+/* The end of a session's leader is told to the group in the foreground. */
+static void leader(void) {
+    int gone[2], told[2];
+    fresh();
+    CHECK(pipe(gone) == 0 && pipe(told) == 0);
+    pid_t child = fork();
+    if (child == 0) {
+        CHECK(setsid() == getpid() && ioctl(slave, TIOCSCTTY, 0) == 0);
+        sigset_t wanted;
+        sigemptyset(&wanted);
+        sigaddset(&wanted, SIGHUP);
+        sigprocmask(SIG_BLOCK, &wanted, NULL);
+        if (fork() == 0) {
+            int signal = 0;
+            close(gone[1]);
+            CHECK(write(told[1], "r", 1) == 1);
+            CHECK(sigwait(&wanted, &signal) == 0 && signal == SIGHUP);
+            /* The terminal is nobody's, but it is there. */
+            CHECK(open("/dev/tty", O_RDWR) == -1 && errno == ENXIO);
+            CHECK(write(slave, "on", 2) == 2);
+            CHECK(write(told[1], failures ? "f" : "o", 1) == 1);
+            _exit(0);
+        }
+        char byte;
+        CHECK(read(told[0], &byte, 1) == 1);
+        _exit(0);
+    }
+    CHECK(waitpid(child, NULL, 0) == child);
+    char byte = 0;
+    CHECK(read(told[0], &byte, 1) == 1 && byte == 'o');
+    READS(master, "on");
+    done();
+}
+
 static void packets(void) {
     fresh();
     int on = 1, is = 0;
@@ -322,5 +356,6 @@ int main(void) {
     raw();
     packets();
     CHECK(apart(session) == 0);
+    leader();
     return finish("terminals");
 }

@@ -26,7 +26,7 @@ use super::permission::Caller;
 use super::tty::Terminal;
 use crate::errno::{EAGAIN, EINVAL, EIO, ENOSPC, ENXIO, ETIMEDOUT};
 use crate::platform::platform;
-use crate::signal::SIGWINCH;
+use crate::signal::{SIGHUP, SIGWINCH};
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::syscall::Context;
@@ -149,6 +149,16 @@ pub fn controlled_by(session: u32) -> Option<Arc<dyn FileOps>> {
     let pty = by_session(session)?;
     pty.state.lock().slaves += 1;
     Some(Arc::new(Slave { pty }))
+}
+
+/// The leader of a session ends: its terminal controls nobody any more, and the foreground group
+/// hears of it (disassociate_ctty of Linux: SIGHUP only, the terminal itself goes on).
+pub fn leader_ends(session: u32) {
+    if let Some(pty) = by_session(session) {
+        let foreground = pty.terminal.foreground();
+        pty.terminal.set_session(0, 0);
+        hooks::signal_group(foreground, SIGHUP);
+    }
 }
 
 /// Device number and foreground group of a session's terminal.

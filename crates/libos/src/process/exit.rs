@@ -127,6 +127,9 @@ fn process_end(thread: &Arc<Thread>, status: u32) {
     let of_host = super::host_exec::ended(process.pid, status);
     process.release_vfork_parent();
     release_children(process);
+    if process.session() == process.pid {
+        crate::fs::pty::leader_ends(process.pid);
+    }
     let left_group = orphan_group(process);
     if of_host {
         drop(table::lock().reap(process.pid));
