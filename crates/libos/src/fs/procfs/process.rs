@@ -48,6 +48,7 @@ pub enum PidFile {
     Comm,
     CoreFilter,
     Environment,
+    GidMap,
     Io,
     Limits,
     LoginUid,
@@ -60,11 +61,13 @@ pub enum PidFile {
     OomScoreAdjust,
     PageMap,
     SessionId,
+    SetGroups,
     Smaps,
     SmapsRollup,
     Stat,
     Statm,
     Status,
+    UidMap,
     WaitChannel,
 }
 
@@ -125,6 +128,7 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("exe", PidEntry::Link(PidLink::Executable)),
     ("fd", PidEntry::Directory(PidDirectory::Descriptors)),
     ("fdinfo", PidEntry::Directory(PidDirectory::DescriptorInfo)),
+    ("gid_map", PidEntry::File(PidFile::GidMap)),
     ("io", PidEntry::File(PidFile::Io)),
     ("limits", PidEntry::File(PidFile::Limits)),
     ("loginuid", PidEntry::File(PidFile::LoginUid)),
@@ -138,12 +142,14 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("pagemap", PidEntry::File(PidFile::PageMap)),
     ("root", PidEntry::Link(PidLink::Root)),
     ("sessionid", PidEntry::File(PidFile::SessionId)),
+    ("setgroups", PidEntry::File(PidFile::SetGroups)),
     ("smaps", PidEntry::File(PidFile::Smaps)),
     ("smaps_rollup", PidEntry::File(PidFile::SmapsRollup)),
     ("stat", PidEntry::File(PidFile::Stat)),
     ("statm", PidEntry::File(PidFile::Statm)),
     ("status", PidEntry::File(PidFile::Status)),
     ("task", PidEntry::Directory(PidDirectory::Task)),
+    ("uid_map", PidEntry::File(PidFile::UidMap)),
     ("wchan", PidEntry::File(PidFile::WaitChannel)),
 ];
 
@@ -384,6 +390,9 @@ pub fn text(
             format!("{uid}").into_bytes()
         }
         PidFile::SessionId => b"4294967295".to_vec(),
+        // There is one user namespace, with all ids.
+        PidFile::UidMap | PidFile::GidMap => b"         0          0 4294967295\n".to_vec(),
+        PidFile::SetGroups => b"allow\n".to_vec(),
         PidFile::Maps => maps(process, &root, false),
         PidFile::Smaps => maps(process, &root, true),
         PidFile::SmapsRollup => {

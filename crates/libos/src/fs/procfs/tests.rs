@@ -132,3 +132,13 @@ fn other_users_see_little() {
     assert!(alice.open(&std::format!("/proc/{pid}/stat"), 0, 0).is_ok());
     assert_eq!(link(&alice, &std::format!("/proc/{pid}/cwd")), Err(EACCES));
 }
+
+#[test]
+fn all_ids_are_there() {
+    let m = machine();
+    for name in ["uid_map", "gid_map"] {
+        let map = m.content(&std::format!("/proc/self/{name}"));
+        assert_eq!(map, b"         0          0 4294967295\n");
+    }
+    assert_eq!(m.content("/proc/self/setgroups"), b"allow\n");
+}
