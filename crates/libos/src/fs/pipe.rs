@@ -571,6 +571,23 @@ pub fn capacity(file: &OpenFile) -> Result<usize> {
     Ok(of(file).ok_or(EBADF)?.pipe.state.lock().capacity)
 }
 
+/// What F_SETPIPE_SZ may ask for without CAP_SYS_RESOURCE (/proc/sys/fs/pipe-max-size).
+static MOST: AtomicUsize = AtomicUsize::new(CAPACITY_MAX);
+
+pub fn most() -> usize {
+    MOST.load(Ordering::Relaxed)
+}
+
+/// Rounded up as capacities are; EINVAL for none and for more than 2 GiB.
+pub fn set_most(size: usize) -> Result<()> {
+    if size == 0 || size > 1 << 31 {
+        return Err(EINVAL.because("no capacity of a pipe"));
+    }
+    let rounded = size.max(ATOMIC).next_power_of_two();
+    MOST.store(rounded, Ordering::Relaxed);
+    Ok(())
+}
+
 /// F_SETPIPE_SZ: rounded up to a power of two pages; the new capacity.
 pub fn set_capacity(file: &OpenFile, size: usize, privileged: bool) -> Result<usize> {
     let end = of(file).ok_or(EBADF)?;
@@ -578,7 +595,7 @@ pub fn set_capacity(file: &OpenFile, size: usize, privileged: bool) -> Result<us
         return Err(EINVAL);
     }
     let capacity = size.max(ATOMIC).next_power_of_two();
-    if capacity > CAPACITY_MAX && !privileged {
+    if capacity > most() && !privileged {
         return Err(EPERM);
     }
     let mut state = end.pipe.state.lock();

@@ -12,7 +12,7 @@ use spin::Once;
 use super::{configuration, sysvipc};
 use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
-use crate::fs::inotify;
+use crate::fs::{inotify, pipe};
 use crate::mm::accounting;
 use crate::platform::platform;
 use crate::process::{core_dump, table};
@@ -170,7 +170,13 @@ static SYS_FS: Children = &[
     ("nr_open", fixed!("1048576")),
     ("overflowgid", fixed!("65534")),
     ("overflowuid", fixed!("65534")),
-    ("pipe-max-size", fixed!("1048576")),
+    (
+        "pipe-max-size",
+        Item::Variable(
+            || format!("{}\n", pipe::most()),
+            |bytes| pipe::set_most(number_in(bytes)?),
+        ),
+    ),
     ("pipe-user-pages-hard", fixed!("0")),
     ("pipe-user-pages-soft", fixed!("16384")),
     ("protected_fifos", fixed!("1")),
