@@ -44,7 +44,7 @@ impl Pending {
     }
 
     /// Signals that are queued with their information.
-    pub fn len(&self) -> usize {
+    pub fn queued(&self) -> usize {
         self.queue.len()
     }
 

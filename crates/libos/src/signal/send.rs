@@ -77,7 +77,7 @@ pub fn to_thread(thread: &Arc<Thread>, info: SigInfo, origin: Origin) -> Result<
     }
     // One limit for both queues.
     let limit = queue_limit(process, signal);
-    let limit = limit.saturating_sub(process.signals.with_pending(|pending| pending.len()));
+    let limit = limit.saturating_sub(process.signals.with_pending(|pending| pending.queued()));
     thread
         .signals
         .with_pending(|pending| pending.add(info, limit))?;

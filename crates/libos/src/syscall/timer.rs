@@ -190,7 +190,7 @@ pub fn timer_gettime(context: &mut Context<'_>, arguments: Arguments) -> Result<
 
 pub fn timer_getoverrun(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let timer = context.thread.process.timers.get(arguments.u32(0))?;
-    Ok(timer.overrun() as usize)
+    Ok(timer.last_overrun() as usize)
 }
 
 pub fn timer_delete(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

@@ -124,7 +124,7 @@ impl SignalTimer {
 
     /// Expiries that the last signal stood for besides its own (timer_getoverrun): those since then
     /// count for the next.
-    pub fn overrun(&self) -> u32 {
+    pub fn last_overrun(&self) -> u32 {
         self.state.lock().told
     }
 
