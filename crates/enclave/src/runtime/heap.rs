@@ -31,6 +31,9 @@ const CHUNK_STRIDE: usize = 8 << 10;
 const CHUNK_SIZE: usize = CHUNK_STRIDE - 32;
 /// Start of a chunk that is not used for objects: [`trim`] counts there.
 const CHUNK_HEADER: usize = 16;
+/// Least size of blocks that start at a [`CACHE_LINE`].
+const LARGE: usize = 4096;
+const CACHE_LINE: usize = 64;
 /// Free memory that is kept ready, for what calls in progress need.
 const AHEAD: u64 = 1 << 20;
 /// Part of the heap that calls which make objects must leave to all others.
@@ -266,6 +269,18 @@ impl Heap {
     }
 }
 
+/// Blocks of a page and more start at a cache line, so that copying and comparing pages is not slowed
+/// down by accesses that straddle two. With `talc`'s own word each takes whole lines, so that one fits
+/// right behind another.
+fn large(layout: Layout) -> Layout {
+    const WORD: usize = size_of::<usize>();
+    if layout.size() < LARGE {
+        return layout;
+    }
+    let size = (layout.size() + WORD).next_multiple_of(CACHE_LINE) - WORD;
+    Layout::from_size_align(size, layout.align().max(CACHE_LINE)).unwrap_or(layout)
+}
+
 fn class_of(layout: &Layout) -> Option<usize> {
     let size = layout.size().max(layout.align());
     if layout.align() > 16 && !size.is_power_of_two() || size > 1024 {
@@ -284,7 +299,7 @@ unsafe impl GlobalAlloc for Kernel {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         USED.fetch_add(layout.size() as u64, Ordering::Relaxed);
         let Some(index) = class_of(&layout) else {
-            return HEAP.lock().take(layout);
+            return HEAP.lock().take(large(layout));
         };
         let mut class = SMALL[index].lock();
         if class.head == 0 {
@@ -318,7 +333,7 @@ unsafe impl GlobalAlloc for Kernel {
                 class.head = pointer as usize;
             }
             // SAFETY: it came from the heap with this layout.
-            None => unsafe { HEAP.lock().release(pointer, layout) },
+            None => unsafe { HEAP.lock().release(pointer, large(layout)) },
         }
     }
 }
