@@ -1,9 +1,12 @@
 //! Programs that listen on a port.
 
 use crate::process::{Finished, Running, Side};
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A running server; killed when it is dropped.
@@ -94,13 +97,24 @@ impl Drop for Server {
     }
 }
 
-/// A port that nobody listens on right now.
+/// A port that nobody listens on, and that stays this process's: no other test is given it, and no
+/// outgoing connection takes it, since it lies below the ports that the kernel hands out.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0));
-    let address = listener.and_then(|listener| listener.local_addr());
-    address
-        .unwrap_or_else(|error| panic!("no free port: {error}"))
-        .port()
+    const PORTS: Range<u16> = 20_000..32_000;
+    static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let dir = std::env::temp_dir().join("bulla-test-ports");
+    std::fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+    let mut held = HELD.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = std::process::id() as usize * 31 % PORTS.len();
+    for port in PORTS.cycle().skip(first).take(PORTS.len()) {
+        let lock = File::create(dir.join(port.to_string()));
+        let lock = lock.unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            held.push(lock);
+            return port;
+        }
+    }
+    panic!("no free port of {PORTS:?}");
 }
 
 /// One command to Redis, and its reply as text (bulk strings without their length).
