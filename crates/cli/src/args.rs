@@ -578,6 +578,7 @@ pub enum Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::CommandFactory;
 
     #[test]
     fn run_alone_is_run() {
@@ -600,7 +601,6 @@ mod tests {
             );
         }
     }
-    use clap::CommandFactory;
 
     #[test]
     fn the_definition_is_consistent() {

@@ -46,7 +46,7 @@ mod verify;
 mod volumes;
 mod workload;
 
-use args::{Arguments, Command, RunArguments};
+use args::{Arguments, Command};
 use clap::{CommandFactory, Parser, error::ErrorKind};
 use failure::{BULLA_FAILED, Failure};
 use serde::Serialize;
@@ -55,10 +55,7 @@ use std::process::ExitCode;
 
 /// The program `bulla`.
 pub fn main() -> ExitCode {
-    if let Some(arguments) = quickly_run() {
-        return exit(run::run(&arguments), arguments.json);
-    }
-    let arguments = match parse::<Arguments>() {
+    let arguments = match quickly_run().map_or_else(parse, Ok) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
@@ -117,12 +114,13 @@ pub fn main_of_image() -> ExitCode {
 /// The arguments of a well-formed `bulla run`, without the definition of all other commands, whose
 /// making takes longer than what `run` itself does before its enclave starts. Anything else is
 /// left to the whole definition, which knows what to say.
-fn quickly_run() -> Option<Box<RunArguments>> {
+fn quickly_run() -> Option<Arguments> {
     if std::env::args_os().nth(1)? != "run" {
         return None;
     }
     let args::RunAlone::Run(arguments) = args::RunAlone::try_parse().ok()?;
-    Some(arguments)
+    let command = Command::Run(arguments);
+    Some(Arguments { command })
 }
 
 fn parse<A: Parser>() -> Result<A, ExitCode> {

@@ -43,8 +43,6 @@ fn run() -> Result<bool, String> {
     let mut chosen = suite.tags.clone();
     if !names.is_empty() {
         chosen.extend(suite.beyond.iter().cloned());
-    }
-    if !names.is_empty() {
         chosen.retain(|tag| names.contains(&tag.name));
     }
     let shown = |outcome: Option<Outcome>| outcome.map_or("-".to_owned(), |o| o.to_string());

@@ -45,11 +45,12 @@ pub fn is_session_leader(thread: &Thread) -> bool {
     session(thread) == thread.process.pid
 }
 
-/// Whether a process group exists and is part of the session.
+/// Whether a process group exists.
 pub fn group_exists(group: u32) -> bool {
     table::lock().group_exists(group)
 }
 
+/// Whether a process group exists and is part of the session.
 pub fn group_in_session(group: u32, session: u32) -> bool {
     table::lock().group_in_session(group, session)
 }

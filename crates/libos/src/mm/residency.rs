@@ -125,6 +125,13 @@ impl Residency {
         spaces.filter(|space| space.is_busy(now)).collect()
     }
 
+    /// How many stand before a thread in the queue; `None` where it is not in it.
+    fn place_of(&self, thread: &Arc<Thread>) -> Option<usize> {
+        let this = Arc::downgrade(thread);
+        let mut waiting = self.waiting.iter();
+        waiting.position(|waiter| waiter.thread.ptr_eq(&this))
+    }
+
     /// Resident spaces that have neighbours.
     fn residents(&self) -> Vec<&Arc<Space>> {
         let spaces = self.spaces.iter();
@@ -135,15 +142,14 @@ impl Residency {
 
     /// Whether somebody who came before `space` waits for the same addresses and could have them
     /// now.
-    fn is_first(&self, space: &Space) -> bool {
-        let busy = self.busy();
+    fn is_first(&self, space: &Space, busy: &[&Arc<Space>]) -> bool {
         for waiter in &self.waiting {
             if core::ptr::eq(&*waiter.space, space) {
                 return true;
             }
             if waiter.thread.strong_count() > 0
                 && space.is_neighbour(&waiter.space)
-                && waiter.space.may_enter(&busy)
+                && waiter.space.may_enter(busy)
             {
                 return false;
             }
@@ -232,12 +238,7 @@ impl Space {
     }
 
     fn leave_queue(&self, guard: &mut Guard, thread: &Arc<Thread>) {
-        let this = Arc::downgrade(thread);
-        let at = guard
-            .waiting
-            .iter()
-            .position(|waiter| waiter.thread.ptr_eq(&this));
-        if let Some(at) = at {
+        if let Some(at) = guard.place_of(thread) {
             guard.waiting.remove(at);
             self.member.lock().waiting -= 1;
             WAITING.fetch_sub(1, Ordering::SeqCst);
@@ -255,7 +256,8 @@ impl Space {
         if self.member.lock().resident {
             return true;
         }
-        let ready = self.may_enter(&guard.busy()) && guard.is_first(self);
+        let busy = guard.busy();
+        let ready = self.may_enter(&busy) && guard.is_first(self, &busy);
         if ready {
             self.make_resident(guard);
         }
@@ -294,10 +296,8 @@ impl Space {
         let others = residents.iter().filter(|other| self.is_neighbour(other));
         let end = others.map(|other| other.member.lock().until).max();
         let end = end.unwrap_or(0).max(platform().monotonic() + 1_000_000);
-        let this = Arc::downgrade(thread);
-        let mut waiting = guard.waiting.iter();
-        let before = waiting.position(|waiter| waiter.thread.ptr_eq(&this));
-        end.saturating_add(SLICE * before.unwrap_or(0) as u64)
+        let before = guard.place_of(thread).unwrap_or(0);
+        end.saturating_add(SLICE * before as u64)
     }
 
     /// Whether all threads sleep in the kernel.

@@ -232,11 +232,12 @@ impl Table {
         members.map(|node| node.process.clone()).collect()
     }
 
-    /// Whether a group exists in a session (zombies count).
+    /// Whether a group exists (zombies count).
     pub fn group_exists(&self, group: u32) -> bool {
         self.nodes().any(|n| n.process.group() == group)
     }
 
+    /// The same, in a session.
     pub fn group_in_session(&self, group: u32, session: u32) -> bool {
         self.nodes()
             .any(|n| n.process.group() == group && n.process.session() == session)
