@@ -167,7 +167,7 @@ host_calls! {
     /// u64::MAX none) passes, or the wait word differs from (seen). Number ready; revents filled in.
     Poll = 23,
     /// ioctl (fd, request, len): argument in and out through the buffer. The loader allows
-    /// TCGETS, TCSETS*, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, SIOCG* only.
+    /// TCGETS, TCSETS*, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, TIOCOUTQ, SIOCATMARK only.
     Ioctl = 24,
     /// Non-blocking flag: a readable/writable test costs nothing. (fd): file type and flags as
     /// (st_mode << 32 | fcntl F_GETFL).
@@ -210,6 +210,10 @@ host_calls! {
     /// epoll_wait (epfd, max events, timeout ns or u64::MAX, seen): number; `EpollEvent`s (see
     /// [`EpollEvent`]) in the buffer. Returns early, with 0, when the wait word differs from seen.
     EpollWait = 54,
+    /// Interfaces, addresses, routes … of the host (what: see [`crate::network::query`], messages to
+    /// leave out, length of a request in the buffer, room): whole rtnetlink messages in the buffer, as
+    /// many as there is room for; their length in bytes, 0 after the last.
+    NetQuery = 55,
     /// Write (fd, iovecs already gathered) then wait … reserved.
     Reserved = 63,
 

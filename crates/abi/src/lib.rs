@@ -7,6 +7,7 @@
 //!   [`pattern`]: what those checks compare with.
 //! - [`cpu`]: CPU features that a configuration may demand.
 //! - [`hostcall`]: what the enclave may ask of the host, and the memory both sides share.
+//! - [`network`]: the host's interfaces, addresses and routes.
 //! - [`passthrough`]: directories of the host that a container uses as they are.
 //! - [`sites`]: instructions of executable files that the runtime rewrites.
 //!
@@ -23,6 +24,7 @@ pub mod cpu;
 pub mod hostcall;
 pub mod input;
 pub mod layout;
+pub mod network;
 pub mod passthrough;
 pub mod pattern;
 pub mod sites;

@@ -317,8 +317,28 @@ impl Hostile {
         Tampered::Skip(self.answer(EnterReason::Return as u64, *value))
     }
 
-    /// Looks at a true answer, to repeat it another time.
+    /// Spoils bytes of an answer of many parts, all of which the enclave reads.
+    fn spoil_answer(&self, slot: &Slot, len: u64) {
+        let len = len.min(DATA_SIZE);
+        for _ in 0..1 + self.below(8) {
+            let at = self.below(len.max(1));
+            let byte = [self.random() as u8, 0, 0xff][self.below(3) as usize];
+            if let Ok(span) = slot.area.data(at, 1) {
+                span.put(0, &[byte]);
+            }
+        }
+        self.tell(format_args!(
+            "slot {}, answer of {len} bytes spoilt",
+            slot.index
+        ));
+    }
+
+    /// Looks at a true answer, to repeat it another time, or to change it in place.
     pub fn observe(&self, slot: &Slot, call: u64, value: u64) {
+        let spoils = matches!(self.theme, Theme::Random | Theme::Torn | Theme::Everything);
+        if call == HostCall::NetQuery as u64 && spoils && self.is_due() {
+            self.spoil_answer(slot, value);
+        }
         if !matches!(self.theme, Theme::Repeated | Theme::Everything) || self.below(4) != 0 {
             return;
         }

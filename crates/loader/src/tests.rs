@@ -173,18 +173,11 @@ fn nothing_outside_the_area_or_the_own_descriptors() {
         inside.call(HostCall::Ioctl, [client, libc::FIONREAD, 4, 0]),
         0
     );
-    inside.put(0, &4000u32.to_le_bytes());
-    inside.put(8, &[0xff; 8]);
-    assert_eq!(
-        inside.call(HostCall::Ioctl, [client, libc::SIOCGIFCONF, 4016, 0]),
-        0
-    );
-    let used = u32::from_le_bytes(inside.get(0, 4).try_into().unwrap());
-    assert!(used >= 40 && used % 40 == 0, "{used}");
-    assert!(
-        inside.get(16, 2) == b"lo",
-        "the first interface is the loopback"
-    );
+    // Interfaces are asked for by NetQuery, which has no pointers.
+    for request in [libc::SIOCGIFCONF, libc::SIOCGIFFLAGS, libc::SIOCSIFFLAGS] {
+        let answer = inside.call(HostCall::Ioctl, [client, request, 64, 0]);
+        assert_eq!(answer, -(libc::ENOTTY as i64));
+    }
     let size = size_of::<libc::stat>() as u64;
     assert_eq!(inside.call(HostCall::FdStat, [client, 0, 0, 0]), 0);
     assert!(inside.get(0, size).iter().any(|byte| *byte != 0));
@@ -197,6 +190,30 @@ fn nothing_outside_the_area_or_the_own_descriptors() {
         inside.call(HostCall::Reserved, [0; 4]),
         -(libc::ENOSYS as i64)
     );
+}
+
+#[test]
+fn interfaces_come_as_whole_messages() {
+    use bulla_abi::network::query;
+    let inside = Inside::fresh();
+    let all = inside.call(HostCall::NetQuery, [query::LINKS, 0, 0, 64 << 10]) as u64;
+    assert!(all > 32);
+    let bytes = inside.get(0, all);
+    assert!(bytes.windows(4).any(|bytes| bytes == b"lo\0\0"));
+    let first = u64::from(u32::from_le_bytes(bytes[..4].try_into().unwrap())).next_multiple_of(4);
+    // Room for the first only, less than that, and what comes after it.
+    let call = |skip, room| inside.call(HostCall::NetQuery, [query::LINKS, skip, 0, room]) as u64;
+    assert_eq!(call(0, first), first);
+    assert_eq!(call(0, first - 1), 0);
+    assert_eq!(call(1, 64 << 10), all - first);
+    assert_eq!(call(1 << 40, 64 << 10), 0);
+    let invalid = -(libc::EINVAL as i64);
+    assert_eq!(inside.call(HostCall::NetQuery, [99, 0, 0, 4096]), invalid);
+    // A route is asked for with a header, and with no more than fits.
+    for len in [0, 11, 257] {
+        let asked = inside.call(HostCall::NetQuery, [query::ROUTE_TO, 0, len, 4096]);
+        assert_eq!(asked, invalid);
+    }
 }
 
 /// A host call has no addresses: whatever is passed, memory outside the slot's area is neither read

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const SHELL: &str = "for i in 1 2 3 4 5 6; do echo $i | cat | wc -c; done; ls -R /etc > /tmp/list; \
-    sleep 0.01 & wait; wc -l < /tmp/list";
+    for i in 1 2 3; do ip addr; ip route; ifconfig -a; cat /proc/net/dev /sys/class/net/*/mtu; done \
+    > /tmp/network 2>&1; sleep 0.01 & wait; wc -l < /tmp/list";
 
 const PYTHON: &str = "
 import os, socket, subprocess, threading
@@ -21,6 +22,7 @@ if pid == 0: os._exit(3)
 print(os.waitpid(pid, 0)[1])
 a = socket.create_server(('127.0.0.1', 0)); c = socket.create_connection(a.getsockname())
 d, _ = a.accept(); c.sendall(b'x' * 5000); print(len(d.recv(9000)))
+print(len([socket.if_nameindex() for _ in range(8)]))
 print(open('/etc/passwd').read()[:4])";
 
 /// Longest time for a container that nothing keeps from being woken.

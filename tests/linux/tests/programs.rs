@@ -1,6 +1,7 @@
 //! One test for each program.
 
-use bulla_test_linux::{Check, Linked, check, counter};
+use bulla_test_apps::sides;
+use bulla_test_linux::{Check, Linked, Program, check, counter};
 
 #[test]
 fn signals() {
@@ -255,4 +256,26 @@ fn terminals() {
 #[test]
 fn files() {
     check("files");
+}
+
+/// What a program finds in the enclave is what it finds on this machine, line by line.
+fn same(name: &str) {
+    check(name);
+    let program = Program::compile(&format!("programs/{name}.c"), name);
+    let outputs: Vec<String> = sides()
+        .iter()
+        .map(|side| {
+            let output = program.run(*side, &[]);
+            let own = output.lines().filter(|line| !line.starts_with("bulla: "));
+            own.collect::<Vec<_>>().join("\n")
+        })
+        .collect();
+    if let [first, second] = &outputs[..] {
+        assert_eq!(first, second);
+    }
+}
+
+#[test]
+fn interfaces() {
+    same("interfaces");
 }

@@ -411,7 +411,14 @@ fn mount_system(context: &FsContext) -> Result<()> {
         0o444,
     )?;
     make_directories(context, b"/sys/fs/cgroup", 0o555)?;
-    make_directories(context, b"/sys/class/net", 0o555)?;
+    let interfaces = Dentry::root(procfs::interfaces());
+    attach(
+        context,
+        b"/sys/class/net",
+        interfaces,
+        "sysfs",
+        NOSUID_NODEV_NOEXEC,
+    )?;
     Ok(())
 }
 

@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use core::any::Any;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::interfaces::ioctl;
 use super::{Ancillary, Incoming, Outgoing, Socket, msg};
 use crate::errno::{EFAULT, ENOTSOCK, ENOTTY, EPIPE};
 use crate::fs::file::{FileOps, OpenFile, anonymous_metadata};
@@ -23,11 +24,6 @@ const SOCKET_MODE: u32 = 0o140777;
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
 const SIOCATMARK: u32 = 0x8905;
-const SIOCGIFCONF: u32 = 0x8912;
-/// Bytes of a `struct ifreq`, one for each interface with an IPv4 address.
-const INTERFACE: usize = 40;
-/// Most interfaces that are told of.
-const INTERFACES_MAX: usize = 64;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
@@ -70,33 +66,21 @@ impl SocketFile {
     }
 }
 
-impl SocketFile {
-    /// SIOCGIFCONF. `struct ifconf`: bytes of room, and where the list goes (0: only its length is
-    /// asked for).
-    fn interface_list(&self, context: &mut Context<'_>, argument: u64) -> Result<usize> {
-        const POINTER: u64 = 8;
-        /// Where the list begins in what the host gets.
-        const LIST: usize = 16;
-        let mm = context.mm();
-        let room = UserPtr::<i32>::new(argument).read(&mm)?;
-        let list = UserPtr::<u64>::new(argument.wrapping_add(POINTER)).read(&mm)?;
-        let most = INTERFACES_MAX * INTERFACE;
-        let room = match list {
-            0 => most,
-            _ => usize::try_from(room).unwrap_or(0).min(most),
-        };
-        let mut value = alloc::vec![0; LIST + most];
-        value[..4].copy_from_slice(&(room as u32).to_le_bytes());
-        self.socket.ioctl(SIOCGIFCONF, &mut value)?;
-        let used = u32::from_le_bytes([value[0], value[1], value[2], value[3]]) as usize;
-        // The host's word: whole entries, no more than there is room for.
-        let used = used.min(room) / INTERFACE * INTERFACE;
-        if list != 0 {
-            mm.write(list, &value[LIST..LIST + used])?;
-        }
-        UserPtr::<i32>::new(argument).write(&mm, &(used as i32))?;
-        Ok(0)
+/// SIOCGIFCONF. `struct ifconf`: bytes of room, and where the list goes (0: only its length is asked
+/// for). As many whole entries as there is room for.
+fn interface_list(context: &mut Context<'_>, argument: u64) -> Result<usize> {
+    const POINTER: u64 = 8;
+    let mm = context.mm();
+    let room = UserPtr::<i32>::new(argument).read(&mm)?;
+    let at = UserPtr::<u64>::new(argument.wrapping_add(POINTER)).read(&mm)?;
+    let mut list = ioctl::list()?;
+    if at != 0 {
+        list.truncate(usize::try_from(room).unwrap_or(0) / ioctl::REQUEST);
+        mm.write(at, &list.concat())?;
     }
+    let used = list.len() * ioctl::REQUEST;
+    UserPtr::<i32>::new(argument).write(&mm, &(used as i32))?;
+    Ok(0)
 }
 
 impl FileOps for SocketFile {
@@ -155,20 +139,23 @@ impl FileOps for SocketFile {
         request: u32,
         argument: u64,
     ) -> Result<usize> {
-        if request == SIOCGIFCONF {
-            return self.interface_list(context, argument);
-        }
-        let len = match request {
-            FIONREAD | SIOCOUTQ | SIOCATMARK => 4,
-            // SIOCGIFNAME … SIOCGIFTXQLEN: struct ifreq.
-            0x8910 | 0x8913..=0x8942 => 40,
-            _ => return Err(ENOTTY),
-        };
         let mm = context.mm();
-        let mut value = [0u8; 40];
-        mm.read(argument, &mut value[..len])?;
-        let answer = self.socket.ioctl(request, &mut value[..len])?;
-        mm.write(argument, &value[..len]).map_err(|_| EFAULT)?;
+        if request == ioctl::SIOCGIFCONF {
+            return interface_list(context, argument);
+        }
+        if ioctl::is_about_interfaces(request) {
+            let mut value = [0u8; ioctl::REQUEST];
+            mm.read(argument, &mut value)?;
+            ioctl::answer(self.socket.family(), request, &mut value)?;
+            mm.write(argument, &value)?;
+            return Ok(0);
+        }
+        if !matches!(request, FIONREAD | SIOCOUTQ | SIOCATMARK) {
+            return Err(ENOTTY);
+        }
+        let mut value = [0u8; 4];
+        let answer = self.socket.ioctl(request, &mut value)?;
+        mm.write(argument, &value).map_err(|_| EFAULT)?;
         Ok(answer)
     }
 

@@ -2,11 +2,13 @@
 //!
 //! - [`Socket`]: what an address family implements; [`file::SocketFile`] makes it a file.
 //! - [`inet`]: TCP and UDP on host sockets. [`unix`]: UNIX sockets, entirely in the enclave.
+//! - [`interfaces`]: those of the host, its addresses and routes; [`netlink`]: how programs ask for them.
 //! - [`host`]: the host calls behind `inet` and behind readiness of host descriptors.
 
 pub mod file;
 pub mod host;
 pub mod inet;
+pub mod interfaces;
 pub mod netlink;
 pub mod timeout;
 pub mod unix;

@@ -13,12 +13,6 @@ use crate::waiting::Blocks;
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
 const TCSETSF2: u64 = 0x402c_542d;
-/// Interface queries (linux/sockios.h): SIOCGIFNAME to SIOCGIFMAP, where the odd ones that set
-/// something are left out.
-const INTERFACE_QUERIES: &[u64] = &[
-    0x8910, 0x8913, 0x8915, 0x8917, 0x8919, 0x891b, 0x891d, 0x8921, 0x8927, 0x8933, 0x8942, 0x8970,
-];
-const IFREQ_SIZE: usize = 40;
 /// Whether the next byte is the urgent one.
 const SIOCATMARK: u64 = 0x8905;
 
@@ -93,8 +87,6 @@ impl Call<'_> {
             TCGETS2 | TCSETS2..=TCSETSF2 => 44,
             libc::TIOCGWINSZ | libc::TIOCSWINSZ => 8,
             libc::FIONREAD | libc::TIOCOUTQ | SIOCATMARK => 4,
-            libc::SIOCGIFCONF => return file::interface_list(fd, argument),
-            request if INTERFACE_QUERIES.contains(&request) => IFREQ_SIZE,
             _ => return Err(Errno(libc::ENOTTY)),
         };
         if argument.len() < size {

@@ -148,6 +148,7 @@ fn dispatch(call: &Call<'_>, kind: HostCall) -> Answer {
         HostCall::GetPeerName => call.peer_name(),
         HostCall::EpollCreate => call.epoll_create(),
         HostCall::EpollCtl => call.epoll_control(),
+        HostCall::NetQuery => call.network(),
         HostCall::Quote => call.quote(),
         HostCall::QuoteTarget => call.quote_target(),
         HostCall::QuoteCollateral => call.quote_collateral(),

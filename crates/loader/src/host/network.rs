@@ -1,8 +1,10 @@
 //! Host calls on sockets. All sockets are non-blocking; waiting is done in the calls for that.
 
 use bulla_abi::hostcall::{RECV_WAIT, RecvHeader};
+use bulla_abi::network::REQUEST_MAX;
 
 use super::Call;
+use crate::sys::netlink;
 use crate::sys::raw::{Answer, Errno};
 use crate::sys::socket::{self, Peer};
 use crate::sys::wait::Waiter;
@@ -139,6 +141,28 @@ impl Call<'_> {
     pub fn peer_name(&self) -> Answer {
         let fd = self.descriptor(self.arguments[0])?;
         socket::name(fd, Peer::Them, self.data(ADDRESS_MAX)?)
+    }
+
+    /// NetQuery(what, messages to leave out, length of the request, room).
+    pub fn network(&self) -> Answer {
+        let [what, skip, request_len, room] = self.arguments;
+        if request_len > REQUEST_MAX {
+            return Err(Errno(libc::EINVAL));
+        }
+        let request = self.data(request_len)?.to_vec();
+        let to = self.data(room)?;
+        let messages = netlink::query(what, &request)?;
+        let mut used = 0;
+        for message in
+            netlink::messages(&messages).skip(usize::try_from(skip).unwrap_or(usize::MAX))
+        {
+            if used + message.len() > to.len() {
+                break;
+            }
+            to.put(used, message);
+            used += message.len();
+        }
+        Ok(used as u64)
     }
 
     fn address(&self, len: u64) -> Result<crate::sys::area::Span<'_>, Errno> {

@@ -88,29 +88,3 @@ pub fn status_into(fd: i32, to: Span<'_>) -> Answer {
 pub fn ioctl(fd: i32, request: u64, argument: Span<'_>) -> Answer {
     plain!(libc::SYS_ioctl, fd, request, argument.pointer())
 }
-
-/// SIOCGIFCONF: the kernel wants a pointer to where the list goes, which only we may choose. The
-/// area holds the room in bytes (u32), then at 16 the list; the used length replaces the room.
-pub fn interface_list(fd: i32, argument: Span<'_>) -> Answer {
-    #[repr(C)]
-    struct Configuration {
-        len: i32,
-        list: usize,
-    }
-    if argument.len() < 16 {
-        return Err(super::raw::Errno(libc::EINVAL));
-    }
-    let room = (argument.u32_at(0) as usize).min(argument.len() - 16);
-    let mut configuration = Configuration {
-        len: room as i32,
-        list: argument.pointer() + 16,
-    };
-    let answer = plain!(
-        libc::SYS_ioctl,
-        fd,
-        libc::SIOCGIFCONF,
-        &raw mut configuration
-    )?;
-    argument.put(0, &configuration.len.to_le_bytes());
-    Ok(answer)
-}

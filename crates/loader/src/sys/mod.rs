@@ -8,6 +8,7 @@ pub mod area;
 pub mod dcap;
 pub mod file;
 pub mod map;
+pub mod netlink;
 pub mod place;
 pub mod raw;
 pub mod signal;

@@ -1,7 +1,8 @@
 //! /proc, generated from the kernel's state.
 //!
 //! Nothing is kept: every lookup makes a new inode, every read from the start makes new text.
-//! [`tree`] holds what does not belong to a process, [`process`] what does.
+//! [`tree`] holds what does not belong to a process, [`process`] what does. /sys/class/net is made in
+//! the same way, and here.
 
 mod configuration;
 mod process;
@@ -9,6 +10,7 @@ mod sysvipc;
 mod text;
 mod tree;
 
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -21,11 +23,12 @@ use super::file::{FileOps, flags};
 use super::inode::{
     Entry, FileId, FileType, FsStatistics, Inode, LinkTarget, Metadata, SetAttributes, Time,
 };
-use super::memfs::{PROC_MAGIC, anonymous_device};
+use super::memfs::{PROC_MAGIC, SYSFS_MAGIC, anonymous_device};
 use super::path::PathRef;
 use super::permission::Caller;
 use crate::Result;
 use crate::errno::{EACCES, EINVAL, ENOENT, ENOTDIR, EPERM};
+use crate::net::interfaces::sysfs::Node;
 use crate::process::credentials::By;
 use crate::process::{Process, table};
 use process::{PidEntry, PidFile, PidLink};
@@ -36,6 +39,11 @@ pub use tree::Setting;
 /// The root directory.
 pub fn root() -> Arc<dyn Inode> {
     ProcNode::make(Kind::Static(&tree::ROOT))
+}
+
+/// The directory /sys/class/net.
+pub fn interfaces() -> Arc<dyn Inode> {
+    ProcNode::make(Kind::Interfaces(Node::Root))
 }
 
 fn device() -> u64 {
@@ -73,6 +81,8 @@ pub(super) enum Kind {
     Descriptor { process: Arc<Process>, fd: i32 },
     /// /proc/<pid>/fdinfo/<fd>.
     DescriptorInfo { process: Arc<Process>, fd: i32 },
+    /// /sys/class/net and what is in it.
+    Interfaces(Node),
 }
 
 /// Directories of a process.
@@ -113,7 +123,7 @@ impl ProcNode {
 
     fn process(&self) -> Option<&Arc<Process>> {
         match &self.kind {
-            Kind::Static(_) | Kind::SelfLink { .. } => None,
+            Kind::Static(_) | Kind::SelfLink { .. } | Kind::Interfaces(_) => None,
             Kind::Process { process, .. }
             | Kind::PidDirectory { process, .. }
             | Kind::PidFile { process, .. }
@@ -129,6 +139,7 @@ impl ProcNode {
         match &self.kind {
             Kind::Static(item) => core::ptr::from_ref::<Item>(item) as u64 & 0xffff_ffff,
             Kind::SelfLink { thread } => 2 + u64::from(*thread),
+            Kind::Interfaces(node) => node.number() | 1 << 40,
             Kind::Process { process, tid } => {
                 of(process, 0) ^ tid.map_or(0, |tid| u64::from(tid) << 53)
             }
@@ -201,6 +212,10 @@ impl Inode for ProcNode {
                 0o120000 | if read { 0o500 } else { 0 } | if write { 0o300 } else { 0 }
             }
             Kind::DescriptorInfo { .. } => 0o100444,
+            Kind::Interfaces(node) => match node.kind() {
+                FileType::Directory => 0o040555,
+                _ => 0o100444,
+            },
         }
     }
 
@@ -258,7 +273,9 @@ impl Inode for ProcNode {
                     return Err(EACCES);
                 }
             }
-            Kind::Static(Item::Text(_) | Item::Bytes(_)) | Kind::DescriptorInfo { .. }
+            Kind::Static(Item::Text(_) | Item::Bytes(_))
+            | Kind::DescriptorInfo { .. }
+            | Kind::Interfaces(_)
                 if writes =>
             {
                 return Err(EACCES);
@@ -307,6 +324,7 @@ impl Inode for ProcNode {
                 tree::find(children, name).map(|item| ProcNode::make(Kind::Static(item)))
             }
             Kind::Process { process, tid } => process::lookup(process, *tid, name),
+            Kind::Interfaces(node) => Ok(ProcNode::make(Kind::Interfaces(node.lookup(name)?))),
             Kind::PidDirectory { process, which, .. } => match which {
                 PidDirectory::Task => {
                     let tid = decimal(name).ok_or(ENOENT)?;
@@ -345,18 +363,19 @@ impl Inode for ProcNode {
     ) -> Result<()> {
         // Positions: fixed names from 2 on, then numbers (pids, descriptors) from NUMBERS on.
         const NUMBERS: u64 = 0x1000;
-        let mut fixed: Vec<(&str, FileType)> = Vec::new();
+        let mut fixed: Vec<(Cow<'_, str>, FileType)> = Vec::new();
+        let named = |(name, item): &(&'static str, Item)| (Cow::from(*name), item.kind());
         let mut numbers: Vec<u32> = Vec::new();
         let mut number_kind = FileType::Directory;
         match &self.kind {
             Kind::Static(Item::Root(children)) => {
-                fixed.push(("self", FileType::Link));
-                fixed.push(("thread-self", FileType::Link));
-                fixed.extend(children.iter().map(|(name, item)| (*name, item.kind())));
+                fixed.push(("self".into(), FileType::Link));
+                fixed.push(("thread-self".into(), FileType::Link));
+                fixed.extend(children.iter().map(named));
                 numbers.extend(table::processes().iter().map(|process| process.pid));
             }
             Kind::Static(Item::Directory(children)) => {
-                fixed.extend(children.iter().map(|(name, item)| (*name, item.kind())));
+                fixed.extend(children.iter().map(named));
             }
             Kind::Process { tid, .. } => {
                 let entries = process::ENTRIES.iter();
@@ -367,11 +386,15 @@ impl Inode for ProcNode {
                             let kind = match entry {
                                 PidEntry::File(_) => FileType::Regular,
                                 PidEntry::Link(_) => FileType::Link,
-                                PidEntry::Directory(_) => FileType::Directory,
+                                PidEntry::Directory(_) | PidEntry::Common(_) => FileType::Directory,
                             };
-                            (*name, kind)
+                            (Cow::from(*name), kind)
                         }),
                 );
+            }
+            Kind::Interfaces(node) => {
+                let children = node.children()?.into_iter();
+                fixed.extend(children.map(|(name, kind)| (Cow::from(name), kind)));
             }
             Kind::PidDirectory {
                 process,
@@ -471,7 +494,10 @@ impl Inode for ProcNode {
 
     fn statistics(&self) -> FsStatistics {
         FsStatistics {
-            magic: PROC_MAGIC,
+            magic: match self.kind {
+                Kind::Interfaces(_) => SYSFS_MAGIC,
+                _ => PROC_MAGIC,
+            },
             block_size: 4096,
             ..FsStatistics::default()
         }

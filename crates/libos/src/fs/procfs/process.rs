@@ -8,7 +8,7 @@ use core::fmt::Write;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::{Kind, PidDirectory, ProcNode};
+use super::{Item, Kind, PidDirectory, ProcNode, tree};
 use crate::errno::{EACCES, EINVAL, EIO, ENOENT, EPERM, ESRCH};
 use crate::fs::context::FsContext;
 use crate::fs::file::{OpenFile, flags};
@@ -25,11 +25,13 @@ use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
 /// What a name in /proc/<pid> stands for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub enum PidEntry {
     File(PidFile),
     Link(PidLink),
     Directory(PidDirectory),
+    /// What is the same for every process.
+    Common(&'static Item),
 }
 
 impl PidEntry {
@@ -136,6 +138,7 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("mem", PidEntry::File(PidFile::Memory)),
     ("mountinfo", PidEntry::File(PidFile::MountInfo)),
     ("mounts", PidEntry::File(PidFile::Mounts)),
+    ("net", PidEntry::Common(&tree::NET)),
     ("oom_adj", PidEntry::File(PidFile::OomAdjust)),
     ("oom_score", PidEntry::File(PidFile::OomScore)),
     ("oom_score_adj", PidEntry::File(PidFile::OomScoreAdjust)),
@@ -168,6 +171,7 @@ pub fn lookup(process: &Arc<Process>, tid: Option<u32>, name: &[u8]) -> Result<A
         },
         PidEntry::Link(which) => Kind::PidLink { process, which },
         PidEntry::Directory(which) => Kind::PidDirectory { process, which },
+        PidEntry::Common(item) => Kind::Static(item),
     }))
 }
 

@@ -35,6 +35,7 @@ pub fn generate(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
             which,
         } => process::text(process, *tid, *which, thread),
         Kind::DescriptorInfo { process, fd } => process::descriptor_info(process, *fd),
+        Kind::Interfaces(node) => node.text(),
         _ => Err(EISDIR),
     }
 }

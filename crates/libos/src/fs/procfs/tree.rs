@@ -14,6 +14,7 @@ use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
 use crate::fs::{inotify, pipe};
 use crate::mm::accounting;
+use crate::net::interfaces;
 use crate::platform::platform;
 use crate::process::{core_dump, table};
 use crate::{Kernel, Result, ipc, kernel, mm};
@@ -127,6 +128,15 @@ pub static ROOT: Item = Item::Root(&[
     ("uptime", Item::Text(uptime)),
     ("version", Item::Text(version)),
     ("vmstat", Item::Text(vmstat)),
+]);
+
+/// /proc/<pid>/net: the network is one for all processes.
+pub static NET: Item = Item::Directory(&[
+    ("arp", Item::Text(interfaces::text::neighbours)),
+    ("dev", Item::Text(interfaces::text::devices)),
+    ("if_inet6", Item::Text(interfaces::text::addresses6)),
+    ("ipv6_route", Item::Text(interfaces::text::routes6)),
+    ("route", Item::Text(interfaces::text::routes)),
 ]);
 
 static SYS: Children = &[
