@@ -167,7 +167,8 @@ host_calls! {
     /// u64::MAX none) passes, or the wait word differs from (seen). Number ready; revents filled in.
     Poll = 23,
     /// ioctl (fd, request, len): argument in and out through the buffer. The loader allows
-    /// TCGETS, TCSETS*, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, TIOCOUTQ, SIOCATMARK only.
+    /// TCGETS, TCSETS*, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, TIOCOUTQ, SIOCATMARK only, and
+    /// FIOSETOWN, after which urgent data at the socket comes as SIGURG by `TakeSignals`.
     Ioctl = 24,
     /// Non-blocking flag: a readable/writable test costs nothing. (fd): file type and flags as
     /// (st_mode << 32 | fcntl F_GETFL).

@@ -345,7 +345,10 @@ pub fn host_signals(mask: u64) -> Result<()> {
         return Err(crate::errno::ESRCH);
     };
     let foreground = crate::fs::tty::host_terminal().foreground();
-    let mut left = mask;
+    if mask & signal::bit(signal::SIGURG) != 0 {
+        crate::net::listing::host_urgent();
+    }
+    let mut left = mask & !signal::bit(signal::SIGURG);
     while left != 0 {
         let number = left.trailing_zeros() + 1;
         left &= left - 1;

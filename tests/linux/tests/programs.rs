@@ -279,3 +279,18 @@ fn same(name: &str) {
 fn interfaces() {
     same("interfaces");
 }
+
+#[test]
+fn listing() {
+    same("listing");
+}
+
+#[test]
+fn sockets() {
+    same("sockets");
+}
+
+#[test]
+fn accounts() {
+    check("accounts");
+}

@@ -60,7 +60,8 @@ impl Inode for FileNode {
         if let Some(end) = pipe::of(&self.file) {
             return Ok(pipe::reopen(end.pipe(), flags));
         }
-        if self.file.ops.as_any().is::<super::host::HostFile>() {
+        let ops = self.file.ops.as_any();
+        if ops.is::<super::host::HostFile>() || ops.is::<super::procfs::NamespaceFile>() {
             return Ok(self.file.ops.clone());
         }
         Err(ENXIO.because("this kind of file cannot be opened by name"))

@@ -19,6 +19,7 @@ use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, Wake};
 
 const SIGIO: u32 = 29;
+const SIGURG: u32 = 23;
 /// si_code: input, output.
 const POLL_IN: i32 = 1;
 const POLL_OUT: i32 = 2;
@@ -126,6 +127,12 @@ impl Owner {
         self.state.lock().fd = fd;
     }
 
+    /// Urgent data has come: SIGURG, whatever F_SETSIG says.
+    pub fn urgent(&self) {
+        let state = self.state.lock().clone();
+        Self::send(&state, SigInfo::kernel(SIGURG));
+    }
+
     /// Sends the signal.
     pub fn notify(&self, code: i32, band: u32) {
         let state = self.state.lock().clone();
@@ -140,6 +147,10 @@ impl Owner {
                 ..SigInfo::default()
             }
         };
+        Self::send(&state, info);
+    }
+
+    fn send(state: &State, info: SigInfo) {
         let may = |process: &Process| {
             let target = process.credentials.lock().clone();
             state

@@ -7,6 +7,7 @@ use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::inode::{Find, Inode, Metadata, Time};
+use super::lock::{self, Locks};
 use super::mount::flags::NOATIME;
 use super::path::PathRef;
 use crate::errno::{EBADF, EINVAL, ENOTTY, ENXIO, ESPIPE};
@@ -123,6 +124,14 @@ impl OpenFile {
     /// The inode behind the file, when it has one: stat, mmap, truncate, … go through it.
     pub fn inode(&self) -> Option<&Arc<dyn Inode>> {
         self.path.as_ref().map(PathRef::inode)
+    }
+
+    /// The locks on what is open; `None` for an inode that has none.
+    pub fn locks(&self) -> Option<&Locks> {
+        match self.inode() {
+            Some(inode) => inode.state().map(|state| &state.locks),
+            None => Some(self.ops.locks()),
+        }
     }
 
     /// The flags as fcntl(2) and /proc tell them: what a path was opened with has O_LARGEFILE.
@@ -273,6 +282,11 @@ pub trait FileOps: Any + Send + Sync {
     /// Whether O_ASYNC works: its wait queues are woken by I/O only, never by signals.
     fn is_async(&self) -> bool {
         false
+    }
+
+    /// Its locks, where it has no inode in a file system.
+    fn locks(&self) -> &Locks {
+        &lock::ANONYMOUS
     }
 
     /// Whether lseek, pread and pwrite make sense.

@@ -375,6 +375,8 @@ impl FileOps for HostFile {
             }
             ioctl::TIOCGWINSZ => self.pass_ioctl(context, request, argument, WINSIZE_SIZE, false),
             ioctl::TIOCSWINSZ => self.pass_ioctl(context, request, argument, WINSIZE_SIZE, true),
+            // The host's terminal is not ours to type into.
+            ioctl::TIOCSTI => Err(EIO),
             ioctl::TCSBRK | ioctl::TCSBRKP | ioctl::TCXONC | ioctl::TCFLSH => Ok(0),
             ioctl::TIOCOUTQ => {
                 UserPtr::<i32>::new(argument).write(&context.mm(), &0)?;

@@ -370,6 +370,26 @@ fn mount_devices(context: &FsContext) -> Result<()> {
     )
 }
 
+/// CPUs `first` to `last` of so many as the masks under /sys show them: words of 32 bits in hexadecimal,
+/// the highest first.
+fn cpu_mask(first: u32, last: u32, cpus: u32) -> String {
+    let words = cpus.div_ceil(32);
+    let word = |at: u32| {
+        let bits = (0..32).filter(|bit| (first..=last).contains(&(at * 32 + bit)));
+        bits.fold(0u32, |word, bit| word | 1 << bit)
+    };
+    let width = |at: u32| match at + 1 == words {
+        // Of the first one only the digits that there are CPUs for.
+        true => (cpus - at * 32).div_ceil(4) as usize,
+        false => 8,
+    };
+    let text: Vec<String> = (0..words)
+        .rev()
+        .map(|at| format!("{:0width$x}", word(at), width = width(at)))
+        .collect();
+    text.join(",") + "\n"
+}
+
 fn mount_system(context: &FsContext) -> Result<()> {
     tmpfs(context, b"/sys", 0o555, SYSFS_MAGIC, "sysfs")?;
     let cpus = platform().cpus().max(1);
@@ -387,8 +407,17 @@ fn mount_system(context: &FsContext) -> Result<()> {
         let files = [
             ("core_id", format!("{cpu}\n")),
             ("physical_package_id", String::from("0\n")),
+            ("die_id", String::from("0\n")),
             ("thread_siblings_list", format!("{cpu}\n")),
+            ("core_cpus_list", format!("{cpu}\n")),
             ("core_siblings_list", range.clone()),
+            ("package_cpus_list", range.clone()),
+            ("die_cpus_list", range.clone()),
+            ("thread_siblings", cpu_mask(cpu, cpu, cpus)),
+            ("core_cpus", cpu_mask(cpu, cpu, cpus)),
+            ("core_siblings", cpu_mask(0, cpus - 1, cpus)),
+            ("package_cpus", cpu_mask(0, cpus - 1, cpus)),
+            ("die_cpus", cpu_mask(0, cpus - 1, cpus)),
         ];
         for (name, text) in files {
             let path = format!("{base}/{name}");

@@ -13,6 +13,12 @@ pub const TCXONC: u32 = 0x540a;
 pub const TCFLSH: u32 = 0x540b;
 pub const TIOCEXCL: u32 = 0x540c;
 pub const TIOCNXCL: u32 = 0x540d;
+/// Whom signals about a socket go to (asm-generic/sockios.h).
+pub const FIOSETOWN: u32 = 0x8901;
+pub const SIOCSPGRP: u32 = 0x8902;
+pub const FIOGETOWN: u32 = 0x8903;
+pub const SIOCGPGRP: u32 = 0x8904;
+pub const TIOCSTI: u32 = 0x5412;
 pub const TIOCSCTTY: u32 = 0x540e;
 pub const TIOCGPGRP: u32 = 0x540f;
 pub const TIOCSPGRP: u32 = 0x5410;

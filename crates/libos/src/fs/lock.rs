@@ -1,6 +1,6 @@
 //! Advisory locks: flock(2), and the record locks of fcntl(2), of processes and of open files.
 //!
-//! An inode's locks are in its [`Locks`]. Blocking requests sleep on its queue and try again.
+//! An inode's locks are in its [`Locks`]; pipes and sockets have their own. Blocking requests sleep on its queue and try again.
 //! Deadlocks between processes' record locks are found by following who waits for whom.
 
 use alloc::sync::Arc;
@@ -10,7 +10,6 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use spin::Once;
 
 use super::file::OpenFile;
-use super::inode::Inode;
 use crate::errno::{EAGAIN, EDEADLK, ENOLCK};
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, WaitQueue, block_on};
@@ -76,7 +75,22 @@ pub struct Locks {
 /// Processes that wait for a record lock: who, and for whom.
 static WAITING: SpinLock<Vec<(Owner, Owner)>> = SpinLock::new(Vec::new());
 
+/// The locks of files that have no inode of their own: epoll instances, eventfds, timers … share one,
+/// as on Linux.
+pub static ANONYMOUS: Locks = Locks::new();
+
 impl Locks {
+    pub const fn new() -> Locks {
+        Locks {
+            count: AtomicUsize::new(0),
+            state: SpinLock::new(State {
+                records: Vec::new(),
+                flocks: Vec::new(),
+            }),
+            queue: Once::new(),
+        }
+    }
+
     fn update<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let mut state = self.state.lock();
         let result = change(&mut state);
@@ -271,19 +285,14 @@ fn merge(records: &mut Vec<Record>, mut wanted: Record) {
 
 /// A process closes a descriptor: all its record locks on the file go (POSIX).
 pub fn release_table(file: &OpenFile, table: usize) {
-    if let Some(state) = file.inode().and_then(|inode| inode.state()) {
-        state.locks.release(Owner::Table(table));
+    if let Some(locks) = file.locks() {
+        locks.release(Owner::Table(table));
     }
 }
 
 /// The last descriptor of an open file is closed.
 pub(super) fn release_file(file: &OpenFile) {
-    if let Some(state) = file
-        .inode()
-        .and_then(|inode: &Arc<dyn Inode>| inode.state())
-    {
-        state
-            .locks
-            .release(Owner::File(core::ptr::from_ref(file) as usize));
+    if let Some(locks) = file.locks() {
+        locks.release(Owner::File(core::ptr::from_ref(file) as usize));
     }
 }

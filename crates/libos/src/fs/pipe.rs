@@ -18,6 +18,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::file::{FileOps, OpenFile, flags};
 use super::inode::Metadata;
+use super::lock::Locks;
 use super::permission::Caller;
 use crate::errno::{EAGAIN, EBADF, EBUSY, EINVAL, ENOTTY, ENXIO, EPERM, EPIPE};
 use crate::mm::accounting;
@@ -104,6 +105,7 @@ pub struct Pipe {
     number: u64,
     state: SpinLock<State>,
     queue: Arc<WaitQueue>,
+    locks: Locks,
 }
 
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -117,6 +119,7 @@ impl Pipe {
             number,
             state: SpinLock::new(state),
             queue: WaitQueue::new(),
+            locks: Locks::new(),
         })
     }
 
@@ -132,12 +135,14 @@ impl Pipe {
         }
     }
 
-    /// Takes up to `to.len()` bytes. `None` when a reader must wait.
+    /// Takes up to `to.len()` bytes, and wakes writers where a pipe that was full has room again:
+    /// Linux too says nothing while there was room all the time. `None` when a reader must wait.
     fn take(&self, to: &mut [u8], packet_mode: bool) -> Option<usize> {
         let mut state = self.state.lock();
         if state.bytes.is_empty() {
             return if state.writers == 0 { Some(0) } else { None };
         }
+        let was_full = state.room() < ATOMIC;
         let mut len = to.len().min(state.bytes.len());
         let mut drop_rest = 0;
         if let Some(&packet) = state.packets.front() {
@@ -158,6 +163,11 @@ impl Pipe {
         to[first..len].copy_from_slice(&back[..len - first]);
         state.bytes.drain(..len + drop_rest);
         state.taken = state.taken.saturating_add(len);
+        let has_room = was_full && state.room() >= ATOMIC;
+        drop(state);
+        if has_room {
+            self.queue.wake(WRITABLE);
+        }
         Some(len)
     }
 
@@ -394,7 +404,6 @@ impl PipeEnd {
             match self.pipe.take(&mut bounce[..wanted], packet_mode) {
                 Some(0) => break,
                 Some(len) => {
-                    self.pipe.queue.wake(WRITABLE);
                     let put = to.put(&bounce[..len]).unwrap_or(0);
                     if put < len {
                         self.pipe.put_back(&bounce[put..len]);
@@ -468,6 +477,10 @@ impl PipeEnd {
 impl FileOps for PipeEnd {
     fn is_async(&self) -> bool {
         true
+    }
+
+    fn locks(&self) -> &Locks {
+        &self.pipe.locks
     }
 
     fn as_any(&self) -> &dyn Any {

@@ -24,8 +24,9 @@ use super::namei;
 use super::path::{Follow, PathRef, Walk};
 use super::permission::Caller;
 use super::tty::Terminal;
-use crate::errno::{EAGAIN, EINVAL, EIO, ENOSPC, ENXIO, ETIMEDOUT};
+use crate::errno::{EAGAIN, EINVAL, EIO, ENOSPC, ENXIO, EPERM, ETIMEDOUT};
 use crate::platform::platform;
+use crate::process::credentials::CAP_SYS_ADMIN;
 use crate::signal::{SIGHUP, SIGWINCH};
 use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
@@ -168,6 +169,19 @@ pub fn of_session(session: u32) -> Option<(u64, u32)> {
 }
 
 impl Pty {
+    /// Input, as if it were typed.
+    fn type_in(&self, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        let receive = |&byte| state.line.receive(byte);
+        let signals: Vec<u32> = bytes.iter().filter_map(receive).collect();
+        drop(state);
+        for signal in signals {
+            hooks::signal_group(self.terminal.foreground(), signal);
+        }
+        // Writers too: the output may be stopped or go on.
+        self.queue.wake(BOTH);
+    }
+
     /// ioctls of both sides.
     fn ioctl(
         &self,
@@ -186,6 +200,16 @@ impl Pty {
             ioctl::TCGETS2 => {
                 let termios = self.state.lock().line.termios();
                 mm.write(argument, &termios.with_speeds())?;
+            }
+            ioctl::TIOCSTI => {
+                // Only into one's own terminal, unless one may do anything (tty_ioctl(4)).
+                let is_own = self.terminal.session() == hooks::session(context.thread);
+                if is_master || !is_own && !context.caller().has(CAP_SYS_ADMIN) {
+                    return Err(EPERM);
+                }
+                let mut byte = [0];
+                mm.read(argument, &mut byte)?;
+                self.type_in(&byte);
             }
             ioctl::TIOCGETD => UserPtr::<i32>::new(argument).write(&mm, &0)?,
             ioctl::TIOCSETD => {
@@ -343,15 +367,7 @@ impl FileOps for Master {
         while !from.is_empty() {
             let len = from.remaining().min(chunk.len());
             let taken = from.take(&mut chunk[..len])?;
-            let mut state = self.pty.state.lock();
-            let receive = |&byte| state.line.receive(byte);
-            let signals: Vec<u32> = chunk[..taken].iter().filter_map(receive).collect();
-            drop(state);
-            for signal in signals {
-                hooks::signal_group(self.pty.terminal.foreground(), signal);
-            }
-            // Writers too: the output may be stopped or go on.
-            self.pty.queue.wake(BOTH);
+            self.pty.type_in(&chunk[..taken]);
         }
         Ok(from.done() - start)
     }

@@ -2,15 +2,20 @@
 
 use alloc::format;
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use spin::Once;
+
 use super::interfaces::ioctl;
+use super::listing;
 use super::{Ancillary, Incoming, Outgoing, Socket, msg};
 use crate::errno::{EFAULT, ENOTSOCK, ENOTTY, EPIPE};
+use crate::fs::async_io::Target;
 use crate::fs::file::{FileOps, OpenFile, anonymous_metadata};
 use crate::fs::inode::Metadata;
+use crate::fs::lock::Locks;
 use crate::signal::info::SigInfo;
 use crate::signal::send::{self, Origin};
 use crate::sync::wait::{Events, PollTable};
@@ -25,20 +30,59 @@ const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
 const SIOCATMARK: u32 = 0x8905;
 
-static NEXT: AtomicU64 = AtomicU64::new(1);
+/// A number that no other socket has.
+pub fn next_number() -> u64 {
+    // netstat(8) takes no number of one digit for an inode's.
+    static NEXT: AtomicU64 = AtomicU64::new(20_001);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 /// A socket behind a descriptor.
 pub struct SocketFile {
     pub socket: Arc<dyn Socket>,
+    /// User and group of whoever made it.
+    pub owner: (u32, u32),
     number: u64,
+    locks: Locks,
+    /// The open file, of which a socket has only one: it knows whom SIGURG goes to.
+    open: Once<Weak<OpenFile>>,
 }
 
 impl SocketFile {
-    pub fn new(socket: Arc<dyn Socket>) -> Arc<SocketFile> {
-        Arc::new(SocketFile {
+    pub fn new(socket: Arc<dyn Socket>, owner: (u32, u32)) -> Arc<SocketFile> {
+        let number = socket.number().unwrap_or_else(next_number);
+        let file = Arc::new(SocketFile {
             socket,
-            number: NEXT.fetch_add(1, Ordering::Relaxed),
-        })
+            owner,
+            number,
+            locks: Locks::new(),
+            open: Once::new(),
+        });
+        listing::add(number, Arc::downgrade(&file));
+        file
+    }
+
+    /// Told once, when it has been opened.
+    pub fn opened_as(&self, file: &Arc<OpenFile>) {
+        self.open.call_once(|| Arc::downgrade(file));
+    }
+
+    /// Whether SIGURG goes to anybody.
+    pub fn is_owned(&self) -> bool {
+        let file = self.open.get().and_then(Weak::upgrade);
+        file.is_some_and(|file| file.owner.target() != Target::Nobody)
+    }
+
+    /// Urgent data has come.
+    pub fn urgent(&self) {
+        if let Some(file) = self.open.get().and_then(Weak::upgrade) {
+            file.owner.urgent();
+        }
+    }
+
+    /// Its inode number.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// The socket behind an open file; ENOTSOCK.
@@ -83,9 +127,19 @@ fn interface_list(context: &mut Context<'_>, argument: u64) -> Result<usize> {
     Ok(0)
 }
 
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        listing::remove(self.number);
+    }
+}
+
 impl FileOps for SocketFile {
     fn is_async(&self) -> bool {
         true
+    }
+
+    fn locks(&self) -> &Locks {
+        &self.locks
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -163,6 +217,8 @@ impl FileOps for SocketFile {
         Metadata {
             inode: self.number,
             mode: SOCKET_MODE,
+            uid: self.owner.0,
+            gid: self.owner.1,
             ..anonymous_metadata()
         }
     }

@@ -382,6 +382,19 @@ pub fn poll(
         .count())
 }
 
+/// Whether urgent data is there now.
+pub fn is_urgent(fd: &HostFd) -> bool {
+    const PRI: u16 = 2;
+    let mut entry = [0; 8];
+    entry[..4].copy_from_slice(&fd.number().to_le_bytes());
+    entry[4..6].copy_from_slice(&PRI.to_le_bytes());
+    let asked = platform()
+        .host_put(0, &entry)
+        .and_then(|()| call(HostCall::Poll, [1, 0, 0, 0]))
+        .and_then(|ready| platform().host_get(0, &mut entry).map(|()| ready));
+    asked == Ok(1) && u16::from_le_bytes([entry[6], entry[7]]) & PRI != 0
+}
+
 fn timeout(
     deadline: Option<u64>,
     thread: &Arc<Thread>,

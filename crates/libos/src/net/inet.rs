@@ -11,8 +11,9 @@ use core::any::Any;
 use bulla_abi::hostcall::PollFd;
 
 use super::host::{self, HostFd};
+use super::listing::{self, Description, End};
 use super::timeout::{Timeouts, wait_error};
-use super::{Incoming, Outgoing, Received, Socket, family, kind, msg};
+use super::{Incoming, Outgoing, Received, Socket, family, interfaces, kind, msg};
 use crate::errno::{
     EAFNOSUPPORT, EAGAIN, EALREADY, EINPROGRESS, EINTR, EISCONN, EOPNOTSUPP, ERESTARTSYS,
     ESOCKTNOSUPPORT, ETIMEDOUT,
@@ -284,6 +285,71 @@ impl Socket for InetSocket {
     fn poll(&self, _table: Option<&mut PollTable>, _interest: Events) -> Events {
         // Only the host knows.
         Events::empty()
+    }
+
+    fn watch_urgent(&self) {
+        const FIOSETOWN: u32 = 0x8901;
+        // Where the host refuses there are no signals.
+        let _ = host::ioctl(&self.fd, FIOSETOWN, &mut [0; 4]);
+    }
+
+    fn has_host_urgent(&self) -> bool {
+        self.kind == kind::STREAM && host::is_urgent(&self.fd)
+    }
+
+    fn describe(&self) -> Option<Description> {
+        const SO_PROTOCOL: i32 = 38;
+        const IPPROTO_TCP: i32 = 6;
+        const TCP_INFO: i32 = 11;
+        /// Of `struct tcp_info`: the state, how many wait to be accepted and how many may.
+        const STATE: usize = 0;
+        const UNACKED: usize = 24;
+        const SACKED: usize = 28;
+        const IPPROTO_IPV6: i32 = 41;
+        const IPV6_V6ONLY: i32 = 26;
+        const FIONREAD: u32 = 0x541b;
+        const TIOCOUTQ: u32 = 0x5411;
+        let option = |level, name, most| host::get_option(&self.fd, level, name, most);
+        let number = |bytes: Vec<u8>| interfaces::message::u32_at(&bytes, 0);
+        let queue = |request| {
+            let mut value = [0; 4];
+            let asked = host::ioctl(&self.fd, request, &mut value);
+            asked.map_or(0, |_| u32::from_le_bytes(value))
+        };
+        let local = host::own_name(&self.fd).map_or(End::default(), |name| End::parse(&name));
+        let peer = host::peer_name(&self.fd);
+        let remote = peer
+            .as_ref()
+            .map_or(End::default(), |name| End::parse(name));
+        let protocol = option(SOL_SOCKET, SO_PROTOCOL, 4).ok().and_then(number);
+        let info = match self.kind {
+            kind::STREAM => option(IPPROTO_TCP, TCP_INFO, 256).unwrap_or_default(),
+            _ => Vec::new(),
+        };
+        let state = match info.get(STATE) {
+            // The states of tcp(7) are 1 to 12.
+            Some(state) => (*state).clamp(listing::ESTABLISHED, 12),
+            None if peer.is_ok() => listing::ESTABLISHED,
+            None => listing::CLOSE,
+        };
+        let of_info = |at| interfaces::message::u32_at(&info, at).unwrap_or(0);
+        let (receive_queue, send_queue) = match state {
+            listing::LISTEN => (of_info(UNACKED), of_info(SACKED)),
+            _ => (queue(FIONREAD), queue(TIOCOUTQ)),
+        };
+        let is_v6_only = self.family == family::INET6
+            && option(IPPROTO_IPV6, IPV6_V6ONLY, 4).ok().and_then(number) == Some(1);
+        Some(Description::Inet(listing::Inet {
+            family: self.family,
+            protocol: protocol.unwrap_or(0) as u8,
+            state,
+            local,
+            remote,
+            receive_queue,
+            send_queue,
+            info,
+            is_v6_only,
+        }))
     }
 
     fn host_fd(&self) -> Option<i32> {

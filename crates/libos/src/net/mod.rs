@@ -2,6 +2,7 @@
 //!
 //! - [`Socket`]: what an address family implements; [`file::SocketFile`] makes it a file.
 //! - [`inet`]: TCP and UDP on host sockets. [`unix`]: UNIX sockets, entirely in the enclave.
+//! - [`listing`]: the open sockets, as `ss` and `netstat` see them.
 //! - [`interfaces`]: those of the host, its addresses and routes; [`netlink`]: how programs ask for them.
 //! - [`host`]: the host calls behind `inet` and behind readiness of host descriptors.
 
@@ -9,6 +10,7 @@ pub mod file;
 pub mod host;
 pub mod inet;
 pub mod interfaces;
+pub mod listing;
 pub mod netlink;
 pub mod timeout;
 pub mod unix;
@@ -143,6 +145,24 @@ pub trait Socket: Send + Sync + core::any::Any {
     }
 
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events;
+
+    /// Somebody wants SIGURG: see to it that urgent data is heard of.
+    fn watch_urgent(&self) {}
+
+    /// Whether urgent data is there, for sockets of the host.
+    fn has_host_urgent(&self) -> bool {
+        false
+    }
+
+    /// Its inode number, where the socket needs to know it.
+    fn number(&self) -> Option<u64> {
+        None
+    }
+
+    /// What `ss` shows of it.
+    fn describe(&self) -> Option<listing::Description> {
+        None
+    }
 
     fn host_fd(&self) -> Option<i32> {
         None

@@ -221,6 +221,8 @@ fn build(
     let affinity = thread.affinity.load(Ordering::Relaxed);
     child.affinity.store(affinity, Ordering::Relaxed);
     // SCHED_RESET_ON_FORK itself is not inherited.
+    let priority = thread.priority.load(Ordering::Relaxed);
+    child.priority.store(priority, Ordering::Relaxed);
     let policy = thread.policy.load(Ordering::Relaxed) & 0xff;
     child.policy.store(policy, Ordering::Relaxed);
     if flags.contains(CloneFlags::CHILD_CLEARTID) {
@@ -275,7 +277,6 @@ fn fork_process(
     copy(&parent.core_filter, &process.core_filter);
     copy(&parent.login_uid, &process.login_uid);
     copy(&parent.oom_score_adj, &process.oom_score_adj);
-    copy(&parent.priority, &process.priority);
     copy(&parent.personality, &process.personality);
     copy(&parent.io_priority, &process.io_priority);
     copy(&parent.barriers, &process.barriers);

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::thread::Work;
+use super::times::ENDED;
 use super::{Process, table};
 use crate::fs::context::FsContext;
 use crate::fs::table::FdTable;
@@ -65,10 +66,9 @@ pub fn finish(thread: &Arc<Thread>) {
     let mm = thread.mm();
     release_futexes(thread, &mm);
     thread.clock.finish();
-    process
-        .times
-        .ended_threads
-        .fetch_add(thread.clock.cpu_time(), Ordering::Relaxed);
+    let times = thread.clock.times();
+    process.times.ended_threads.add(times);
+    ENDED.add(times);
     let sleeps = thread.clock.sleeps.load(Ordering::Relaxed);
     process
         .times

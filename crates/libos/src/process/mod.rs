@@ -13,6 +13,7 @@ pub mod exec;
 pub mod exit;
 pub mod host_exec;
 pub mod limits;
+pub mod load;
 pub mod pidfd;
 pub mod program;
 pub mod seccomp;
@@ -83,8 +84,6 @@ pub struct Process {
     pub login_uid: AtomicU32,
     /// oom_score_adj of /proc, kept as written.
     pub oom_score_adj: AtomicU32,
-    /// setpriority: 20 − nice, so that getpriority can return it as it is.
-    pub priority: AtomicU32,
     pub personality: AtomicU32,
     /// /proc/<pid>/coredump_filter.
     pub core_filter: AtomicU32,
@@ -136,7 +135,6 @@ impl Process {
             parent_death_signal: AtomicU32::new(0),
             login_uid: AtomicU32::new(u32::MAX),
             oom_score_adj: AtomicU32::new(0),
-            priority: AtomicU32::new(20),
             personality: AtomicU32::new(0),
             core_filter: AtomicU32::new(core_dump::FILTER_DEFAULT),
             attestation: SpinLock::new(None),

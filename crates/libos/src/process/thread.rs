@@ -77,6 +77,9 @@ pub struct Thread {
     pub timer_slack: AtomicU64,
     /// The first 64 CPUs that sched_setaffinity chose, 0: all. Kept, not used.
     pub affinity: AtomicU64,
+    /// setpriority: 20 − nice, so that getpriority can return it as it is. Each thread's own, and its
+    /// children's. Kept, not used.
+    pub priority: AtomicU32,
     /// The scheduling policy with SCHED_RESET_ON_FORK. Kept, not used.
     pub policy: AtomicU32,
     /// What it goes back to: its creator's.
@@ -112,6 +115,7 @@ impl Thread {
             futex: Default::default(),
             clock: super::times::ThreadClock::start(),
             affinity: AtomicU64::new(0),
+            priority: AtomicU32::new(20),
             policy: AtomicU32::new(0),
             timer_slack: AtomicU64::new(TIMER_SLACK_NS),
             timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
@@ -144,6 +148,7 @@ impl Thread {
         crate::mm::residency::note_sleep(self);
         let result = self.clock.asleep(wait);
         self.asleep.store(false, Ordering::SeqCst);
+        super::load::tick(self.clock.last_wake());
         result
     }
 

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::Process;
 use super::table::{self, Node};
+use super::times::CpuTime;
 use crate::errno::ECHILD;
 use crate::signal::info::{
     CLD_CONTINUED, CLD_DUMPED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, SigInfo,
@@ -44,7 +45,7 @@ pub struct Change {
     pub status: u32,
     pub info: SigInfo,
     /// CPU time of the child and its waited-for children (ns), sleeps.
-    pub cpu_time: u64,
+    pub cpu_time: CpuTime,
     pub sleeps: u64,
 }
 
@@ -81,10 +82,7 @@ pub fn wait(thread: &Arc<Thread>, which: &Which, options: WaitOptions) -> Result
 
 fn account(process: &Process, child: &Process, change: &Change) {
     let _ = child;
-    process
-        .times
-        .children
-        .fetch_add(change.cpu_time, Ordering::Relaxed);
+    process.times.children.add(change.cpu_time);
     process
         .times
         .children_sleeps
@@ -164,13 +162,13 @@ fn change_of(child: &Node, options: WaitOptions) -> Option<Change> {
     } else {
         return None;
     };
-    let own = process.cpu_time();
+    let own = process.cpu_times();
     let uid = process.credentials.lock().ruid;
     Some(Change {
         pid: process.pid,
         status,
         info: SigInfo::child(SIGCHLD, code, process.pid, uid, value, [0, 0]),
-        cpu_time: own + process.times.children.load(Ordering::Relaxed),
+        cpu_time: own + process.times.children.get(),
         sleeps: process.sleeps() + process.times.children_sleeps.load(Ordering::Relaxed),
     })
 }

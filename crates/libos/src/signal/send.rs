@@ -279,9 +279,9 @@ fn tell_parent(process: &Arc<Process>, parent: &Arc<Process>, code: i32, status:
 
 /// The information that comes with a child's signal.
 pub fn child_info(process: &Process, signal: u32, code: i32, status: u32) -> SigInfo {
-    let ticks = process.cpu_time() / crate::process::times::TICK_NS;
+    let ticks = process.cpu_times().ticks();
     let uid = process.credentials.lock().ruid;
-    SigInfo::child(signal, code, process.pid, uid, status, [ticks, 0])
+    SigInfo::child(signal, code, process.pid, uid, status, ticks)
 }
 
 /// Information for a signal that `thread` sends with kill.

@@ -18,6 +18,8 @@ use crate::fs::ioctl;
 use crate::fs::lease;
 use crate::fs::lock::{Owner, Record};
 use crate::fs::pipe;
+use crate::fs::procfs::NamespaceFile;
+use crate::net::file::SocketFile;
 use crate::process::credentials::CAP_SYS_RESOURCE;
 use crate::user::UserPtr;
 
@@ -145,6 +147,9 @@ pub fn fcntl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             };
             target.check()?;
             file.owner.set_target(target, &thread.process);
+            if let Ok(socket) = SocketFile::of(&file) {
+                socket.socket.watch_urgent();
+            }
             Ok(0)
         }
         command::GETOWN => Ok(file.owner.target().owner() as usize),
@@ -226,11 +231,10 @@ fn record_lock(
     if !(0..=2).contains(&request.whence) || !(0..=2).contains(&request.kind) {
         return Err(EINVAL.because("bad l_whence or l_type"));
     }
-    let inode = file.inode().ok_or(EBADF)?;
     let base = match request.whence {
         0 => 0,
         1 => *file.position.lock(context.thread) as i64,
-        2 => inode.size() as i64,
+        2 => file.inode().map_or(0, |inode| inode.size()) as i64,
         _ => return Err(EINVAL),
     };
     let start = base.checked_add(request.start).ok_or(EOVERFLOW)?;
@@ -256,10 +260,9 @@ fn record_lock(
             context.thread.process.pid
         },
     };
-    let locks = &inode
-        .state()
-        .ok_or(EINVAL.because("no locks on this kind of file"))?
-        .locks;
+    let locks = file
+        .locks()
+        .ok_or(EINVAL.because("no locks on this kind of file"))?;
     if command == command::GETLK {
         if !matches!(request.kind, RDLCK | WRLCK) {
             return Err(EINVAL);
@@ -315,11 +318,9 @@ pub fn flock(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         LOCK_UN => None,
         _ => return Err(EINVAL),
     };
-    let inode = file.inode().ok_or(EBADF)?;
-    let locks = &inode
-        .state()
-        .ok_or(EINVAL.because("no locks on this kind of file"))?
-        .locks;
+    let locks = file
+        .locks()
+        .ok_or(EINVAL.because("no locks on this kind of file"))?;
     match exclusive {
         Some(exclusive) => {
             locks.flock(context.thread, &file, exclusive, operation & LOCK_NB == 0)?;
@@ -350,10 +351,24 @@ pub fn ioctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             }
             Ok(0)
         }
+        ioctl::FIOSETOWN | ioctl::SIOCSPGRP if SocketFile::of(&file).is_ok() => {
+            let owner = UserPtr::<i32>::new(argument).read(&context.mm())?;
+            let target = Target::from_owner(owner)?;
+            target.check()?;
+            file.owner.set_target(target, &context.thread.process);
+            SocketFile::of(&file)?.socket.watch_urgent();
+            Ok(0)
+        }
+        ioctl::FIOGETOWN | ioctl::SIOCGPGRP if SocketFile::of(&file).is_ok() => {
+            let owner = file.owner.target().owner();
+            UserPtr::<i32>::new(argument).write(&context.mm(), &owner)?;
+            Ok(0)
+        }
         _ => {
             let regular = file
                 .inode()
-                .filter(|inode| inode.kind() == FileType::Regular);
+                .filter(|inode| inode.kind() == FileType::Regular)
+                .filter(|_| !file.ops.as_any().is::<NamespaceFile>());
             match (request, regular) {
                 (ioctl::FIONREAD, Some(inode)) => {
                     let position = *file.position.lock(context.thread);

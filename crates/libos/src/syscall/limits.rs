@@ -11,8 +11,8 @@ use crate::errno::{EINVAL, EPERM, ESRCH};
 use crate::platform::platform;
 use crate::process::credentials::CAP_SYS_RESOURCE;
 use crate::process::limits::{Limit, Resource};
-use crate::process::table;
-use crate::process::times::TICK_NS;
+use crate::process::times::{CpuTime, TICK_NS};
+use crate::process::{load, table};
 use crate::time::{SECOND_NS, Timeval};
 
 pub fn getrlimit(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
@@ -102,10 +102,10 @@ pub struct Usage {
 const _: () = assert!(size_of::<Usage>() == 144);
 
 impl Usage {
-    /// All CPU time counts as user time: the kernel runs in user mode.
-    pub fn new(cpu_time: u64, sleeps: u64) -> Usage {
+    pub fn new(cpu_time: CpuTime, sleeps: u64) -> Usage {
         Usage {
-            user: Timeval::from_ns(cpu_time),
+            user: Timeval::from_ns(cpu_time.user),
+            system: Timeval::from_ns(cpu_time.system),
             voluntary_switches: sleeps,
             ..Usage::default()
         }
@@ -117,12 +117,12 @@ pub fn getrusage(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
     let process = &thread.process;
     let load = |counter: &core::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     let mut usage = match arguments.i32(0) {
-        0 => Usage::new(process.cpu_time(), process.sleeps()),
+        0 => Usage::new(process.cpu_times(), process.sleeps()),
         -1 => Usage::new(
-            load(&process.times.children),
+            process.times.children.get(),
             load(&process.times.children_sleeps),
         ),
-        1 => Usage::new(thread.clock.cpu_time(), load(&thread.clock.sleeps)),
+        1 => Usage::new(thread.clock.times(), load(&thread.clock.sleeps)),
         _ => return Err(EINVAL.because("unknown rusage target")),
     };
     if arguments.i32(0) != -1 {
@@ -135,9 +135,9 @@ pub fn getrusage(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
 pub fn times(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let process = &context.thread.process;
     if let Some(to) = arguments.pointer::<[u64; 4]>(0).option() {
-        let own = process.cpu_time() / TICK_NS;
-        let children = process.times.children.load(Ordering::Relaxed) / TICK_NS;
-        to.write(&context.mm(), &[own, 0, children, 0])?;
+        let [user, system] = process.cpu_times().ticks();
+        let [children, children_system] = process.times.children.get().ticks();
+        to.write(&context.mm(), &[user, system, children, children_system])?;
     }
     Ok((platform().monotonic() / TICK_NS) as usize)
 }
@@ -171,6 +171,8 @@ pub fn sysinfo(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
         total_ram: total,
         free_ram: total.saturating_sub(crate::mm::accounting::used()),
         processes: table::thread_count().min(usize::from(u16::MAX)) as u16,
+        // Two numbers of Linux's own: SI_LOAD_SHIFT is 16, averages have 11 bits of fraction.
+        loads: load::averages().map(|average| average << (16 - load::FRACTION)),
         unit: 1,
         ..SystemInfo::default()
     };

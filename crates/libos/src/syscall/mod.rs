@@ -19,6 +19,7 @@ pub mod io;
 pub mod kill;
 pub mod limits;
 pub mod madvise;
+mod measure;
 pub mod memfd;
 pub mod memory_limits;
 pub mod message;
@@ -151,10 +152,7 @@ static HANDLERS: [Handler; NUMBERS] = {
     let mut at = 0;
     while at < table::ROWS.len() {
         let row = &table::ROWS[at];
-        handlers[row.number] = match admission::is_needed(row.number) {
-            true => admission::admitted,
-            false => row.handler,
-        };
+        handlers[row.number] = measure::handler(row.number, row.handler);
         at += 1;
     }
     handlers

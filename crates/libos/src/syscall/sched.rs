@@ -9,6 +9,7 @@ use super::{Arguments, Context};
 use crate::errno::{E2BIG, EACCES, EINVAL, EPERM, ESRCH};
 use crate::platform::platform;
 use crate::process::credentials::CAP_SYS_NICE;
+use crate::process::limits::Resource;
 use crate::process::{Process, table};
 use crate::time::Timespec;
 use crate::user::UserPtr;
@@ -217,7 +218,7 @@ pub fn sched_getattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
     }
     let target = target(context, arguments.i32(0))?;
     let policy = target.policy.load(Ordering::Relaxed) as i32;
-    let nice = 20 - target.process.priority.load(Ordering::Relaxed) as i32;
+    let nice = 20 - target.priority.load(Ordering::Relaxed) as i32;
     let mut bytes = [0u8; ATTRIBUTES_SIZE];
     let mut put = |at: usize, value: i32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
     put(0, ATTRIBUTES_SIZE as i32);
@@ -273,7 +274,7 @@ pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
     };
     check_policy(context, &target, policy | reset, word(20))?;
     if flags & FLAG_KEEP_PARAMS == 0 && policy != SCHED_IDLE {
-        set_nice(context.thread, &target.process, word(16))
+        set_nice(context.thread, &target, word(16))
             .map_err(|error| if error == EACCES { EPERM } else { error })?;
     }
     target
@@ -282,27 +283,40 @@ pub fn sched_setattr(context: &mut Context<'_>, arguments: Arguments) -> Result<
     Ok(0)
 }
 
-/// Raising a priority needs CAP_SYS_NICE.
-fn set_nice(thread: &Arc<Thread>, process: &Arc<Process>, nice: i32) -> Result<()> {
+/// Raising a priority needs CAP_SYS_NICE, or room below RLIMIT_NICE.
+fn set_nice(thread: &Arc<Thread>, target: &Thread, nice: i32) -> Result<()> {
     let nice = nice.clamp(-20, 19);
-    let old = 20 - process.priority.load(Ordering::Relaxed) as i32;
+    let old = 20 - target.priority.load(Ordering::Relaxed) as i32;
     // One lock at a time: both may be the same.
     let mine = thread.process.credentials.lock().clone();
-    let theirs = process.credentials.lock().clone();
+    let theirs = target.process.credentials.lock().clone();
     let may = mine.has(CAP_SYS_NICE);
     if !may && mine.euid != theirs.ruid && mine.euid != theirs.euid {
         return Err(EPERM.because("another user's process"));
     }
-    if nice < old && !may {
+    let limit = target.process.limits.get(Resource::Nice).soft;
+    if nice < old && !may && (20 - nice) as u64 > limit {
         return Err(EACCES.because("raising a priority needs CAP_SYS_NICE"));
     }
-    process
-        .priority
-        .store((20 - nice) as u32, Ordering::Relaxed);
+    target.priority.store((20 - nice) as u32, Ordering::Relaxed);
     Ok(())
 }
 
-/// Processes that (which, who) means, as getpriority and ioprio_get count.
+/// Threads that (which, who) means, as getpriority counts: one, or all of the processes of a group or
+/// user.
+fn select_threads(context: &Context<'_>, which: i32, who: u32) -> Result<vec::Vec<Arc<Thread>>> {
+    if which == 0 {
+        return Ok(vec![match who {
+            0 => context.thread.clone(),
+            _ => table::thread(who).ok_or(ESRCH)?,
+        }]);
+    }
+    let processes = select(context, which, who)?;
+    let threads = processes.iter().flat_map(|process| process.live_threads());
+    Ok(threads.collect())
+}
+
+/// Processes that (which, who) means, as ioprio_get counts.
 fn select(context: &Context<'_>, which: i32, who: u32) -> Result<vec::Vec<Arc<Process>>> {
     let own = &context.thread.process;
     let found = match which {
@@ -335,17 +349,17 @@ fn select(context: &Context<'_>, which: i32, who: u32) -> Result<vec::Vec<Arc<Pr
 }
 
 pub fn getpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    let processes = select(context, arguments.i32(0), arguments.u32(1))?;
-    let highest = processes
+    let threads = select_threads(context, arguments.i32(0), arguments.u32(1))?;
+    let highest = threads
         .iter()
-        .map(|p| p.priority.load(Ordering::Relaxed))
+        .map(|thread| thread.priority.load(Ordering::Relaxed))
         .max();
     Ok(highest.unwrap_or(20) as usize)
 }
 
 pub fn setpriority(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    for process in select(context, arguments.i32(0), arguments.u32(1))? {
-        set_nice(context.thread, &process, arguments.i32(2))?;
+    for thread in select_threads(context, arguments.i32(0), arguments.u32(1))? {
+        set_nice(context.thread, &thread, arguments.i32(2))?;
     }
     Ok(0)
 }

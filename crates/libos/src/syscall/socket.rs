@@ -49,7 +49,13 @@ fn make(domain: i32, socket_kind: i32, protocol: i32) -> Result<Arc<dyn Socket>>
 
 fn add(context: &mut Context<'_>, socket: Arc<dyn Socket>, wanted: i32) -> Result<usize> {
     let status = flags::RDWR | wanted as u32 & flags::NONBLOCK;
-    let file = OpenFile::new(SocketFile::new(socket), status);
+    let owner = {
+        let credentials = context.thread.process.credentials.lock();
+        (credentials.fsuid, credentials.fsgid)
+    };
+    let socket = SocketFile::new(socket, owner);
+    let file = OpenFile::new(socket.clone(), status);
+    socket.opened_as(&file);
     context.add_file(file, wanted & kind::CLOEXEC != 0)
 }
 

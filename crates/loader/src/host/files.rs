@@ -13,6 +13,8 @@ use crate::waiting::Blocks;
 const TCGETS2: u64 = 0x802c_542a;
 const TCSETS2: u64 = 0x402c_542b;
 const TCSETSF2: u64 = 0x402c_542d;
+/// Whom signals about a socket go to: always us, whatever the argument says.
+const FIOSETOWN: u64 = 0x8901;
 /// Whether the next byte is the urgent one.
 const SIOCATMARK: u64 = 0x8905;
 
@@ -86,6 +88,7 @@ impl Call<'_> {
             libc::TCGETS | libc::TCSETS | libc::TCSETSW | libc::TCSETSF => 36,
             TCGETS2 | TCSETS2..=TCSETSF2 => 44,
             libc::TIOCGWINSZ | libc::TIOCSWINSZ => 8,
+            FIOSETOWN => return file::own_signals(fd),
             libc::FIONREAD | libc::TIOCOUTQ | SIOCATMARK => 4,
             _ => return Err(Errno(libc::ENOTTY)),
         };

@@ -84,6 +84,12 @@ pub fn status_into(fd: i32, to: Span<'_>) -> Answer {
     plain!(libc::SYS_fstat, fd, to.pointer())
 }
 
+/// Signals about a socket (SIGURG) come to this process.
+pub fn own_signals(fd: i32) -> Answer {
+    let pid = plain!(libc::SYS_getpid)?;
+    plain!(libc::SYS_fcntl, fd, libc::F_SETOWN, pid)
+}
+
 /// ioctl with an argument in a shared area; the caller knows that `request` fits into it.
 pub fn ioctl(fd: i32, request: u64, argument: Span<'_>) -> Answer {
     plain!(libc::SYS_ioctl, fd, request, argument.pointer())

@@ -231,12 +231,19 @@ extern "C" fn on_container_signal(signal: i32, _: *mut libc::siginfo_t, _: *mut 
 
 extern "C" fn on_kick(_: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
     let Some(kicked) = KICKED.get() else { return };
+    // SAFETY: the kernel fills in a whole siginfo; `Queued` has its size and layout.
+    let queued = unsafe { &*(info as *const Queued) };
+    // Kicks are queued by us. SIGURG from the kernel itself tells of urgent data at a socket that the
+    // enclave has asked about.
+    if KICK_SIGNAL == libc::SIGURG && queued.code == libc::SI_KERNEL {
+        arrived(libc::SIGURG);
+        nudge_supervisor();
+        return;
+    }
     // SAFETY: the kernel's context of the signal that is being delivered to this thread.
     if unsafe { kicked.backend().kick_in_handler(context) } {
         return;
     }
-    // SAFETY: the kernel fills in a whole siginfo; `Queued` has its size and layout.
-    let queued = unsafe { &*(info as *const Queued) };
     let slot = if queued.code == libc::SI_QUEUE {
         Some(queued.value as u32)
     } else {

@@ -5,6 +5,7 @@
 //! the same way, and here.
 
 mod configuration;
+mod namespace;
 mod process;
 mod sysvipc;
 mod text;
@@ -31,6 +32,8 @@ use crate::errno::{EACCES, EINVAL, ENOENT, ENOTDIR, EPERM};
 use crate::net::interfaces::sysfs::Node;
 use crate::process::credentials::By;
 use crate::process::{Process, table};
+use namespace::Namespace;
+pub use namespace::NamespaceFile;
 use process::{PidEntry, PidFile, PidLink};
 use text::TextFile;
 use tree::Item;
@@ -81,6 +84,11 @@ pub(super) enum Kind {
     Descriptor { process: Arc<Process>, fd: i32 },
     /// /proc/<pid>/fdinfo/<fd>.
     DescriptorInfo { process: Arc<Process>, fd: i32 },
+    /// /proc/<pid>/ns/<name>.
+    Namespace {
+        process: Arc<Process>,
+        which: &'static Namespace,
+    },
     /// /sys/class/net and what is in it.
     Interfaces(Node),
 }
@@ -91,6 +99,7 @@ pub(super) enum PidDirectory {
     Task,
     Descriptors,
     DescriptorInfo,
+    Namespaces,
 }
 
 /// An inode of /proc.
@@ -128,6 +137,7 @@ impl ProcNode {
             | Kind::PidDirectory { process, .. }
             | Kind::PidFile { process, .. }
             | Kind::PidLink { process, .. }
+            | Kind::Namespace { process, .. }
             | Kind::Descriptor { process, .. }
             | Kind::DescriptorInfo { process, .. } => Some(process),
         }
@@ -144,6 +154,10 @@ impl ProcNode {
                 of(process, 0) ^ tid.map_or(0, |tid| u64::from(tid) << 53)
             }
             Kind::PidDirectory { process, which, .. } => of(process, 1 + *which as u64),
+            Kind::Namespace { process, which } => of(
+                process,
+                0x80 + (core::ptr::from_ref(*which) as u64 & 0x7fff),
+            ),
             Kind::PidFile { process, which, .. } => of(process, 16 + *which as u64),
             Kind::PidLink { process, which } => of(process, 8 + *which as u64),
             Kind::Descriptor { process, fd } => of(process, 0x10000 + *fd as u64),
@@ -197,12 +211,19 @@ impl Inode for ProcNode {
             Kind::Static(Item::Directory(_) | Item::Root(_)) => 0o040555,
             Kind::Static(Item::Text(_) | Item::Bytes(_)) => 0o100444,
             Kind::Static(Item::Setting(_) | Item::Variable(..)) => 0o100644,
-            Kind::Static(Item::Link(_)) | Kind::SelfLink { .. } | Kind::PidLink { .. } => 0o120777,
+            Kind::Static(Item::Link(_))
+            | Kind::SelfLink { .. }
+            | Kind::PidLink { .. }
+            | Kind::Namespace { .. } => 0o120777,
             Kind::Process { .. } => 0o040555,
             Kind::PidDirectory {
                 which: PidDirectory::Task,
                 ..
             } => 0o040555,
+            Kind::PidDirectory {
+                which: PidDirectory::Namespaces,
+                ..
+            } => 0o040511,
             Kind::PidDirectory { .. } => 0o040500,
             Kind::PidFile { which, .. } => 0o100000 | which.mode(),
             Kind::Descriptor { process, fd } => {
@@ -338,6 +359,15 @@ impl Inode for ProcNode {
                         tid: Some(tid),
                     }))
                 }
+                PidDirectory::Namespaces => {
+                    let found = namespace::ALL
+                        .iter()
+                        .find(|each| each.name.as_bytes() == name);
+                    Ok(ProcNode::make(Kind::Namespace {
+                        process: process.clone(),
+                        which: found.ok_or(ENOENT)?,
+                    }))
+                }
                 PidDirectory::Descriptors | PidDirectory::DescriptorInfo => {
                     self.check_access(caller)?;
                     let fd = decimal(name)
@@ -402,6 +432,14 @@ impl Inode for ProcNode {
                 ..
             } => {
                 numbers.extend(process.live_threads().iter().map(|thread| thread.tid()));
+            }
+            Kind::PidDirectory {
+                which: PidDirectory::Namespaces,
+                ..
+            } => {
+                self.check_access(caller)?;
+                let names = namespace::ALL.iter();
+                fixed.extend(names.map(|each| (Cow::from(each.name), FileType::Link)));
             }
             Kind::PidDirectory { process, which, .. } => {
                 self.check_access(caller)?;
@@ -468,6 +506,10 @@ impl Inode for ProcNode {
                 let root = process::view(caller);
                 Ok(process::link_target(process, *which)?.display_path(&root))
             }
+            Kind::Namespace { which, .. } => {
+                self.check_access(caller)?;
+                Ok(which.target().into_bytes())
+            }
             Kind::Descriptor { process, fd } => {
                 self.check_access(caller)?;
                 let root = process::view(caller);
@@ -482,6 +524,10 @@ impl Inode for ProcNode {
             Kind::PidLink { process, which } => {
                 self.check_access(caller)?;
                 process::link_target(process, *which).map(LinkTarget::Jump)
+            }
+            Kind::Namespace { which, .. } => {
+                self.check_access(caller)?;
+                which.place().map(LinkTarget::Jump)
             }
             Kind::Descriptor { process, fd } => {
                 self.check_access(caller)?;

@@ -139,6 +139,7 @@ pub static ENTRIES: &[(&str, PidEntry)] = &[
     ("mountinfo", PidEntry::File(PidFile::MountInfo)),
     ("mounts", PidEntry::File(PidFile::Mounts)),
     ("net", PidEntry::Common(&tree::NET)),
+    ("ns", PidEntry::Directory(PidDirectory::Namespaces)),
     ("oom_adj", PidEntry::File(PidFile::OomAdjust)),
     ("oom_score", PidEntry::File(PidFile::OomScore)),
     ("oom_score_adj", PidEntry::File(PidFile::OomScoreAdjust)),
@@ -479,10 +480,14 @@ fn stat(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
     let program = process.mm().program();
     let ticks = |ns: u64| ns / crate::process::times::TICK_NS;
     let cpu = match (tid, &thread) {
-        (Some(_), Some(thread)) => thread.clock.cpu_time(),
-        _ => process.cpu_time(),
+        (Some(_), Some(thread)) => thread.clock.times(),
+        _ => process.cpu_times(),
     };
-    let priority = process.priority.load(Ordering::Relaxed) as i64;
+    let [user, system] = cpu.ticks();
+    let [children, children_system] = process.times.children.get().ticks();
+    let priority = thread.as_ref().map_or(20, |thread| {
+        i64::from(thread.priority.load(Ordering::Relaxed))
+    });
     let (ignored, caught) = signal_masks(process);
     let (blocked, pending) = thread
         .as_ref()
@@ -500,10 +505,10 @@ fn stat(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
         0,
         0,
         0,
-        ticks(cpu).into(),
-        0,
-        ticks(process.times.children.load(Ordering::Relaxed)).into(),
-        0,
+        user.into(),
+        system.into(),
+        children.into(),
+        children_system.into(),
         40 - i128::from(priority),
         20 - i128::from(priority),
         process.live_threads().len() as i128,

@@ -14,9 +14,10 @@ use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::FileType;
 use crate::fs::{inotify, pipe};
 use crate::mm::accounting;
-use crate::net::interfaces;
+use crate::net::{interfaces, listing};
 use crate::platform::platform;
-use crate::process::{core_dump, table};
+use crate::process::times::{CpuTime, ENDED};
+use crate::process::{core_dump, load, table};
 use crate::{Kernel, Result, ipc, kernel, mm};
 
 /// A name and what it stands for.
@@ -136,7 +137,21 @@ pub static NET: Item = Item::Directory(&[
     ("dev", Item::Text(interfaces::text::devices)),
     ("if_inet6", Item::Text(interfaces::text::addresses6)),
     ("ipv6_route", Item::Text(interfaces::text::routes6)),
+    ("netlink", Item::Text(listing::netlink_text)),
+    (
+        "packet",
+        fixed!("sk               RefCnt Type Proto  Iface R Rmem   User   Inode"),
+    ),
+    ("raw", Item::Text(listing::raw)),
+    ("raw6", Item::Text(listing::raw6)),
     ("route", Item::Text(interfaces::text::routes)),
+    ("sockstat", Item::Text(listing::statistics)),
+    ("sockstat6", Item::Text(listing::statistics6)),
+    ("tcp", Item::Text(listing::tcp)),
+    ("tcp6", Item::Text(listing::tcp6)),
+    ("udp", Item::Text(listing::udp)),
+    ("udp6", Item::Text(listing::udp6)),
+    ("unix", Item::Text(listing::unix_text)),
 ]);
 
 static SYS: Children = &[
@@ -338,24 +353,33 @@ fn seconds(ns: u64) -> String {
     format!("{}.{:02}", ns / 1_000_000_000, ns / 10_000_000 % 100)
 }
 
+/// CPU time of all threads there are and have been.
+fn container_times() -> CpuTime {
+    let processes = table::processes();
+    let threads = processes.iter().flat_map(|process| process.live_threads());
+    let times = threads.map(|thread| thread.clock.times());
+    times.fold(ENDED.get(), |sum, time| sum + time)
+}
+
 fn uptime() -> String {
     let now = platform().monotonic();
-    let busy: u64 = table::processes()
-        .iter()
-        .map(|process| process.cpu_time())
-        .sum();
+    let busy = container_times().all();
     let idle = (now * u64::from(platform().cpus().max(1))).saturating_sub(busy);
     format!("{} {}\n", seconds(now), seconds(idle))
 }
 
 fn loadavg() -> String {
-    let processes = table::processes();
-    let last = processes
-        .iter()
-        .map(|process| process.pid)
-        .max()
-        .unwrap_or(1);
-    format!("0.00 0.00 0.00 1/{} {last}\n", table::thread_count())
+    let text = load::averages().map(|average| {
+        // Rounded to two places.
+        let average = average + (1 << load::FRACTION) / 200;
+        let fraction = average & ((1 << load::FRACTION) - 1);
+        let hundredths = (fraction * 100) >> load::FRACTION;
+        format!("{}.{hundredths:02}", average >> load::FRACTION)
+    });
+    let [one, five, fifteen] = text;
+    let (running, all) = load::running();
+    let last = table::lock().last();
+    format!("{one} {five} {fifteen} {running}/{all} {last}\n")
 }
 
 /// (total, free) bytes: user memory and what the file systems hold, together.
@@ -419,32 +443,30 @@ fn vmstat() -> String {
     )
 }
 
-/// CPU time in ticks of 10 ms: all of it counts as user time.
+/// CPU time in ticks of 10 ms.
 fn stat() -> String {
     let cpus = u64::from(platform().cpus().max(1));
     let now = platform().monotonic();
-    let busy: u64 = table::processes()
-        .iter()
-        .map(|process| process.cpu_time())
-        .sum();
-    let (busy, all) = (busy / 10_000_000, now * cpus / 10_000_000);
-    let idle = all.saturating_sub(busy);
-    let mut text = format!("cpu  {busy} 0 0 {idle} 0 0 0 0 0 0\n");
+    let used = container_times();
+    let ([user, system], all) = (used.ticks(), now * cpus / 10_000_000);
+    let idle = all.saturating_sub(user + system);
+    let mut text = format!("cpu  {user} 0 {system} {idle} 0 0 0 0 0 0\n");
     for cpu in 0..cpus {
         let _ = writeln!(
             text,
-            "cpu{cpu} {} 0 0 {} 0 0 0 0 0 0",
-            busy / cpus,
+            "cpu{cpu} {} 0 {} {} 0 0 0 0 0 0",
+            user / cpus,
+            system / cpus,
             idle / cpus
         );
     }
     let boot = (platform().realtime().saturating_sub(now)) / 1_000_000_000;
-    let running = table::thread_count();
+    let (running, _) = load::running();
     let _ = write!(
         text,
         "intr 0\nctxt 0\nbtime {boot}\nprocesses {}\nprocs_running {}\nprocs_blocked 0\n",
         table::processes().len(),
-        running.min(cpus as usize),
+        running,
     );
     text
 }

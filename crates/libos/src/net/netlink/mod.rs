@@ -1,9 +1,10 @@
-//! Netlink sockets: NETLINK_ROUTE ([`route`]).
+//! Netlink sockets: NETLINK_ROUTE ([`route`]) and NETLINK_SOCK_DIAG ([`diag`]).
 //!
 //! A request is answered while it is sent; the answers wait in the socket, cut into datagrams as
 //! Linux cuts them, until the program reads them. Nothing is told of later changes: a member of a
 //! multicast group hears nothing.
 
+mod diag;
 mod route;
 
 use alloc::collections::{BTreeSet, VecDeque};
@@ -14,6 +15,7 @@ use core::any::Any;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::interfaces::message::{HEADER, Header, messages, put_message};
+use super::listing::Description;
 use super::timeout::{Timeouts, wait_error};
 use super::{Incoming, Outgoing, Received, Socket, family, kind, msg};
 use crate::errno::{
@@ -25,6 +27,7 @@ use crate::sync::wait::{Events, PollTable, WaitQueue, block_on};
 use crate::{Errno, Result, Thread};
 
 const NETLINK_ROUTE: i32 = 0;
+const NETLINK_SOCK_DIAG: i32 = 4;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// Types below are netlink's own.
@@ -96,7 +99,7 @@ impl NetlinkSocket {
         if !matches!(kind, kind::RAW | kind::DGRAM) {
             return Err(ESOCKTNOSUPPORT);
         }
-        if !matches!(protocol, NETLINK_ROUTE) {
+        if !matches!(protocol, NETLINK_ROUTE | NETLINK_SOCK_DIAG) {
             return Err(EPROTONOSUPPORT);
         }
         Ok(Arc::new(NetlinkSocket {
@@ -191,8 +194,10 @@ impl NetlinkSocket {
             };
             let answer = if !is_request || header.kind < NLMSG_MIN_TYPE {
                 Ok(Answer::Nothing)
-            } else {
+            } else if self.protocol == NETLINK_ROUTE {
                 route::answer(&request)
+            } else {
+                diag::answer(&request)
             };
             let mut is_acknowledged = header.flags & NLM_F_ACK != 0;
             let mut error = None;
@@ -466,6 +471,15 @@ impl Socket for NetlinkSocket {
 
     fn ioctl(&self, _request: u32, _value: &mut [u8]) -> Result<usize> {
         Err(ENOTTY)
+    }
+
+    fn describe(&self) -> Option<Description> {
+        Some(Description::Netlink {
+            protocol: self.protocol,
+            port: self.port.load(Ordering::Relaxed),
+            groups: self.groups.load(Ordering::Relaxed),
+            waiting: self.waiting.lock().bytes,
+        })
     }
 
     fn poll(&self, table: Option<&mut PollTable>, interest: Events) -> Events {

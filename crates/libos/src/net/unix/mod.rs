@@ -25,6 +25,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use self::message::Packet;
 use self::name::Name;
+use super::file::next_number;
+use super::listing::{self, Description};
 use super::timeout::{Timeouts, wait_error};
 use super::{Incoming, Outgoing, Received, Socket, address_family, family, kind};
 use crate::errno::{
@@ -51,6 +53,8 @@ type Credentials = (u32, u32, u32);
 /// One UNIX socket.
 pub struct UnixSocket {
     kind: i32,
+    /// The inode number that its file has, or will have.
+    number: u64,
     state: SpinLock<State>,
     queue: Arc<WaitQueue>,
     pass_credentials: AtomicBool,
@@ -62,7 +66,6 @@ pub struct UnixSocket {
     this: Weak<UnixSocket>,
 }
 
-#[derive(Default)]
 struct State {
     /// `struct sockaddr_un` as bound.
     address: Vec<u8>,
@@ -83,12 +86,41 @@ struct State {
     closed: bool,
     packets: VecDeque<Packet>,
     bytes: usize,
+    /// SO_PEEK_OFF: where the next peek begins; negative for always at the front.
+    peek_offset: i32,
+    /// SO_OOBINLINE.
+    is_urgent_inline: bool,
     /// How deep sockets in flight are nested in this queue.
     level: u8,
     /// Listening: most waiting connections, and those that wait.
     backlog: Option<usize>,
     waiting: VecDeque<Arc<UnixSocket>>,
     listener_credentials: Option<Credentials>,
+}
+
+impl Default for State {
+    fn default() -> State {
+        State {
+            address: Vec::new(),
+            name: None,
+            peer: Weak::new(),
+            peer_address: Vec::new(),
+            peer_credentials: None,
+            connected: false,
+            receive_closed: false,
+            send_closed: false,
+            reset: false,
+            closed: false,
+            packets: VecDeque::new(),
+            bytes: 0,
+            peek_offset: -1,
+            is_urgent_inline: false,
+            level: 0,
+            backlog: None,
+            waiting: VecDeque::new(),
+            listener_credentials: None,
+        }
+    }
 }
 
 impl State {
@@ -126,6 +158,7 @@ impl UnixSocket {
     fn make(kind: i32) -> Arc<UnixSocket> {
         Arc::new_cyclic(|this| UnixSocket {
             kind,
+            number: next_number(),
             state: SpinLock::new(State::default()),
             queue: WaitQueue::new(),
             pass_credentials: AtomicBool::new(false),
@@ -256,7 +289,8 @@ impl Socket for UnixSocket {
 
     fn bind(&self, thread: &Arc<Thread>, address: &[u8]) -> Result<()> {
         if self.state.lock().name.is_some() {
-            return Err(EINVAL.because("already bound"));
+            // A path is looked at first, and to ask for just any name is no mistake (unix_bind).
+            return name::bind_again(thread, address);
         }
         let (name, address) = name::bind(thread, &self.this, address)?;
         let mut state = self.state.lock();
@@ -423,6 +457,30 @@ impl Socket for UnixSocket {
         flight::collect_garbage();
     }
 
+    fn number(&self) -> Option<u64> {
+        Some(self.number)
+    }
+
+    fn describe(&self) -> Option<Description> {
+        let state = self.state.lock();
+        let peer = state.peer.upgrade().filter(|_| state.connected);
+        let (state_number, receive_queue, send_queue) = match state.backlog {
+            Some(most) => (listing::LISTEN, state.waiting.len(), most),
+            None if state.connected => (listing::ESTABLISHED, state.bytes, 0),
+            None => (listing::CLOSE, state.bytes, 0),
+        };
+        Some(Description::Unix(listing::Unix {
+            kind: self.kind,
+            state: state_number,
+            name: state.address.get(2..).unwrap_or_default().to_vec(),
+            peer: peer.map_or(0, |peer| peer.number),
+            receive_queue: receive_queue as u32,
+            send_queue: send_queue as u32,
+            shutdown: u8::from(state.receive_closed) | u8::from(state.send_closed) << 1,
+            references: 2 + usize::from(state.connected),
+        }))
+    }
+
     fn own_name(&self) -> Result<Vec<u8>> {
         Ok(address_or_unnamed(&self.state.lock().address))
     }
@@ -454,8 +512,11 @@ impl Socket for UnixSocket {
         let mut events = Events::empty();
         let peer = {
             let state = self.state.lock();
-            if !state.packets.is_empty() || !state.waiting.is_empty() || state.receive_closed {
+            if state.has_data() || !state.waiting.is_empty() || state.receive_closed {
                 events |= READABLE;
+            }
+            if state.has_urgent() {
+                events |= Events::PRI;
             }
             if state.receive_closed {
                 events |= Events::RDHUP;

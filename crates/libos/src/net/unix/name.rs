@@ -108,6 +108,24 @@ pub fn bind(
     }
 }
 
+/// bind(2) of a socket that has a name.
+pub fn bind_again(thread: &Arc<Thread>, address: &[u8]) -> Result<()> {
+    match parse(address)? {
+        Parsed::Unnamed => return Ok(()),
+        Parsed::Path(path) => {
+            let context = thread.fs();
+            if Walk::new(Caller::new(thread), &context)
+                .find(path, Follow::No)
+                .is_ok()
+            {
+                return Err(EADDRINUSE);
+            }
+        }
+        Parsed::Abstract(_) => {}
+    }
+    Err(EINVAL.because("already bound"))
+}
+
 /// Forgets a name, unless another socket has it by now.
 pub fn release(name: &Name, socket: &UnixSocket) {
     let mut names = NAMES.lock();

@@ -7,7 +7,6 @@ use core::sync::atomic::Ordering;
 use super::{BUFFER_SIZE, UnixSocket};
 use crate::Result;
 use crate::errno::{ECONNRESET, EINVAL, ENOPROTOOPT, ENOTTY, EOPNOTSUPP};
-use crate::net::{family, host, kind};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -29,8 +28,10 @@ const SO_TIMESTAMP: i32 = 29;
 const SO_ACCEPTCONN: i32 = 30;
 const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
+const SO_PEEK_OFF: i32 = 42;
 const FIONREAD: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
+const SIOCATMARK: u32 = 0x8905;
 
 /// Largest SO_SNDBUF (net.core.wmem_max, doubled as Linux does).
 const SEND_BUFFER_MAX: usize = 2 * BUFFER_SIZE;
@@ -62,6 +63,7 @@ impl UnixSocket {
             }
             SO_SNDBUF => int(self.send_buffer.load(Ordering::Relaxed) as u32),
             SO_PASSCRED => int(u32::from(self.pass_credentials.load(Ordering::Relaxed))),
+            SO_PEEK_OFF => int(self.state.lock().peek_offset as u32),
             SO_ACCEPTCONN => int(u32::from(self.state.lock().backlog.is_some())),
             SO_RCVLOWAT | SO_SNDLOWAT => int(1),
             SO_PEERCRED => {
@@ -105,9 +107,16 @@ impl UnixSocket {
                 Ok(())
             }
             // Without effect on a UNIX socket, on Linux too: kept to be shown.
+            SO_PEEK_OFF => {
+                self.state.lock().peek_offset = int(value)?;
+                Ok(())
+            }
             SO_REUSEADDR | SO_DONTROUTE | SO_BROADCAST | SO_KEEPALIVE | SO_OOBINLINE
             | SO_REUSEPORT => {
                 let on = u32::from(int(value)? != 0);
+                if name == SO_OOBINLINE {
+                    self.state.lock().is_urgent_inline = on != 0;
+                }
                 self.keep(name, on.to_le_bytes().to_vec())
             }
             SO_PRIORITY => self.keep(name, int(value)?.to_le_bytes().to_vec()),
@@ -133,7 +142,7 @@ impl UnixSocket {
         Ok(())
     }
 
-    /// FIONREAD, SIOCOUTQ, and what any socket can be asked about network interfaces.
+    /// FIONREAD, SIOCOUTQ, SIOCATMARK.
     pub(super) fn control(&self, request: u32, value: &mut [u8]) -> Result<usize> {
         let bytes = match request {
             FIONREAD => {
@@ -151,11 +160,8 @@ impl UnixSocket {
                 let peer = self.state.lock().peer.upgrade();
                 peer.map_or(0, |peer| peer.state.lock().bytes)
             }
-            // if_nametoindex(3) asks the first socket that it can make, a UNIX one.
-            0x8910 | 0x8913..=0x8942 => {
-                let other = host::socket(i32::from(family::INET), kind::DGRAM, 0)?;
-                return host::ioctl(&other, request, value);
-            }
+            SIOCATMARK if self.is_stream() => usize::from(self.state.lock().is_at_mark()),
+            SIOCATMARK => return Err(EOPNOTSUPP),
             _ => return Err(ENOTTY),
         };
         value[..4].copy_from_slice(&(bytes as u32).to_le_bytes());
