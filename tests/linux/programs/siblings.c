@@ -281,6 +281,31 @@ static void pipes(void) {
     free(block);
 }
 
+/* An address in the lowest 2 GiB that both ask for without MAP_FIXED: each gets it, and its own page. */
+static void low_hints(void) {
+    void *wanted = (void *)0x50000000;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, ends[2], back[2];
+    char word = 0;
+    CHECK(pipe(ends) == 0 && pipe(back) == 0);
+    pid_t child = fork();
+    char *at = mmap(wanted, 16 * page, PROT_READ | PROT_WRITE, flags, -1, 0);
+    CHECK(at == wanted);
+    if (child == 0) {
+        CHECK(read(ends[0], &word, 1) == 1 && at[page] == 0);
+        at[page] = 'c';
+        CHECK(write(back[1], "x", 1) == 1 && read(ends[0], &word, 1) == 1);
+        _exit(failures || at[page] != 'c');
+    }
+    at[page] = 'p';
+    CHECK(write(ends[1], "x", 1) == 1 && read(back[0], &word, 1) == 1);
+    CHECK(at[page] == 'p' && write(ends[1], "x", 1) == 1);
+    reap(&child, 1);
+    char *other = mmap(wanted, page, PROT_READ, flags, -1, 0);
+    CHECK(other != wanted && (uintptr_t)other < 1u << 31);
+    munmap(at, 16 * page);
+    munmap(other, page);
+}
+
 int main(void) {
     page = sysconf(_SC_PAGESIZE);
     shared = anonymous(sizeof *shared, MAP_SHARED);
@@ -292,5 +317,6 @@ int main(void) {
     families();
     scheduling();
     pipes();
+    low_hints();
     return finish("siblings");
 }

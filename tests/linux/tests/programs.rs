@@ -1,6 +1,6 @@
 //! One test for each program.
 
-use bulla_test_apps::sides;
+use bulla_test_apps::{Side, sides};
 use bulla_test_linux::{Check, Linked, Program, check, counter};
 
 #[test]
@@ -46,6 +46,22 @@ fn siblings() {
 #[test]
 fn unprivileged() {
     check("unprivileged");
+}
+
+/// The container's root moves ranges, as a disk below Linux's overlay: natively it may be anything.
+#[test]
+fn corners() {
+    check("corners");
+    if sides().contains(&Side::Enclave) {
+        let program = Program::compile("programs/corners.c", "corners-of-disks");
+        let output = program.run_with(Side::Enclave, &[], &["/ranges"]);
+        assert!(output.lines().any(|line| line == "corners: ok"), "{output}");
+    }
+}
+
+#[test]
+fn lists() {
+    check("lists");
 }
 
 #[test]

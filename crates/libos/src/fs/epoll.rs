@@ -12,6 +12,7 @@ use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
+use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use super::file::{FileOps, OpenFile};
@@ -499,6 +500,34 @@ impl Drop for Epoll {
 impl FileOps for Epoll {
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn describe_more(&self) -> String {
+        let mut text = String::new();
+        for ((fd, _), item) in self.items.lock().iter() {
+            let Some(file) = item.file.upgrade() else {
+                continue;
+            };
+            let mut events = item.interest() | Events::ERR | Events::HUP;
+            if item.disabled.load(Ordering::SeqCst) {
+                events &= Events::ONESHOT | Events::EDGE | Events::WAKEUP | Events::EXCLUSIVE;
+            }
+            let (data, position) = (
+                item.data.load(Ordering::Relaxed),
+                file.position.peek().unwrap_or(0),
+            );
+            let (device, inode) = match file.inode() {
+                Some(inode) => (inode.id().device, inode.id().inode),
+                None => (file.ops.metadata().device, file.ops.metadata().inode),
+            };
+            let _ = writeln!(
+                text,
+                "tfd: {fd:8} events: {:8x} data: {data:16x}  pos:{position} ino:{inode:x} \
+                 sdev:{device:x}",
+                events.bits()
+            );
+        }
+        text
     }
 
     /// There is no position; seeking does nothing, and says so by succeeding.

@@ -7,8 +7,9 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::acl::{self, Acl};
 use super::dnotify::Notes;
 use super::file::FileOps;
 use super::inotify::Watches;
@@ -208,6 +209,8 @@ pub struct InodeState {
     opens: AtomicU32,
     pub leases: Leases,
     pub notes: Notes,
+    /// A file without a name that may get one (O_TMPFILE without O_EXCL).
+    linkable: AtomicBool,
 }
 
 /// Bias that tells "executing" from "writing" in [`InodeState::writers`].
@@ -238,6 +241,20 @@ impl InodeState {
 
     pub fn end_write(&self) {
         self.writers.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// The file has no name, and may get one.
+    pub fn make_linkable(&self) {
+        self.linkable.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a file without a name may get one: once.
+    pub fn is_linkable(&self) -> bool {
+        self.linkable.load(Ordering::Relaxed)
+    }
+
+    pub fn has_been_linked(&self) {
+        self.linkable.store(false, Ordering::Relaxed);
     }
 
     /// Programs being executed refuse writers, and writers refuse execution.
@@ -324,6 +341,12 @@ pub trait Inode: Any + Send + Sync {
     fn is_immutable(&self) -> bool {
         false
     }
+    /// Whether mmap(2) may show the content, and the error if not.
+    fn check_mappable(&self) -> Result<()> {
+        Ok(())
+    }
+    /// The content was read: the access time moves, where there is one.
+    fn accessed(&self) {}
     fn truncate(&self, _size: u64) -> Result<()> {
         Err(EINVAL)
     }
@@ -411,6 +434,11 @@ pub trait Inode: Any + Send + Sync {
     }
     fn remove_xattr(&self, _name: &[u8]) -> Result<()> {
         Err(EOPNOTSUPP)
+    }
+    /// An access control list, kept as an attribute. Cheap where there is none: every check of
+    /// permissions asks. One that cannot be read is an error, not absent.
+    fn acl(&self, _kind: acl::Kind) -> Result<Option<Acl>> {
+        Ok(None)
     }
 
     // ---- the file system ----------------------------------------------------------------------

@@ -11,6 +11,7 @@
 //! → mount table → directory content → attributes → data. Only the first two may be held while
 //! user memory is touched.
 
+pub mod acl;
 pub mod anonymous;
 pub mod async_io;
 pub mod context;

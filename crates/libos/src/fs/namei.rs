@@ -5,6 +5,7 @@
 
 use alloc::sync::Arc;
 
+use super::acl;
 use super::dentry::{Dentry, namespace};
 use super::dnotify;
 use super::file::{OpenFile, PathOnly, flags};
@@ -24,7 +25,7 @@ use crate::process::credentials::CAP_FSETID;
 #[derive(Clone, Copy, Debug)]
 pub struct OpenHow {
     pub flags: u32,
-    /// Permission bits for a new file, umask applied.
+    /// Permission bits for a new file, before the umask.
     pub mode: u32,
 }
 
@@ -193,8 +194,15 @@ fn open_unnamed(walk: &mut Walk<'_>, path: &[u8], how: OpenHow) -> Result<Arc<Op
         return Err(EROFS);
     }
     walk.caller.check(&**directory.inode(), WRITE | EXECUTE)?;
-    let owner = new_owner(&walk.caller, directory.inode(), FileType::Regular, how.mode);
+    let kind = FileType::Regular;
+    let (owner, lists) = new_owner(&walk.caller, directory.inode(), kind, how.mode)?;
     let inode = directory.inode().create_unnamed(owner)?;
+    lists.map_or(Ok(()), |lists| lists.apply(&*inode))?;
+    if how.flags & flags::EXCL == 0
+        && let Some(state) = inode.state()
+    {
+        state.make_linkable();
+    }
     let name = alloc::format!("#{}", inode.id().inode);
     let dentry = Dentry::unnamed(inode.clone(), name.as_bytes());
     let path = PathRef {
@@ -209,10 +217,15 @@ fn open_unnamed(walk: &mut Walk<'_>, path: &[u8], how: OpenHow) -> Result<Arc<Op
     )
 }
 
-/// Owner and mode of a new object: the group comes from a setgid directory.
-fn new_owner(caller: &Caller<'_>, directory: &Arc<dyn Inode>, kind: FileType, mode: u32) -> Owner {
+/// Owner and mode of a new object, and its access lists: the group comes from a setgid directory.
+fn new_owner(
+    caller: &Caller<'_>,
+    directory: &Arc<dyn Inode>,
+    kind: FileType,
+    mode: u32,
+) -> Result<(Owner, Option<acl::Inheritance>)> {
     let (uid, mut gid) = caller.ids();
-    let mut mode = mode & 0o7777;
+    let (mut mode, lists) = acl::inherit(&**directory, kind, mode & 0o7777, caller.umask())?;
     if directory.mode() & 0o2000 != 0 {
         gid = directory.metadata().gid;
         if kind == FileType::Directory {
@@ -221,7 +234,7 @@ fn new_owner(caller: &Caller<'_>, directory: &Arc<dyn Inode>, kind: FileType, mo
             mode &= !0o2000;
         }
     }
-    Owner { mode, uid, gid }
+    Ok((Owner { mode, uid, gid }, lists))
 }
 
 fn check_create(caller: &Caller<'_>, directory: &PathRef, name: &[u8]) -> Result<()> {
@@ -254,8 +267,19 @@ pub fn create_at(
         Err(error) => return Err(error),
     }
     check_create(caller, directory, name)?;
-    let owner = new_owner(caller, directory.inode(), node.kind(), mode);
+    let (owner, lists) = new_owner(caller, directory.inode(), node.kind(), mode)?;
     let inode = directory.inode().create(name, node, owner)?;
+    if let Some(lists) = lists
+        && let Err(error) = lists.apply(&*inode)
+    {
+        // Without its list it would grant more than it should.
+        let undone = if is_directory {
+            directory.inode().rmdir(name)
+        } else {
+            directory.inode().unlink(name)
+        };
+        return undone.and(Err(error));
+    }
     let dentry = directory.dentry.keep(name, inode);
     drop(names);
     inotify::notify_child(directory.inode(), name, mask::CREATE, is_directory, 0);
@@ -286,7 +310,7 @@ pub fn create(walk: &mut Walk<'_>, path: &[u8], node: NewNode<'_>, mode: u32) ->
 }
 
 /// link(2): a new name for `old`.
-pub fn link(walk: &mut Walk<'_>, old: &PathRef, new: &[u8], from_fd: bool) -> Result<()> {
+pub fn link(walk: &mut Walk<'_>, old: &PathRef, new: &[u8]) -> Result<()> {
     let caller = walk.caller;
     let parent = walk.find_parent(new)?;
     let name = new_name(&parent)?;
@@ -309,10 +333,14 @@ pub fn link(walk: &mut Walk<'_>, old: &PathRef, new: &[u8], from_fd: bool) -> Re
         return Err(EPERM.because("directories have no hard links"));
     }
     check_hard_link(&caller, &**inode)?;
-    if inode.metadata().links == 0 && !from_fd {
-        return Err(ENOENT);
+    let may_return = inode.state().filter(|state| state.is_linkable());
+    if inode.metadata().links == 0 && may_return.is_none() {
+        return Err(ENOENT.because("the file lost its last name"));
     }
     parent.directory.inode().link(name, inode)?;
+    if let Some(state) = may_return {
+        state.has_been_linked();
+    }
     parent.directory.dentry.keep(name, inode.clone());
     drop(names);
     inotify::notify_child(parent.directory.inode(), name, mask::CREATE, false, 0);

@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::acl;
 use super::context::FsContext;
 use super::dentry::Dentry;
 use super::inode::{FileType, Inode, LinkTarget, NAME_MAX};
@@ -346,11 +347,12 @@ impl<'a> Walk<'a> {
                 return Err(ENAMETOOLONG);
             }
             // Nearly always: a directory that everyone may search.
-            if here.inode().mode() & 0o170111 != 0o040111 {
-                if !here.inode().is_directory() {
+            let inode = here.inode();
+            if inode.mode() & 0o170111 != 0o040111 || inode.acl(acl::Kind::Access)?.is_some() {
+                if !inode.is_directory() {
                     return Err(ENOTDIR);
                 }
-                self.caller.check(&**here.inode(), EXECUTE)?;
+                self.caller.check(&**inode, EXECUTE)?;
             }
             if is_last && parent_only {
                 let last = match name {

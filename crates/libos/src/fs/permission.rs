@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 
+use super::acl;
 use super::inode::{FileType, Inode, Metadata};
 use crate::errno::{EACCES, EPERM};
 use crate::process::credentials::{CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, Credentials};
@@ -50,6 +51,11 @@ impl<'a> Caller<'a> {
         self.with((0, 0), |credentials| (credentials.fsuid, credentials.fsgid))
     }
 
+    /// What the caller's new files are not to grant; the kernel says what it means.
+    pub fn umask(&self) -> u32 {
+        self.thread.map_or(0, |thread| thread.fs().umask())
+    }
+
     /// Whether the caller is in a group.
     pub fn in_group(&self, gid: u32) -> bool {
         self.with(true, |credentials| in_group(credentials, gid))
@@ -63,14 +69,35 @@ impl<'a> Caller<'a> {
     /// Checks read, write and execute permission; EACCES.
     pub fn check(&self, inode: &dyn Inode, wanted: u32) -> Result<()> {
         let mode = inode.mode();
+        // Only where the group's bits, the mask, grant anything does a list matter.
+        let acl = if mode & 0o070 != 0 {
+            inode.acl(acl::Kind::Access)?
+        } else {
+            None
+        };
         // Searching a directory that everyone may search is most of every path walk.
-        if wanted == EXECUTE && mode & 0o111 == 0o111 {
+        if wanted == EXECUTE && mode & 0o111 == 0o111 && acl.is_none() {
             return Ok(());
         }
         if let Some(decided) = self.with(Some(Ok(())), |credentials| {
             check_capabilities(credentials, mode, wanted)
         }) {
             return decided;
+        }
+        if let Some(acl) = acl {
+            let Metadata { uid, gid, .. } = inode.metadata();
+            let granted = self.with(true, |credentials| {
+                if uid == credentials.fsuid {
+                    return mode >> 6 & wanted == wanted;
+                }
+                let member = |gid| in_group(credentials, gid);
+                acl.permits(credentials.fsuid, gid, member, wanted)
+            });
+            return if granted {
+                Ok(())
+            } else {
+                Err(EACCES.because("access control list"))
+            };
         }
         // The three classes agree: no need to know whose it is.
         let class = if mode >> 6 & 7 == mode & 7 && mode >> 3 & 7 == mode & 7 {

@@ -20,13 +20,16 @@ use crate::platform::{Protection, platform};
 pub enum Placement {
     /// Anywhere, at the hint if that is free (0: no hint).
     Hint(u64),
-    /// In the lowest 2 GiB (MAP_32BIT).
-    Low,
+    /// In the lowest 2 GiB (MAP_32BIT), at the hint if that is free (0: no hint).
+    Low(u64),
     /// Here, in place of whatever is there (MAP_FIXED).
     Fixed(u64),
     /// Here, if nothing is there (MAP_FIXED_NOREPLACE).
     Free(u64),
 }
+
+/// End of the lowest 2 GiB.
+const LOW_END: u64 = 1 << 31;
 
 /// What is to be mapped.
 pub enum Source {
@@ -139,12 +142,12 @@ impl Space {
         if locked.dead || locked.vmas.len() >= maps_max() {
             return Err(ENOMEM.because("too many mappings"));
         }
-        match placement {
-            Placement::Hint(_) | Placement::Low => {
+        match locked.settle_low_hint(placement, len) {
+            placement @ (Placement::Hint(_) | Placement::Low(_)) => {
                 let start = locked.find_addresses(placement, len)?;
                 Ok((locked, start))
             }
-            Placement::Free(at) | Placement::Fixed(at) => {
+            placement @ (Placement::Free(at) | Placement::Fixed(at)) => {
                 let range = at..at + len;
                 super::warm::leave(&range);
                 if placement == Placement::Free(at)
@@ -246,6 +249,20 @@ impl Space {
 }
 
 impl Locked<'_> {
+    /// A hint in the lowest 2 GiB that nothing of this process stands in the way of is taken by its
+    /// word, even if the two processes that want it have to take turns: those who ask for an address
+    /// there rarely do with another (SBCL ends).
+    fn settle_low_hint(&self, placement: Placement, len: u64) -> Placement {
+        if let Placement::Low(hint) = placement
+            && let Some(at) = page_up(hint).filter(|&at| at >= platform().user_range().start)
+            && let Some(end) = at.checked_add(len).filter(|&end| end <= LOW_END)
+            && self.vmas.overlapping(&(at..end)).next().is_none()
+        {
+            return Placement::Free(at);
+        }
+        placement
+    }
+
     pub(super) fn find_addresses(&mut self, placement: Placement, len: u64) -> Result<u64> {
         let user = platform().user_range();
         if let Placement::Hint(hint) = placement
@@ -258,9 +275,9 @@ impl Locked<'_> {
                 return Ok(hint);
             }
         }
-        let low = placement == Placement::Low;
+        let low = matches!(placement, Placement::Low(_));
         let within = if low {
-            user.start..1 << 31
+            user.start..LOW_END
         } else {
             user.clone()
         };
@@ -667,8 +684,15 @@ mod tests {
             .map(request(Placement::Hint(arena), 64 << 20, NONE))
             .unwrap();
         assert_ne!(second, arena);
-        let low = mm.map(request(Placement::Low, 0x1000, RW)).unwrap();
+        let low = mm.map(request(Placement::Low(0), 0x1000, RW)).unwrap();
         assert!(low < 1 << 31);
+        let hint = Placement::Low(0x5000_0000);
+        assert_eq!(other.map(request(hint, 0x1000, RW)), Ok(0x5000_0000));
+        let taken = other.map(request(hint, 0x1000, RW)).unwrap();
+        assert!(taken < 1 << 31 && taken != 0x5000_0000);
+        other.unmap(taken, 0x1000).unwrap();
+        let beyond = Placement::Low(0x8000_0000);
+        assert!(other.map(request(beyond, 0x1000, RW)).unwrap() < 1 << 31);
         let reserved = mm.map(Request::anonymous(64 << 30, NONE)).unwrap();
         mm.protect(reserved + (8 << 20), 1 << 20, RW).unwrap();
         mm.write(reserved + (8 << 20), b"heap").unwrap();

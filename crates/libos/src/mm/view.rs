@@ -158,7 +158,7 @@ impl Space {
         let at_home = fits
             && match wish.placement {
                 Placement::Fixed(at) | Placement::Free(at) => at == home.range.start,
-                Placement::Low => home.range.end <= 1 << 31,
+                Placement::Low(_) => home.range.end <= 1 << 31,
                 Placement::Hint(_) => true,
             };
         if object.is_aliased() {

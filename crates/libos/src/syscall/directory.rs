@@ -8,6 +8,7 @@ use crate::Result;
 use crate::errno::{EBADF, EFAULT, EINVAL, ENOENT, ENOTDIR, EPERM, ERANGE};
 use crate::fs::inode::{FileType, NewNode};
 use crate::fs::inotify::{self, mask};
+use crate::fs::mount::flags::NODIRATIME;
 use crate::fs::namei;
 use crate::fs::path::{Follow, PathRef};
 use crate::fs::permission::EXECUTE;
@@ -106,6 +107,9 @@ fn list(context: &Context<'_>, arguments: Arguments, layout: Layout) -> Result<u
         })?;
         *position = next;
     }
+    if file.updates_access_time() && path.mount.flags() & NODIRATIME == 0 {
+        inode.accessed();
+    }
     inotify::notify_file(&file, mask::ACCESS);
     if listing.bytes.is_empty() && full {
         return Err(EINVAL.because("the buffer is too small for an entry"));
@@ -186,13 +190,8 @@ pub fn chroot(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
 
 fn make_directory(context: &Context<'_>, dirfd: i32, path: u64, mode: u32) -> Result<usize> {
     let path = context.path(path)?;
-    let mode = mode & 0o1777 & !context.thread.fs().umask();
-    namei::create(
-        &mut context.walk_at(dirfd, &path)?,
-        &path,
-        NewNode::Directory,
-        mode,
-    )?;
+    let mut walk = context.walk_at(dirfd, &path)?;
+    namei::create(&mut walk, &path, NewNode::Directory, mode & 0o1777)?;
     Ok(0)
 }
 
@@ -237,8 +236,8 @@ fn make_node(
     if is_device && !context.caller().has(CAP_MKNOD) {
         return Err(EPERM);
     }
-    let mode = mode & 0o7777 & !context.thread.fs().umask();
-    namei::create(&mut context.walk_at(dirfd, &path)?, &path, node, mode)?;
+    let mut walk = context.walk_at(dirfd, &path)?;
+    namei::create(&mut walk, &path, node, mode & 0o7777)?;
     Ok(0)
 }
 

@@ -118,7 +118,7 @@ pub fn mmap(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         context.mm().check_sealed(address, len)?;
         Placement::Fixed(address)
     } else if flags & MAP_32BIT != 0 {
-        Placement::Low
+        Placement::Low(address)
     } else {
         Placement::Hint(address)
     };
@@ -183,7 +183,7 @@ fn file_source(
         return Err(EPERM.because("the file system is mounted noexec"));
     }
     match inode.kind() {
-        FileType::Regular => {}
+        FileType::Regular => inode.check_mappable()?,
         // /dev/zero is anonymous memory.
         FileType::Character if inode.metadata().rdev == make_device(1, 5) => {
             if shared && protection.contains(Protection::WRITE) && !file.is_writable() {

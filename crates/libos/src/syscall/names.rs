@@ -8,6 +8,7 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, ENOENT};
 use crate::fs::inode::{FileType, NewNode};
+use crate::fs::mount::flags::NOATIME;
 use crate::fs::namei::{self, Rename};
 use crate::fs::path::Follow;
 
@@ -84,10 +85,8 @@ fn link_at(context: &Context<'_>, old: (i32, u64), new: (i32, u64), flags: u32) 
     let old_path = context.path_or_empty(old.1, flags)?;
     let source = context.find_at(old.0, &old_path, flags & !AT_SYMLINK_NOFOLLOW, Follow::No)?;
     let new_path = context.path(new.1)?;
-    // An O_TMPFILE file gets its first name this way, or through /proc/self/fd.
-    let unnamed = source.dentry.parent().is_none();
     let mut walk = context.walk_at(new.0, &new_path)?;
-    namei::link(&mut walk, &source, &new_path, unnamed)?;
+    namei::link(&mut walk, &source, &new_path)?;
     Ok(0)
 }
 
@@ -152,6 +151,9 @@ fn readlink_at(
         return Err(if was_empty { ENOENT } else { EINVAL });
     }
     let target = found.inode().read_link(&context.caller())?;
+    if found.mount.flags() & NOATIME == 0 {
+        found.inode().accessed();
+    }
     let len = target.len().min(size);
     context.mm().write(buffer, &target[..len])?;
     Ok(len)

@@ -60,10 +60,7 @@ fn open_at(
     } else {
         0
     };
-    let how = OpenHow {
-        flags,
-        mode: mode & !fs.umask(),
-    };
+    let how = OpenHow { flags, mode };
     let mut walk = context.walk_at(dirfd, &path)?;
     if !resolve.is_empty() {
         // An absolute path starts at the descriptor's directory too under RESOLVE_IN_ROOT.

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{E2BIG, EBADF, EINVAL, ENODATA, EOPNOTSUPP, EPERM, ERANGE, EROFS};
+use crate::fs::acl::{self, Kind};
 use crate::fs::inode::FileType;
 use crate::fs::inotify::{self, mask};
 use crate::fs::path::{Follow, PathRef};
@@ -91,6 +92,13 @@ fn check(context: &Context<'_>, path: &PathRef, name: &[u8], write: bool) -> Res
             Err(EPERM)
         };
     }
+    if Kind::of_attribute(name).is_some() {
+        return if inode.kind() == FileType::Link {
+            Err(EOPNOTSUPP.because("symbolic links have no access list"))
+        } else {
+            Ok(())
+        };
+    }
     Err(EOPNOTSUPP.because("unknown attribute namespace"))
 }
 
@@ -120,7 +128,14 @@ fn set(context: &Context<'_>, arguments: Arguments, target: Target) -> Result<us
     if name == b"security.capability" && !is_capability(&value) {
         return Err(EINVAL.because("no capabilities of a file"));
     }
-    path.inode().set_xattr(&name, &value, flags)?;
+    match Kind::of_attribute(&name) {
+        // Nothing is what removes a list.
+        Some(kind) => {
+            let value = (!value.is_empty()).then_some(&value[..]);
+            acl::set(&context.caller(), &**path.inode(), kind, value)?;
+        }
+        None => path.inode().set_xattr(&name, &value, flags)?,
+    }
     inotify::notify_path(&path, mask::ATTRIB);
     Ok(0)
 }
@@ -161,7 +176,10 @@ fn remove(context: &Context<'_>, arguments: Arguments, target: Target) -> Result
     let name = read_name(context, arguments.u64(1))?;
     let path = find(context, arguments, target)?;
     check(context, &path, &name, true)?;
-    path.inode().remove_xattr(&name)?;
+    match Kind::of_attribute(&name) {
+        Some(kind) => acl::set(&context.caller(), &**path.inode(), kind, None)?,
+        None => path.inode().remove_xattr(&name)?,
+    }
     inotify::notify_path(&path, mask::ATTRIB);
     Ok(0)
 }

@@ -7,6 +7,7 @@ use core::any::Any;
 use super::cache;
 use super::data::{self, PAGE, Page, Piece};
 use super::node::{Content, Node};
+use super::shift::Shift;
 use crate::errno::{EBADF, EFBIG, EISDIR, ENODEV, EOPNOTSUPP, EPERM};
 use crate::fs::file::{FileOps, OpenFile, flags, seek};
 use crate::fs::inode::Inode;
@@ -26,6 +27,7 @@ const COLLAPSE_RANGE: u32 = 8;
 const ZERO_RANGE: u32 = 16;
 const INSERT_RANGE: u32 = 32;
 const UNSHARE_RANGE: u32 = 64;
+pub const PUNCH_HOLE_KEEPING_SIZE: u32 = PUNCH_HOLE | KEEP_SIZE;
 
 impl Node {
     /// Copies content to `to`, without any lock while user memory is touched.
@@ -261,8 +263,13 @@ impl Node {
             .checked_add(len)
             .filter(|&end| end <= SIZE_MAX)
             .ok_or(EFBIG)?;
-        if mode & (COLLAPSE_RANGE | INSERT_RANGE | UNSHARE_RANGE) != 0 {
-            return Err(EOPNOTSUPP);
+        match mode {
+            COLLAPSE_RANGE => return self.shift(Shift::Collapse, offset, len),
+            INSERT_RANGE => return self.shift(Shift::Insert, offset, len),
+            _ if mode & (COLLAPSE_RANGE | INSERT_RANGE | UNSHARE_RANGE) != 0 => {
+                return Err(EOPNOTSUPP);
+            }
+            _ => {}
         }
         let seals = data.lock().seals;
         match mode & !KEEP_SIZE {

@@ -15,6 +15,7 @@ pub mod data;
 pub mod directory;
 mod file;
 pub mod node;
+mod shift;
 pub mod volume;
 
 use alloc::sync::{Arc, Weak};

@@ -5,18 +5,19 @@ use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use spin::Once;
 
 use super::data::{self, Data, PAGE};
 use super::directory::{Directory, Target};
 use super::volume::Backing;
-use super::{MemFs, NODE_COST};
+use super::{MemFs, NODE_COST, SYSFS_MAGIC};
 use crate::errno::{
-    EEXIST, EINVAL, EISDIR, EMLINK, ENODATA, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENXIO, EOPNOTSUPP,
-    EPERM, EXDEV, Errno,
+    EEXIST, EINVAL, EISDIR, EMLINK, ENODATA, ENODEV, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENXIO,
+    EOPNOTSUPP, EPERM, EXDEV, Errno,
 };
+use crate::fs::acl::{self, Acl};
 use crate::fs::file::{FileOps, flags};
 use crate::fs::inode::{
     Entry, FileId, FileType, Find, FsStatistics, Inode, InodeState, Metadata, NewNode, Owner,
@@ -79,6 +80,15 @@ struct Attributes {
 
 type Xattrs = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// Whether an inode has access control lists.
+#[repr(u8)]
+enum Lists {
+    /// Nobody has asked the lower layer.
+    Unknown,
+    None,
+    Some,
+}
+
 /// An inode.
 pub struct Node {
     this: Weak<Node>,
@@ -91,6 +101,8 @@ pub struct Node {
     rdev: u64,
     attributes: SpinLock<Attributes>,
     xattrs: SpinLock<Option<Box<Xattrs>>>,
+    /// Whether it has access control lists: a [`Lists`] as a number.
+    lists: AtomicU8,
     /// The object of the lower layer that this inode stands over.
     pub(super) lower: Option<Arc<dyn LowerNode>>,
     pub(super) content: Content,
@@ -119,6 +131,7 @@ impl Node {
                 btime: now,
             }),
             xattrs: SpinLock::new(None),
+            lists: AtomicU8::new(Lists::None as u8),
             lower: Backing::lower_of_new(fs, number),
             content,
             state: InodeState::default(),
@@ -160,6 +173,7 @@ impl Node {
                 btime: time,
             }),
             xattrs: SpinLock::new(None),
+            lists: AtomicU8::new(Lists::Unknown as u8),
             lower: Some(lower),
             content,
             state: InodeState::default(),
@@ -297,6 +311,42 @@ impl Node {
         }
         run(xattrs.as_mut().expect("filled above"))
     }
+
+    /// Reads an access control list that may be there.
+    fn read_list(&self, kind: acl::Kind) -> Result<Option<Acl>> {
+        if self.lists.load(Ordering::Relaxed) == Lists::Unknown as u8 {
+            // Most objects have no attributes: nothing is kept for them.
+            let below = match &self.lower {
+                Some(lower) if self.xattrs.lock().is_none() => !lower.xattrs()?.is_empty(),
+                _ => true,
+            };
+            if below {
+                self.with_xattrs(|all| {
+                    self.note_lists(all);
+                    Ok(())
+                })?;
+            } else {
+                // Unless someone has set one meanwhile.
+                let (unknown, none) = (Lists::Unknown as u8, Lists::None as u8);
+                let order = Ordering::Relaxed;
+                let settled = self.lists.compare_exchange(unknown, none, order, order);
+                if settled.is_ok() {
+                    return Ok(None);
+                }
+            }
+        }
+        let value = self.with_xattrs(|all| Ok(all.get(kind.attribute()).cloned()))?;
+        value.map_or(Ok(None), |value| Acl::parse(&value))
+    }
+
+    fn note_lists(&self, all: &Xattrs) {
+        let kinds = [acl::Kind::Access, acl::Kind::Default];
+        let any = kinds
+            .into_iter()
+            .any(|kind| all.contains_key(kind.attribute()));
+        let lists = if any { Lists::Some } else { Lists::None };
+        self.lists.store(lists as u8, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Node {
@@ -400,6 +450,13 @@ impl Inode for Node {
         attributes.mtime = change.mtime.unwrap_or(attributes.mtime);
         attributes.ctime = now;
         drop(attributes);
+        // The list and the bits say the same.
+        if let Some(mode) = change.mode
+            && let Some(list) = self.acl(acl::Kind::Access)?
+        {
+            let name = acl::Kind::Access.attribute().to_vec();
+            self.with_xattrs(|all| Ok(all.insert(name, list.with_mode(mode).bytes())))?;
+        }
         self.mark();
         Ok(())
     }
@@ -463,6 +520,18 @@ impl Inode for Node {
             }
             _ => false,
         }
+    }
+
+    fn check_mappable(&self) -> Result<()> {
+        // sysfs shows text, not memory.
+        match self.fs.magic {
+            SYSFS_MAGIC => Err(ENODEV),
+            _ => Ok(()),
+        }
+    }
+
+    fn accessed(&self) {
+        self.touch_accessed();
     }
 
     fn truncate(&self, size: u64) -> Result<()> {
@@ -661,6 +730,7 @@ impl Inode for Node {
                 return Err(ENOSPC.because("extended attributes too large"));
             }
             all.insert(name.to_vec(), value.to_vec());
+            self.note_lists(all);
             Ok(())
         })?;
         self.touch_changed();
@@ -672,9 +742,20 @@ impl Inode for Node {
     }
 
     fn remove_xattr(&self, name: &[u8]) -> Result<()> {
-        self.with_xattrs(|all| all.remove(name).map(drop).ok_or(ENODATA))?;
+        self.with_xattrs(|all| {
+            all.remove(name).ok_or(ENODATA)?;
+            self.note_lists(all);
+            Ok(())
+        })?;
         self.touch_changed();
         Ok(())
+    }
+
+    fn acl(&self, kind: acl::Kind) -> Result<Option<Acl>> {
+        if self.lists.load(Ordering::Relaxed) == Lists::None as u8 {
+            return Ok(None);
+        }
+        self.read_list(kind)
     }
 
     fn statistics(&self) -> FsStatistics {

@@ -28,7 +28,7 @@ use super::memfs::{PROC_MAGIC, SYSFS_MAGIC, anonymous_device};
 use super::path::PathRef;
 use super::permission::Caller;
 use crate::Result;
-use crate::errno::{EACCES, EINVAL, ENOENT, ENOTDIR, EPERM};
+use crate::errno::{EACCES, EINVAL, EIO, ENODEV, ENOENT, ENOTDIR, EPERM};
 use crate::net::interfaces::sysfs::Node;
 use crate::process::credentials::By;
 use crate::process::{Process, table};
@@ -312,6 +312,14 @@ impl Inode for ProcNode {
         let len = from.len().min(to.len());
         to[..len].copy_from_slice(&from[..len]);
         Ok(len)
+    }
+
+    fn check_mappable(&self) -> Result<()> {
+        // As Linux has it: the files of the root alone know mappings, and refuse them.
+        match &self.kind {
+            Kind::Static(item) if tree::is_top(item) => Err(EIO),
+            _ => Err(ENODEV),
+        }
     }
 
     fn truncate(&self, _size: u64) -> Result<()> {

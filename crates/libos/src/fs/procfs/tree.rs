@@ -4,7 +4,6 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
-use core::str::FromStr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use spin::Once;
@@ -77,10 +76,35 @@ impl Setting {
     }
 }
 
-/// The decimal number that was written to a setting.
-fn number_in<T: FromStr>(bytes: &[u8]) -> Result<T> {
+/// The number that was written to a setting, as C writes numbers: with a sign, octal, hexadecimal.
+/// What follows after white space is left alone, as Linux does.
+fn number_in<T: TryFrom<i128>>(bytes: &[u8]) -> Result<T> {
     let text = core::str::from_utf8(bytes).map_err(|_| EINVAL)?;
-    text.trim().parse().map_err(|_| EINVAL)
+    let is_space = |c: char| matches!(c, ' ' | '\t' | '\n' | '\0');
+    let number = text.trim_start().split(is_space).next().unwrap_or("");
+    let (sign, digits) = match number.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, number),
+    };
+    let hexadecimal = digits.strip_prefix("0x").or(digits.strip_prefix("0X"));
+    let (digits, radix) = match hexadecimal {
+        Some(digits) => (digits, 16),
+        None if digits.len() > 1 && digits.starts_with('0') => (&digits[1..], 8),
+        None => (digits, 10),
+    };
+    if !digits.starts_with(|c: char| c.is_ascii_hexdigit()) {
+        return Err(EINVAL);
+    }
+    let value = i128::from_str_radix(digits, radix).map_err(|_| EINVAL)?;
+    T::try_from(sign * value).map_err(|_| EINVAL)
+}
+
+/// Whether the item is in /proc itself.
+pub fn is_top(item: &'static Item) -> bool {
+    match &ROOT {
+        Item::Root(children) => children.iter().any(|(_, child)| core::ptr::eq(child, item)),
+        _ => false,
+    }
 }
 
 /// The child of this name.
