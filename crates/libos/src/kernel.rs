@@ -147,7 +147,12 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         },
         0 => SigInfo::fault(signal::SIGFPE, info::FPE_INTDIV, at),
         1 => SigInfo::fault(signal::SIGTRAP, info::TRAP_TRACE, at),
-        3 => SigInfo::kernel(signal::SIGTRAP),
+        3 => {
+            // In an enclave INT3 is a fault (SDM volume 3, "INT3 Consideration"); to programs it is a
+            // trap: a handler sees what comes after it, and returns there.
+            registers.rip = at.wrapping_add(1);
+            SigInfo::kernel(signal::SIGTRAP)
+        }
         4 | 5 => SigInfo::kernel(signal::SIGSEGV),
         // What only an enclave calls undefined: outside, the CPU says that it is not permitted.
         6 if is_port_access(thread, at) => SigInfo::kernel(signal::SIGSEGV),

@@ -41,6 +41,25 @@ static void barrier(int s, siginfo_t *i, void *c) {
     if (mprotect(page, PAGE, PROT_READ | PROT_WRITE) == 0) fixed++;
 }
 
+/* A breakpoint is a trap: its handler sees what comes after it, and returns there (SBCL, .NET). */
+extern char behind_breakpoint[];
+static volatile int traps;
+static void trapped(int s, siginfo_t *i, void *c) {
+    (void)s; (void)i;
+    ucontext_t *u = c;
+    CHECK(u->uc_mcontext.gregs[REG_RIP] == (long)behind_breakpoint);
+    CHECK(u->uc_mcontext.gregs[REG_TRAPNO] == 3);
+    if (++traps > 3) _exit(1);
+}
+__attribute__((noinline)) static void breakpoint(void) {
+    catch_all(trapped, 0);
+    for (int i = 1; i <= 3; i++) {
+        __asm__ volatile("int3\n\t.globl behind_breakpoint\n\tbehind_breakpoint: nop");
+        CHECK(traps == i);
+    }
+    catch_all(jump, 0);
+}
+
 /* A JVM's implicit null check: the handler continues elsewhere. */
 extern char skip_from[], skip_to[];
 static void skip(int s, siginfo_t *i, void *c) {
@@ -136,6 +155,7 @@ int main(void) {
     FAULT(SIGILL, ILL_ILLOPN, seen.si_addr, __asm__ volatile("ud2"));
     if (sigsetjmp(back, 1) == 0) { __asm__ volatile("int3"); CHECK(!"no trap"); }
     CHECK(seen.si_signo == SIGTRAP && seen.si_code == SI_KERNEL);
+    breakpoint();
 
     /* Handlers that return */
     catch_all(barrier, 0);
