@@ -89,6 +89,7 @@ impl State {
                 fs::rename(&temporary, &path).map_err(|error| failed("create", &path, error))
             });
         let _ = fs::remove_file(temporary);
+        forget_oldest(&directory, SIGNATURES_KEPT);
     }
 
     /// Where the emulated machine keeps what on a real one are fuses.
@@ -135,6 +136,31 @@ impl State {
     }
 }
 
+/// Signatures that are kept: who changes an image all day makes one each time.
+const SIGNATURES_KEPT: usize = 256;
+
+/// Removes all files of a directory but the `kept` newest, once there are noticeably more.
+fn forget_oldest(directory: &Path, kept: usize) {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return;
+    };
+    let mut files: Vec<_> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            let made = (metadata.mtime(), metadata.mtime_nsec());
+            metadata.is_file().then(|| (made, entry.path()))
+        })
+        .collect();
+    if files.len() <= kept + kept / 4 {
+        return;
+    }
+    files.sort();
+    for (_, path) in &files[..files.len() - kept] {
+        let _ = fs::remove_file(path);
+    }
+}
+
 fn write_private(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let mut options = OpenOptions::new();
     let file = options
@@ -163,6 +189,7 @@ pub fn hex(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+    use std::time::{Duration, UNIX_EPOCH};
 
     #[test]
     fn signatures_are_kept_for_the_present_key_only() {
@@ -183,5 +210,19 @@ mod tests {
         fs::set_permissions(state.key_path(), fs::Permissions::from_mode(0o640)).unwrap();
         let error = state.development_key().unwrap_err();
         assert!(error.message.contains("chmod 600"), "{error}");
+    }
+
+    #[test]
+    fn the_oldest_signatures_go() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 0..13u64 {
+            let file = fs::File::create(dir.path().join(number.to_string())).unwrap();
+            let time = UNIX_EPOCH + Duration::from_secs(number);
+            file.set_modified(time).unwrap();
+            forget_oldest(dir.path(), 8);
+        }
+        let left = |number: u64| dir.path().join(number.to_string()).exists();
+        assert!((0..3).all(|number| !left(number)));
+        assert!((3..13).all(left));
     }
 }

@@ -142,6 +142,7 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             (Source::Image(image), arguments)
         }
     };
+    check_options(workload)?;
     let registry = workload.registry.options();
     let volumes = VolumeOptions::parse(&workload.volume, workload.insecure_volume_key.as_deref())?;
     let volumes = volumes.with_passed(&workload.insecure_passthrough)?;
@@ -203,6 +204,14 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             .as_ref()
             .map_or(0, |manifest| manifest.security_version),
     })
+}
+
+/// What is wrong whatever the image may be is said before a registry is asked for it.
+fn check_options(workload: &Workload) -> Result<(), Failure> {
+    workload.memory.as_deref().map(parse_size).transpose()?;
+    hostname(workload)?;
+    added_hosts(&workload.add_host)?;
+    Ok(())
 }
 
 /// Whether a variable of the environment is meant for bulla itself.

@@ -22,6 +22,8 @@ pub enum KeyError {
         in two steps"
     )]
     Encrypted,
+    #[error("the key file {path}: {error}")]
+    InFile { path: String, error: Box<KeyError> },
     #[error("not an RSA key in PEM form ({0}); make one with `openssl genrsa -3 3072`")]
     Format(String),
     #[error("the key has {0} bits, SGX demands 3072; make one with `openssl genrsa -3 3072`")]
@@ -35,6 +37,16 @@ pub enum KeyError {
     Generate(String),
     #[error("the key cannot sign: {0}")]
     Sign(String),
+}
+
+impl KeyError {
+    /// The same, naming the file: who gave several must know which.
+    fn of_file(self, path: &Path) -> KeyError {
+        KeyError::InFile {
+            path: path.display().to_string(),
+            error: Box::new(self),
+        }
+    }
 }
 
 /// A key that signs enclaves. Wiped from memory when dropped.
@@ -79,7 +91,7 @@ fn read(path: &Path) -> Result<String, KeyError> {
 impl SigningKey {
     /// Reads a PEM file, PKCS #1 or PKCS #8.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        Self::from_pem(&read(path)?)
+        Self::from_pem(&read(path)?).map_err(|error| error.of_file(path))
     }
 
     /// Reads PEM text, PKCS #1 or PKCS #8.
@@ -142,7 +154,7 @@ impl std::fmt::Debug for SigningKey {
 impl PublicKey {
     /// Reads a PEM file: SubjectPublicKeyInfo or PKCS #1.
     pub fn read(path: &Path) -> Result<Self, KeyError> {
-        Self::from_pem(&read(path)?)
+        Self::from_pem(&read(path)?).map_err(|error| error.of_file(path))
     }
 
     /// Reads PEM text: SubjectPublicKeyInfo or PKCS #1.

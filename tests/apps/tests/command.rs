@@ -329,6 +329,12 @@ fn mistakes_get_one_clear_line() {
         (&["run", "-p", "x", archive], "not a port"),
         (&["run", "--memory", "lots", archive], "not a size"),
         (&["run", "--memory", "999999T", archive], "memory"),
+        // Nothing is asked of the image's registry before the options are understood.
+        (
+            &["run", "--memory", "lots", "absent.invalid/x"],
+            "not a size",
+        ),
+        (&["run", "--sign-key", file, archive], file),
         (&["run", "-w", "relative", archive], "not absolute"),
         (&["run", "-e", "=x", archive], "environment variable"),
         (&["run", "--env-file", "absent", archive], "env-file"),

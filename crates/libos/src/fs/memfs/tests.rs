@@ -7,6 +7,7 @@ use std::string::ToString;
 
 use crate::Result;
 use crate::errno::*;
+use crate::fs::acl;
 use crate::fs::context::FsContext;
 use crate::fs::inode::{FileType, Inode, Time};
 use crate::fs::lower::{LowerMetadata, LowerNode, Visit};
@@ -89,7 +90,11 @@ impl LowerNode for FakeNode {
     }
 
     fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        Ok(std::vec![(b"user.k".to_vec(), b"v".to_vec())])
+        let mut all = std::vec![(b"user.k".to_vec(), b"v".to_vec())];
+        if self.number == 6 {
+            all.push((acl::Kind::Access.attribute().to_vec(), LIST.to_vec()));
+        }
+        Ok(all)
     }
 
     fn open(&self, number: u64) -> Result<Arc<dyn LowerNode>> {
@@ -99,6 +104,16 @@ impl LowerNode for FakeNode {
         }))
     }
 }
+
+/// Owner rw-, user 1001 r--, group ---, mask r--, others ---.
+const LIST: [u8; 44] = [
+    2, 0, 0, 0, //
+    1, 0, 6, 0, 255, 255, 255, 255, //
+    2, 0, 4, 0, 0xe9, 3, 0, 0, //
+    4, 0, 0, 0, 255, 255, 255, 255, //
+    16, 0, 4, 0, 255, 255, 255, 255, //
+    32, 0, 0, 0, 255, 255, 255, 255,
+];
 
 fn entry(name: &str, number: u64) -> (String, u64) {
     (name.to_string(), number)
@@ -244,6 +259,26 @@ fn attributes_of_the_lower_layer_can_be_changed() {
     assert_eq!(inode.get_xattr(b"user.k"), Err(ENODATA));
     inode.write_bytes(0, b"x").expect("write");
     assert!(!inode.is_immutable());
+}
+
+#[test]
+fn lists_of_the_lower_layer_are_asked() {
+    let m = machine();
+    let found = |path: &[u8]| {
+        crate::fs::path::Walk::new(crate::fs::permission::Caller::KERNEL, &m.thread.fs())
+            .find(path, crate::fs::path::Follow::Yes)
+            .expect("found")
+    };
+    let inner = found(b"/dir/inner");
+    let list = inner.inode().acl(acl::Kind::Access).expect("read");
+    let list = list.expect("a list");
+    assert!(list.permits(1001, 0, |_| false, 4));
+    assert!(!list.permits(1002, 0, |_| false, 4));
+    m.one(attribute::chmod, "/dir/inner", &[0o600])
+        .expect("chmod");
+    let list = inner.inode().acl(acl::Kind::Access).expect("read");
+    assert!(!list.expect("a list").permits(1001, 0, |_| false, 4));
+    assert_eq!(found(b"/one").inode().acl(acl::Kind::Access), Ok(None));
 }
 
 #[test]
