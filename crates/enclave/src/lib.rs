@@ -14,5 +14,5 @@ extern crate std;
 
 pub mod sha256;
 
-#[cfg(feature = "enclave-bin")]
+#[cfg(any(test, feature = "enclave-bin"))]
 mod memfunctions;

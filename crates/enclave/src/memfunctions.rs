@@ -7,11 +7,43 @@
 
 use core::arch::global_asm;
 
+/// What the functions are called: in tests there is a C library.
+#[cfg(not(test))]
+macro_rules! name {
+    ($name:literal) => {
+        $name
+    };
+}
+#[cfg(test)]
+macro_rules! name {
+    ($name:literal) => {
+        concat!("bulla_", $name)
+    };
+}
+
 global_asm!(
-    ".globl memcpy",
-    ".type memcpy, @function",
+    // Compares 64 bytes; goes on behind them if they are equal. The flags say whether 64 are left.
+    ".macro EQUAL_64 otherwise",
+    ".irp n, 0,1,2,3",
+    "movups xmm\\n, [rdi + 16 * \\n]",
+    "movups xmm4, [rsi + 16 * \\n]",
+    "pcmpeqb xmm\\n, xmm4",
+    ".endr",
+    "pand xmm0, xmm1",
+    "pand xmm2, xmm3",
+    "pand xmm0, xmm2",
+    "pmovmskb eax, xmm0",
+    "cmp eax, 0xffff",
+    "jne \\otherwise",
+    "add rdi, 64",
+    "add rsi, 64",
+    "sub rdx, 64",
+    "cmp rdx, 64",
+    ".endm",
+    concat!(".globl ", name!("memcpy")),
+    concat!(".type ", name!("memcpy"), ", @function"),
     ".p2align 4",
-    "memcpy:",
+    concat!(name!("memcpy"), ":"),
     "mov rax, rdi",
     "cmp rdx, 16",
     "jb 3f",
@@ -94,14 +126,14 @@ global_asm!(
     "mov [rdi + rdx - 1], r8b",
     "6:",
     "ret",
-    ".globl memmove",
-    ".type memmove, @function",
+    concat!(".globl ", name!("memmove")),
+    concat!(".type ", name!("memmove"), ", @function"),
     ".p2align 4",
-    "memmove:",
+    concat!(name!("memmove"), ":"),
     "mov rax, rdi",
     "sub rax, rsi",
     "cmp rax, rdx",
-    "jae memcpy",
+    concat!("jae ", name!("memcpy")),
     // Overlap with the destination behind the source: from the end.
     "mov rax, rdi",
     "2:",
@@ -120,10 +152,10 @@ global_asm!(
     "jmp 3b",
     "4:",
     "ret",
-    ".globl memset",
-    ".type memset, @function",
+    concat!(".globl ", name!("memset")),
+    concat!(".type ", name!("memset"), ", @function"),
     ".p2align 4",
-    "memset:",
+    concat!(name!("memset"), ":"),
     "mov r8, rdi",
     "movzx eax, sil",
     "cmp rdx, 16",
@@ -160,13 +192,28 @@ global_asm!(
     "6:",
     "mov rax, r8",
     "ret",
-    ".globl memcmp",
-    ".type memcmp, @function",
-    ".globl bcmp",
-    ".type bcmp, @function",
+    concat!(".globl ", name!("memcmp")),
+    concat!(".type ", name!("memcmp"), ", @function"),
+    concat!(".globl ", name!("bcmp")),
+    concat!(".type ", name!("bcmp"), ", @function"),
     ".p2align 4",
-    "memcmp:",
-    "bcmp:",
+    concat!(name!("memcmp"), ":"),
+    concat!(name!("bcmp"), ":"),
+    "cmp rdx, 64",
+    "jb 2f",
+    "cmp rdx, 4096",
+    "jb 7f",
+    // Whoever compares a page will look at the next ones: they are fetched meanwhile.
+    "8:",
+    "prefetcht0 [rdi + 4096]",
+    "prefetcht0 [rsi + 4096]",
+    "EQUAL_64 2f",
+    "jae 8b",
+    "jmp 2f",
+    "7:",
+    "EQUAL_64 2f",
+    "jae 7b",
+    // What is left, or holds the difference.
     "2:",
     "cmp rdx, 8",
     "jb 4f",
@@ -200,9 +247,9 @@ global_asm!(
     "xor eax, eax",
     "6:",
     "ret",
-    ".globl strlen",
-    ".type strlen, @function",
-    "strlen:",
+    concat!(".globl ", name!("strlen")),
+    concat!(".type ", name!("strlen"), ", @function"),
+    concat!(name!("strlen"), ":"),
     "mov rax, rdi",
     "2:",
     "cmp byte ptr [rax], 0",
@@ -213,3 +260,96 @@ global_asm!(
     "sub rax, rdi",
     "ret",
 );
+
+#[cfg(test)]
+mod tests {
+    use core::cmp::Ordering;
+    use std::vec::Vec;
+
+    unsafe extern "C" {
+        fn bulla_memcpy(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
+        fn bulla_memmove(to: *mut u8, from: *const u8, len: usize) -> *mut u8;
+        fn bulla_memset(to: *mut u8, byte: i32, len: usize) -> *mut u8;
+        fn bulla_memcmp(a: *const u8, b: *const u8, len: usize) -> i32;
+        fn bulla_bcmp(a: *const u8, b: *const u8, len: usize) -> i32;
+        fn bulla_strlen(text: *const u8) -> usize;
+    }
+
+    /// Around every size at which a function does something else.
+    const LENGTHS: [usize; 27] = [
+        0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130, 511, 512, 513,
+        1000, 4095, 4096, 8250,
+    ];
+
+    fn pattern(len: usize, seed: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 + i / 256 + seed) as u8).collect()
+    }
+
+    #[test]
+    fn comparisons_find_the_first_difference() {
+        for len in LENGTHS {
+            for offset in [0, 1, 13] {
+                let a = pattern(len + offset, 5);
+                let mut b = pattern(len, 5 + offset * 31);
+                b[..].copy_from_slice(&a[offset..]);
+                let (left, right) = (a[offset..].as_ptr(), b.as_mut_ptr());
+                // SAFETY: both are of this length.
+                assert_eq!(unsafe { bulla_memcmp(left, right, len) }, 0, "{len}");
+                // SAFETY: as above.
+                assert_eq!(unsafe { bulla_bcmp(left, right, len) }, 0, "{len}");
+                for at in (0..len).filter(|at| at % 61 == 0 || at + 70 > len) {
+                    for change in [1, 0x80] {
+                        b[at] ^= change;
+                        // A second difference that must not decide.
+                        let last = b[len - 1];
+                        b[len - 1] = if at + 1 < len { !last } else { last };
+                        let expected = a[offset..].cmp(&b[..]);
+                        // SAFETY: as above.
+                        let found = unsafe { bulla_memcmp(left, b.as_ptr(), len) };
+                        assert_eq!(found.cmp(&0), expected, "{len}, at {at}");
+                        assert_ne!(expected, Ordering::Equal);
+                        // SAFETY: as above.
+                        let differs = unsafe { bulla_bcmp(left, b.as_ptr(), len) };
+                        assert_ne!(differs, 0, "{len}, at {at}");
+                        b[len - 1] = last;
+                        b[at] ^= change;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copies_write_what_they_should_and_nothing_else() {
+        for len in LENGTHS {
+            let from = pattern(len, 1);
+            for offset in [0, 1, 16, 40] {
+                let mut to = pattern(len + 100, 77);
+                let mut expected = to.clone();
+                expected[offset..offset + len].copy_from_slice(&from);
+                // SAFETY: `to` is longer by more than the offset.
+                unsafe { bulla_memcpy(to[offset..].as_mut_ptr(), from.as_ptr(), len) };
+                assert!(to == expected, "memcpy of {len} to {offset}");
+                for (source, target) in [(0, offset), (offset, 0), (offset, 50)] {
+                    expected.copy_within(source..source + len, target);
+                    let base = to.as_mut_ptr();
+                    // SAFETY: both lie in `to`, and may overlap.
+                    unsafe { bulla_memmove(base.add(target), base.add(source), len) };
+                    assert!(to == expected, "memmove of {len} from {source} to {target}");
+                }
+                expected[offset..offset + len].fill(0x9e);
+                // SAFETY: as for memcpy.
+                unsafe { bulla_memset(to[offset..].as_mut_ptr(), 0x79e, len) };
+                assert!(to == expected, "memset of {len} at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_text_ends_at_the_first_zero() {
+        for (text, len) in [(&b"\0a"[..], 0), (b"abc\0d\0", 3)] {
+            // SAFETY: there is a zero.
+            assert_eq!(unsafe { bulla_strlen(text.as_ptr()) }, len);
+        }
+    }
+}

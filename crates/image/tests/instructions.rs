@@ -1,9 +1,10 @@
 //! Which instructions the enclave programs consist of.
 //!
-//! The runtime shares the CPU's extended state with the program that it serves: xmm0 to xmm15 and
-//! MXCSR are saved at every system call, and nothing else. So it must not use MMX and x87, nor VEX
-//! and EVEX encodings, which clear upper halves; and nothing that is illegal in an enclave. Every
-//! instruction is decoded here. With the feature `embedded`.
+//! The runtime shares the CPU's extended state with the program that it serves: xmm0 to xmm15 are
+//! saved at every system call, and nothing else. So it must not use MMX and x87, nor VEX and EVEX
+//! encodings, which clear upper halves, nor do arithmetic that depends on MXCSR or sets flags in it;
+//! and nothing that is illegal in an enclave. Every instruction is decoded here. With the feature
+//! `embedded`.
 #![cfg(feature = "embedded")]
 
 use bulla_image::embedded::{BOOTSTRAP, RUNTIME};
@@ -42,6 +43,9 @@ fn objection(instruction: &Instruction) -> Option<&'static str> {
     if features.iter().any(is_x87) {
         return Some("uses x87 or MMX state");
     }
+    if !instruction.is_string_instruction() && depends_on_mxcsr(instruction.mnemonic()) {
+        return Some("uses MXCSR, which is the program's");
+    }
     match instruction.mnemonic() {
         Mnemonic::Cpuid
         | Mnemonic::Syscall
@@ -57,6 +61,20 @@ fn objection(instruction: &Instruction) -> Option<&'static str> {
         _ if instruction.memory_segment() == Register::FS => Some("uses FS"),
         _ => None,
     }
+}
+
+/// Whether it is one of the floating-point instructions of SSE to SSE4.2 that look at MXCSR or set
+/// its flags (SDM volume 1, sections 10.4 to 12.8): arithmetic, comparisons and conversions of
+/// packed (`ps`, `pd`) and scalar (`ss`, `sd`) numbers, which are named alike.
+fn depends_on_mxcsr(mnemonic: Mnemonic) -> bool {
+    let name = format!("{mnemonic:?}").to_lowercase();
+    const OPERATIONS: [&str; 15] = [
+        "add", "addsub", "sub", "mul", "div", "sqrt", "min", "max", "cmp", "comi", "ucomi", "hadd",
+        "hsub", "round", "dp",
+    ];
+    let number = ["ps", "pd", "ss", "sd"].iter();
+    let operation = number.filter_map(|suffix| name.strip_suffix(suffix));
+    name.starts_with("cvt") || operation.into_iter().any(|name| OPERATIONS.contains(&name))
 }
 
 fn objections(code: &[u8], address: u64) -> (usize, Vec<String>) {
@@ -115,6 +133,9 @@ fn each_objection_is_found() {
             &[0x64, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0],
             "mov rax, fs:[0]",
         ),
+        (&[0xf2, 0x0f, 0x58, 0xc1], "addsd xmm0, xmm1"),
+        (&[0x66, 0x0f, 0x2f, 0xc1], "comisd xmm0, xmm1"),
+        (&[0xf2, 0x48, 0x0f, 0x2c, 0xc0], "cvttsd2si rax, xmm0"),
         (&[0x06], "no instruction"),
     ] {
         assert_eq!(objects(code), 1, "{name}");
@@ -122,6 +143,9 @@ fn each_objection_is_found() {
     for (code, name) in [
         (&[0x66, 0x0f, 0xef, 0xc0][..], "pxor xmm0, xmm0"),
         (&[0x0f, 0x38, 0xcb, 0xc1], "sha256rnds2 xmm0, xmm1"),
+        (&[0x66, 0x0f, 0xfe, 0xc1], "paddd xmm0, xmm1"),
+        (&[0x0f, 0x28, 0xc1], "movaps xmm0, xmm1"),
+        (&[0xa7], "cmpsd"),
         (&[0x0f, 0x01, 0xd7], "enclu"),
         (&[0xf3, 0x48, 0x0f, 0xae, 0xc0], "rdfsbase rax"),
         (&[0x48, 0x0f, 0xae, 0x20], "xsave64 [rax]"),

@@ -38,7 +38,6 @@ pub struct Frame {
     pub registers: Registers,
     pub reserved: u64,
     pub xmm: [[u64; 2]; 16],
-    pub mxcsr: u32,
     /// Not 0: a fault left by way of stage 2, see `exception`.
     pub vector: u32,
     pub fault_address: u64,
@@ -71,10 +70,11 @@ pub struct Area {
     pub host_return: u64,
     pub host_rsp: u64,
     pub host_rbp: u64,
-    /// Kernel stack pointer and FS base during a host call; components that had to be saved.
+    /// Kernel stack pointer, FS base and MXCSR during a host call; components that had to be saved.
     pub kernel_rsp: u64,
     pub saved_fs: u64,
-    pub saved_components: u64,
+    pub saved_mxcsr: u32,
+    pub saved_components: u32,
     /// Stage 1: its stack, and the host state of its entry.
     pub exception_stack: u64,
     pub exception_return: u64,
@@ -114,6 +114,7 @@ pub const HOST_RSP: usize = offset_of!(Area, host_rsp);
 pub const HOST_RBP: usize = offset_of!(Area, host_rbp);
 pub const KERNEL_RSP: usize = offset_of!(Area, kernel_rsp);
 pub const SAVED_FS: usize = offset_of!(Area, saved_fs);
+pub const SAVED_MXCSR: usize = offset_of!(Area, saved_mxcsr);
 pub const SAVED_COMPONENTS: usize = offset_of!(Area, saved_components);
 pub const EXCEPTION_STACK: usize = offset_of!(Area, exception_stack);
 pub const EXCEPTION_RETURN: usize = offset_of!(Area, exception_return);

@@ -1,11 +1,12 @@
 //! Entry and exit: the only assembly that user registers, host registers and ours pass through.
 //!
 //! Invariants
-//! - On every entry nothing but RAX (CSSA), RCX and the GS base is believed; flags, MXCSR and the
-//!   vector state are set before compiled code runs; the stack comes from the thread area.
+//! - On every entry nothing but RAX (CSSA), RCX and the GS base is believed; flags and the vector
+//!   state are set before compiled code runs; the stack comes from the thread area.
 //! - Every EEXIT clears all general and vector registers but the call's own.
-//! - Compiled code never touches FS, and vector registers only in SSE encodings: the user's FS
-//!   base and upper vector halves stay in the CPU from gate to return, and only a host call saves
+//! - Compiled code never touches FS, vector registers only in SSE encodings, and does no
+//!   floating-point arithmetic (`tests/instructions.rs` of the image crate): the user's FS base,
+//!   MXCSR and upper vector halves stay in the CPU from gate to return, and only a host call saves
 //!   them.
 //! - Between `return_window` and `return_window_end` the frame is intact, so that stage 1 can send
 //!   an interrupted return back to `return_check`.
@@ -95,12 +96,9 @@ global_asm!(
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
     "movaps [rsp + {XMM} + 16 * \\n], xmm\\n",
     ".endr",
-    "stmxcsr [rsp + {MXCSR}]",
-    "cmp dword ptr [rsp + {MXCSR}], 0x1f80",
-    "je 60f",
-    "mov dword ptr [rsp - 8], 0x1f80",
-    "ldmxcsr [rsp - 8]",
-    "60:",
+    ".endm",
+    ".macro RESET_MXCSR",
+    "ldmxcsr [rip + {initial_state} + 24]",
     ".endm",
     // At the gates: all but rsp, and r11, which a system call does not bring.
     ".macro SAVE_GENERAL",
@@ -138,14 +136,13 @@ global_asm!(
     "mov rsp, gs:[{KERNEL_RSP}]",
     "push 2",
     "popfq",
-    "mov dword ptr [rsp - 8], 0x1f80",
-    "ldmxcsr [rsp - 8]",
     "mov eax, gs:[{SAVED_COMPONENTS}]",
     "test eax, eax",
     "jne 12f",
     // Nothing was saved because it was in its initial state: make it so again.
     "RESET_EXTENDED",
     "13:",
+    "ldmxcsr gs:[{SAVED_MXCSR}]",
     "mov rax, gs:[{SAVED_FS}]",
     "wrfsbase rax",
     "mov dword ptr gs:[{MODE}], {KERNEL}",
@@ -179,8 +176,7 @@ global_asm!(
     "11:",
     "push 2",
     "popfq",
-    "mov dword ptr [rsp - 8], 0x1f80",
-    "ldmxcsr [rsp - 8]",
+    "RESET_MXCSR",
     "xor ebp, ebp",
     "mov rdi, rsi",
     "mov rsi, rdx",
@@ -208,8 +204,7 @@ global_asm!(
     "mov rsp, gs:[{EXCEPTION_STACK}]",
     "push 2",
     "popfq",
-    "mov dword ptr [rsp - 8], 0x1f80",
-    "ldmxcsr [rsp - 8]",
+    "RESET_MXCSR",
     // What the host says of the exception; see `exception::stage1`.
     "mov rdi, rsi",
     "mov rsi, rdx",
@@ -274,11 +269,13 @@ global_asm!(
     "rdfsbase rax",
     "mov gs:[{SAVED_FS}], rax",
     "mov gs:[{KERNEL_RSP}], rsp",
+    "stmxcsr gs:[{SAVED_MXCSR}]",
+    "RESET_MXCSR",
     // Which extended state is in use (XINUSE)? SSE is the frame's business.
     "mov ecx, 1",
     "xgetbv",
     "and eax, {EXTENDED}",
-    "mov gs:[{SAVED_COMPONENTS}], rax",
+    "mov gs:[{SAVED_COMPONENTS}], eax",
     "test eax, eax",
     "je 30f",
     "mov eax, {EXTENDED}",
@@ -310,6 +307,7 @@ global_asm!(
     "CLEAR_VECTORS",
     // The arguments are in rdi, rsi and rdx.
     "mov r8, rdx",
+    "RESET_MXCSR",
     "RESET_EXTENDED",
     "mov rdx, r8",
     "xor ecx, ecx",
@@ -407,9 +405,6 @@ global_asm!(
     "mov rax, gs:[{WORK}]",
     "cmp dword ptr [rax], 0",
     "jne 50f",
-    "cmp dword ptr [rsp + {MXCSR}], 0x1f80",
-    "jne 51f",
-    "52:",
     ".irp n, 0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
     "movaps xmm\\n, [rsp + {XMM} + 16 * \\n]",
     ".endr",
@@ -444,9 +439,6 @@ global_asm!(
     "mov r15, [rsp + {R15}]",
     "mov rsp, gs:[{USER_RSP}]",
     "jmp qword ptr gs:[{RESUME}]",
-    "51:",
-    "ldmxcsr [rsp + {MXCSR}]",
-    "jmp 52b",
     "53:",
     "push rax",
     "popfq",
@@ -472,6 +464,7 @@ global_asm!(
     KERNEL_RSP = const KERNEL_RSP,
     SAVED_COMPONENTS = const SAVED_COMPONENTS,
     SAVED_FS = const SAVED_FS,
+    SAVED_MXCSR = const SAVED_MXCSR,
     XSAVE_OFFSET = const XSAVE_OFFSET,
     FRAME = const FRAME,
     FRAME_SIZE = const FRAME_SIZE,
@@ -506,7 +499,6 @@ global_asm!(
     RIP = const offset_of!(Registers, rip),
     RFLAGS = const offset_of!(Registers, rflags),
     XMM = const offset_of!(Frame, xmm),
-    MXCSR = const offset_of!(Frame, mxcsr),
     slot_main = sym crate::threads::slot_main,
     initial_state = sym INITIAL_STATE,
     stage1 = sym crate::exception::stage1,

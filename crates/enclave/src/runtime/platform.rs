@@ -65,14 +65,13 @@ fn fpu_save(to: &mut [u8]) {
             options(nostack, preserves_flags));
         core::slice::from_raw_parts_mut(buffer, XSTATE_SIZE)
     };
-    // The CPU's xmm registers are the kernel's now; the user's are in the frame.
+    // The CPU's xmm registers are the kernel's now; the user's are in the frame. MXCSR is the user's.
     let frame = area.user_frame();
     for (index, xmm) in frame.xmm.iter().enumerate() {
         let at = 160 + index * 16;
         bytes[at..at + 8].copy_from_slice(&xmm[0].to_le_bytes());
         bytes[at + 8..at + 16].copy_from_slice(&xmm[1].to_le_bytes());
     }
-    bytes[24..28].copy_from_slice(&frame.mxcsr.to_le_bytes());
     bytes[512] |= 2;
     let len = to.len().min(XSTATE_SIZE);
     to[..len].copy_from_slice(&bytes[..len]);
@@ -99,7 +98,7 @@ pub fn fpu_restore(from: &[u8]) {
     } else {
         0x1f80
     };
-    bytes[24..28].copy_from_slice(&0x1f80u32.to_le_bytes());
+    bytes[24..28].copy_from_slice(&mxcsr.to_le_bytes());
     // SAFETY: a valid standard-format area, sanitised; the kernel's own xmm registers are
     // call-clobbered across this statement.
     unsafe {
@@ -109,7 +108,7 @@ pub fn fpu_restore(from: &[u8]) {
             out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _,
             out("xmm15") _, options(nostack, preserves_flags));
     }
-    // The return path loads xmm from the frame; the upper halves are in the CPU now.
+    // The return path loads xmm from the frame; the upper halves and MXCSR are in the CPU now.
     let frame = area.user_frame();
     for (index, xmm) in frame.xmm.iter_mut().enumerate() {
         let at = 160 + index * 16;
@@ -120,7 +119,6 @@ pub fn fpu_restore(from: &[u8]) {
             [0, 0]
         };
     }
-    frame.mxcsr = mxcsr;
 }
 
 /// The fault of one step of a copy, as one of the whole: a step may cross into a page that is not

@@ -190,7 +190,6 @@ fn enter_user(area: &mut Area, start: StartState) -> ! {
     frame.registers = start.registers;
     frame.registers.orig_rax = u64::MAX;
     frame.xmm = [[0; 2]; 16];
-    frame.mxcsr = 0x1f80;
     area.resume = sites::resume_address(start.registers.rip);
     crate::platform::set_fs_base(start.fs_base);
     if let Some(state) = &start.fpu {

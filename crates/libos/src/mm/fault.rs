@@ -287,7 +287,7 @@ impl Locked<'_> {
                 .map_err(|_| Fault::Unreadable)?;
         }
         accounting::charge(PAGE).map_err(|_| Fault::NoMemory)?;
-        self.saved.insert(page, alloc::sync::Arc::new(bytes));
+        self.saved.insert(page, bytes.into());
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 
 use super::map::without;
 use super::residency::{self, Member};
-use super::swap::{is_equal, read_run};
+use super::swap::{SavedPage, read_run};
 use super::{AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
@@ -92,6 +92,7 @@ impl Space {
             return Err(ENOMEM.because("no kernel memory for the pages of a second process"));
         }
         accounting::charge(copied)?;
+        let mut saved: Vec<(u64, SavedPage)> = Vec::with_capacity((copied / PAGE) as usize);
         for vma in &inherited {
             child.total += vma.len();
             if vma.owns_addresses() {
@@ -103,14 +104,11 @@ impl Space {
                     if !vma.is_clean() {
                         let known = |page: u64, bytes: &[u8]| {
                             let saved = siblings.iter().filter_map(|state| state.saved.get(&page));
-                            saved
-                                .into_iter()
-                                .find(|saved| is_equal(saved, bytes))
-                                .cloned()
+                            saved.into_iter().find(|saved| ***saved == *bytes).cloned()
                         };
-                        let saved = read_run(&run, vma.page_protection(), &known);
+                        let pages = read_run(&run, vma.page_protection(), &known);
                         let numbers = run.clone().step_by(PAGE as usize);
-                        parent.saved.extend(numbers.zip(saved));
+                        saved.extend(numbers.zip(pages));
                     }
                     parent.live.remove(run.clone());
                     if vma.flags.contains(VmaFlags::WIPEONFORK) {
@@ -122,6 +120,8 @@ impl Space {
                 }
             }
         }
+        // In order: the map is built at once.
+        parent.saved.append(&mut saved.into_iter().collect());
         for range in &parent.reserved {
             allocator::share(range.clone());
         }

@@ -14,7 +14,7 @@ use crate::Result;
 use crate::platform::{Protection, platform};
 
 /// The content of a saved page. Spaces whose pages are equal share one.
-pub type SavedPage = Arc<Vec<u8>>;
+pub type SavedPage = Arc<[u8]>;
 
 const PAGE_LEN: usize = PAGE as usize;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
@@ -37,7 +37,7 @@ pub(super) fn read_run(
             bytes
                 .chunks_exact(PAGE_LEN)
                 .zip(numbers)
-                .map(|(page, at)| known(at, page).unwrap_or_else(|| Arc::new(page.to_vec()))),
+                .map(|(page, at)| known(at, page).unwrap_or_else(|| Arc::from(page))),
         );
         Ok(())
     });
@@ -212,12 +212,17 @@ fn swap_saved(leaver: &mut State, comer: &mut State) {
         swap_run(&run, from.protection, &mut run_pages);
         if from.disposable {
             accounting::uncharge(end - start);
-            disposable.extend(run.clone().step_by(PAGE_LEN));
+            if !leaver.dead {
+                disposable.extend(run.clone().step_by(PAGE_LEN));
+            }
         }
         hand_over(leaver, comer, &run, from.protection, to.protection);
     }
     for page in apart {
         comer.saved.extend(saved.remove_entry(&page));
+    }
+    if leaver.dead {
+        return;
     }
     for page in disposable {
         saved.remove(&page);
@@ -236,15 +241,15 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPag
     }
     let _ = platform().fill(run.start, len, &mut |bytes| {
         for (live, saved) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages.iter_mut()) {
-            if is_equal(live, saved) {
+            if *live == ***saved {
                 continue;
             }
             match Arc::get_mut(saved) {
                 Some(saved) => live.swap_with_slice(saved),
                 None => {
-                    let old = live.to_vec();
+                    let old = Arc::from(&*live);
                     live.copy_from_slice(saved);
-                    **saved = Arc::new(old);
+                    **saved = old;
                 }
             }
         }
@@ -261,26 +266,10 @@ fn is_run_equal(run: &Range<u64>, pages: &[&mut SavedPage]) -> bool {
     let mut equal = true;
     let read = platform().fill(run.start, run.end - run.start, &mut |bytes| {
         let mut both = bytes.chunks_exact(PAGE_LEN).zip(pages);
-        equal = both.all(|(live, saved)| is_equal(live, saved));
+        equal = both.all(|(live, saved)| *live == ***saved);
         Ok(())
     });
     read.is_ok() && equal
-}
-
-/// Whether two pages are equal: in blocks that the compiler compares with vectors, which is most of
-/// what a switch costs.
-pub(super) fn is_equal(a: &[u8], b: &[u8]) -> bool {
-    const BLOCK: usize = 128;
-    let word = |bytes: &[u8], at: usize| {
-        let mut word = [0; 8];
-        word.copy_from_slice(&bytes[at..at + 8]);
-        u64::from_ne_bytes(word)
-    };
-    let mut blocks = a.chunks_exact(BLOCK).zip(b.chunks_exact(BLOCK));
-    a.len() == b.len()
-        && blocks.all(|(a, b)| {
-            (0..BLOCK / 8).fold(0, |bits, i| bits | (word(a, i * 8) ^ word(b, i * 8))) == 0
-        })
 }
 
 /// Brings all saved pages of a space back; its addresses are free.

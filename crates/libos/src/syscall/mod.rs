@@ -52,7 +52,7 @@ use alloc::sync::Arc;
 use crate::errno::ENOSYS;
 use crate::mm::AddressSpace;
 use crate::process::seccomp as restrictions;
-use crate::{Registers, Result, Thread, trace};
+use crate::{Errno, Registers, Result, Thread, trace};
 
 /// What a handler gets: the calling thread and its registers. Results are returned; a handler
 /// writes registers only where the call replaces them (execve, rt_sigreturn).
@@ -159,11 +159,35 @@ static HANDLERS: [Handler; NUMBERS] = {
 };
 
 /// Runs the system call in `registers` and stores its result in rax.
+///
+/// The arguments are made where the handler takes them, from registers one by one: a copy of them
+/// in greater pieces would have to wait for the gate's stores (of all registers) to reach the cache.
 pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     let number = registers.rax;
     registers.orig_rax = number;
+    let result = match thread.seccomp.mode() == restrictions::DISABLED && !trace::is_enabled() {
+        true => {
+            let arguments = Arguments(registers.arguments());
+            handler(number)(&mut Context { thread, registers }, arguments)
+        }
+        false => watched(thread, registers),
+    };
+    registers.rax = match result {
+        Ok(value) => value as u64,
+        Err(errno) => refused(thread, registers, errno),
+    };
+}
+
+fn handler(number: u64) -> Handler {
+    HANDLERS.get(number as usize).copied().unwrap_or(missing)
+}
+
+/// A call that is traced, or that a filter looks at first.
+#[cold]
+#[inline(never)]
+fn watched(thread: &Arc<Thread>, registers: &mut Registers) -> Result<usize> {
+    let number = registers.rax;
     let arguments = Arguments(registers.arguments());
-    let handler = HANDLERS.get(number as usize).copied().unwrap_or(missing);
     let refused = match thread.seccomp.mode() {
         restrictions::DISABLED => None,
         _ => restrictions::check(thread, registers),
@@ -173,25 +197,26 @@ pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
         trace::enter(thread, number, &arguments.0);
     }
     let result = match refused {
-        None => handler(&mut context, arguments),
+        None => handler(number)(&mut context, arguments),
         Some(result) => result,
     };
     if trace::is_enabled() {
         trace::leave(thread, &result);
     }
-    let value = match result {
-        Ok(value) => value as u64,
-        Err(errno) => {
-            if trace::is_reporting() {
-                trace::note_refusal(thread, number, &arguments.0, errno);
-            }
-            if errno.code() >= crate::errno::ERESTARTSYS.code() {
-                // Restarted or turned into EINTR on the way to user code, whether or not the
-                // signal that interrupted the call is still there.
-                thread.add_own_work(crate::process::thread::Work::SIGNAL);
-            }
-            i64::from(errno.code()).wrapping_neg() as u64
-        }
-    };
-    registers.rax = value;
+    result
+}
+
+/// The value of rax for a call that failed.
+#[inline(never)]
+fn refused(thread: &Arc<Thread>, registers: &Registers, errno: Errno) -> u64 {
+    if trace::is_reporting() {
+        let number = registers.orig_rax;
+        trace::note_refusal(thread, number, &registers.arguments(), errno);
+    }
+    if errno.code() >= crate::errno::ERESTARTSYS.code() {
+        // Restarted or turned into EINTR on the way to user code, whether or not the signal that
+        // interrupted the call is still there.
+        thread.add_own_work(crate::process::thread::Work::SIGNAL);
+    }
+    i64::from(errno.code()).wrapping_neg() as u64
 }
