@@ -9,12 +9,18 @@ use bytes::Bytes;
 
 /// ELF file of the bootstrap.
 pub static BOOTSTRAP: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-bootstrap"));
-/// ELF file of the runtime with the library OS.
-pub static RUNTIME: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime"));
+/// ELF file of the runtime with the library OS. Its pages are pages of this program's file, so that
+/// the emulated platform need not copy them.
+pub static RUNTIME: &[u8] = &RUNTIME_PAGES.0;
+static RUNTIME_PAGES: &PageAligned<[u8]> =
+    &PageAligned(*include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime")));
 /// SHA-256 of the whole pieces of [`RUNTIME`].
 static RUNTIME_PIECES: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-runtime.pieces"));
 /// ELF file of the agent, a static program that configurations with `[attestation.tls]` start with.
 pub static AGENT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bulla-agent"));
+
+#[repr(C, align(4096))]
+struct PageAligned<T: ?Sized>(T);
 
 /// Lays out and measures an enclave of the embedded programs.
 pub fn image(

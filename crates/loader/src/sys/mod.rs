@@ -6,6 +6,7 @@
 
 pub mod area;
 pub mod dcap;
+mod entry;
 pub mod file;
 pub mod map;
 pub mod netlink;

@@ -28,6 +28,13 @@ pub const DATA: u64 = 0x20_0000;
 /// An address range for pages that are committed later.
 pub const FRESH: u64 = 0x4000_0000;
 
+/// Sixteen writable pages whose content is [`CONSTANTS`].
+pub const CONSTANT: u64 = 0x40_0000;
+/// Whole pages of this program's file, which the emulator need not copy.
+pub static CONSTANTS: &Constants = &Constants([0xc5; 16 * 4096]);
+#[repr(C, align(4096))]
+pub struct Constants(pub [u8; 16 * 4096]);
+
 /// One enclave at a time: the gate table tells threads apart by parts of their GS base.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -203,6 +210,7 @@ impl TestEnclave {
         }
         enclave.add(DATA, &[options.data; 2 * 4096], SecInfo::regular(3));
         enclave.add(DATA + 2 * PAGE, &[options.data; 4096], SecInfo::regular(1));
+        enclave.add(CONSTANT, &CONSTANTS.0, SecInfo::regular(3));
         enclave
     }
 

@@ -5,7 +5,7 @@ use bulla_loader::backend::{Backend, Outcome, page_type};
 use bulla_sgx::SecInfo;
 
 use crate::code::at;
-use crate::enclave::{CODE, NSSA, Options, PAGE, TestEnclave};
+use crate::enclave::{CODE, CONSTANT, CONSTANTS, NSSA, Options, PAGE, TestEnclave};
 
 const EACCEPT: u64 = 5;
 const EMODPE: u64 = 6;
@@ -299,6 +299,44 @@ fn pages_are_trimmed_removed_and_come_back_as_zeros() {
                 .modify_type(page, PAGE, page_type::REG)
                 .is_err()
         );
+    }
+}
+
+#[test]
+fn pages_that_are_not_copied_are_the_enclaves_own() {
+    const FILLED: u64 = 0xc5;
+    for profile in Profile::NAMED {
+        let enclave = TestEnclave::new(profile);
+        let page = enclave.base + CONSTANT;
+        let program = std::env::current_exe().unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps
+            .lines()
+            .find(|line| line.starts_with(&format!("{page:x}-")));
+        assert!(
+            line.is_some_and(|line| line.ends_with(program.to_str().unwrap())),
+            "they were copied: {line:?}"
+        );
+        assert_eq!(enclave.call(at::do_read(), [page, 0, 0, 0]).0, FILLED);
+        enclave.call(at::do_write(), [page, 1, 0, 0]);
+        let changed = enclave.call(at::do_read(), [page, 0, 0, 0]).0;
+        assert_eq!(changed, 1);
+        assert!(CONSTANTS.0.iter().all(|byte| *byte == 0xc5));
+        if !profile.features.edmm {
+            continue;
+        }
+        // Removed pages, written or not, come back as zeros.
+        for page in [page, page + 3 * PAGE] {
+            let trim = enclave.platform.modify_type(page, PAGE, page_type::TRIM);
+            trim.unwrap();
+            let info = enclave.secinfo(TRIM | SecInfo::MODIFIED);
+            assert_eq!(enclave.leaf(EACCEPT, info, page, 0, true), (0, false));
+            enclave.platform.remove(page, PAGE).unwrap();
+            enclave.fresh_page(page);
+            assert_eq!(enclave.call(at::do_read(), [page, 0, 0, 0]).0, 0);
+        }
+        let left = enclave.call(at::do_read(), [page + 4 * PAGE, 0, 0, 0]);
+        assert_eq!(left.0, FILLED);
     }
 }
 

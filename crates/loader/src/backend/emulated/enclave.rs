@@ -1,8 +1,11 @@
 //! One emulated enclave: what the CPU keeps in SECS and EPCM, and the host's page operations.
 //!
-//! Lock order: `build`, then `tcs`, then the EPCM's lock.
+//! Lock order: `build`, then `tcs`, then the EPCM's lock, then `from_file`.
 
 use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
@@ -33,6 +36,10 @@ pub struct Identity {
 /// Bytes of a large zeroed run, read and write, that have memory when it is added.
 const HEAP_READY: u64 = 1 << 20;
 
+/// From this many bytes on the memory for copied pages comes at once, and constants of this program
+/// are not copied.
+const POPULATED: u64 = 8 * PAGE;
+
 /// Numbers enclaves from 1, so that what a thread remembers of one is never used for another.
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
@@ -55,6 +62,8 @@ pub struct Enclave {
     /// States of removed TCSs: threads may still hold their addresses, so they stay boxed.
     #[allow(clippy::vec_box)]
     retired: Mutex<Vec<Box<TcsState>>>,
+    /// Pages that show the file of this program, and nothing else once they are removed.
+    from_file: Mutex<Vec<Range<u64>>>,
     /// The emulator's page in the enclave's hole, 0 if the layout has none.
     hole: u64,
     pub sites: Mutex<Vec<u64>>,
@@ -107,6 +116,7 @@ impl Enclave {
             initialised: AtomicBool::new(false),
             tcs: RwLock::new(HashMap::new()),
             retired: Mutex::new(Vec::new()),
+            from_file: Mutex::new(Vec::new()),
             hole: 0,
             sites: Mutex::new(Vec::new()),
             patched: AtomicU64::new(0),
@@ -205,9 +215,11 @@ impl Enclave {
         } else {
             let _guard = self.epcm.lock();
             let entry = Entry::new(VALID | TYPE_REG, info.permissions(), info.permissions());
-            if let Some(data) = data {
+            if let Some(data) = data
+                && !self.map_from_program(address, data)?
+            {
                 sys::protect(address, len, 3)?;
-                if len >= PAGE * 8 {
+                if len >= POPULATED {
                     sys::populate(address, len)?;
                 }
                 // SAFETY: the range was reserved for the enclave and is writable now.
@@ -238,6 +250,46 @@ impl Enclave {
             }
         }
         Ok(())
+    }
+
+    /// The content of pages without a copy, if they are constants of this program: the runtime's code
+    /// is, and copying it would take as long as all else before the enclave's first instruction. A
+    /// page that is written (where the emulator rewrites an ENCLU) becomes one of its own. The
+    /// caller holds the EPCM's lock.
+    fn map_from_program(&self, address: u64, data: &[u8]) -> Result<bool, Error> {
+        let len = data.len() as u64;
+        if len < POPULATED {
+            return Ok(false);
+        }
+        let Some(offset) = sys::place_in_program(data) else {
+            return Ok(false);
+        };
+        // Without /proc they are copied.
+        let Ok(program) = File::open("/proc/self/exe") else {
+            return Ok(false);
+        };
+        sys::map_file(address, len, program.as_fd(), offset)?;
+        let mut mapped = self
+            .from_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        mapped.push(address..address + len);
+        Ok(true)
+    }
+
+    /// Gives the memory of pages back. The caller holds the EPCM's lock.
+    fn discard(&self, address: u64, len: u64) -> Result<(), Error> {
+        let mapped = self
+            .from_file
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        for range in mapped.iter() {
+            let part = range.start.max(address)..range.end.min(address + len);
+            if part.start < part.end {
+                sys::unmap_file(part.start, part.end - part.start)?;
+            }
+        }
+        sys::discard(address, len)
     }
 
     fn add_tcs(&self, address: u64, page: &[u8]) -> Result<(), Error> {
@@ -557,7 +609,7 @@ impl Enclave {
                 )));
             }
             self.epcm.clear(address, len);
-            sys::discard(address, len)?;
+            self.discard(address, len)?;
         }
         let mut all = self.tcs.write().unwrap_or_else(PoisonError::into_inner);
         let gone: Vec<u64> = all

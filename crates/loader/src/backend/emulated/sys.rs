@@ -2,6 +2,7 @@
 //! handlers and in the ENCLU gate.
 
 use std::arch::asm;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use crate::backend::Error;
 
@@ -127,6 +128,78 @@ pub fn discard(address: u64, len: u64) -> Result<(), Error> {
     // SAFETY: the caller owns the range and gives its content up.
     let result = unsafe { syscall(libc::SYS_madvise, [address, len, advice, 0, 0, 0]) };
     check("madvise", "cannot discard enclave pages", result).map(|_| ())
+}
+
+/// Where in the file of this program constant bytes of it are, if they are whole pages there.
+pub fn place_in_program(bytes: &[u8]) -> Option<u64> {
+    struct Search {
+        start: u64,
+        end: u64,
+        found: Option<u64>,
+    }
+    /// Looks at the first object only, which is the program.
+    unsafe extern "C" fn visit(
+        info: *mut libc::dl_phdr_info,
+        _: libc::size_t,
+        search: *mut libc::c_void,
+    ) -> libc::c_int {
+        // SAFETY: the C library's promise, and `search` is the caller's, which waits.
+        let (info, search) = unsafe { (&*info, &mut *search.cast::<Search>()) };
+        // SAFETY: the program's own headers, which stay mapped.
+        let headers =
+            unsafe { std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum)) };
+        let constant = |header: &&libc::Elf64_Phdr| {
+            header.p_type == libc::PT_LOAD && header.p_flags & libc::PF_W == 0
+        };
+        for header in headers.iter().filter(constant) {
+            let start = info.dlpi_addr + header.p_vaddr;
+            if start <= search.start && search.end <= start + header.p_filesz {
+                search.found = Some(header.p_offset + (search.start - start));
+            }
+        }
+        1
+    }
+    let start = bytes.as_ptr() as u64;
+    let mut search = Search {
+        start,
+        end: start + bytes.len() as u64,
+        found: None,
+    };
+    // SAFETY: the callback takes what it is given here.
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
+    let pages = search.start | search.end | search.found?;
+    search
+        .found
+        .filter(|_| pages.is_multiple_of(super::epcm::PAGE))
+}
+
+/// Maps pages of a file over pages of the reservation, for this process alone.
+pub fn map_file(address: u64, len: u64, file: BorrowedFd<'_>, offset: u64) -> Result<(), Error> {
+    let flags = (libc::MAP_PRIVATE | libc::MAP_FIXED) as u64;
+    let descriptor = file.as_raw_fd() as u64;
+    let protection = libc::PROT_READ as u64;
+    // SAFETY: the caller owns the range, which nothing uses.
+    let result = unsafe {
+        syscall(
+            libc::SYS_mmap,
+            [address, len, protection, flags, descriptor, offset],
+        )
+    };
+    check("mmap", "cannot map this program's own file", result)?;
+    // SAFETY: a hint about memory that is ours; a refusal changes nothing.
+    unsafe {
+        let advice = libc::MADV_DONTDUMP as u64;
+        syscall(libc::SYS_madvise, [address, len, advice, 0, 0, 0]);
+    }
+    Ok(())
+}
+
+/// Makes pages that [`map_file`] has mapped into ones of the reservation again.
+pub fn unmap_file(address: u64, len: u64) -> Result<(), Error> {
+    let flags = RESERVED | libc::MAP_FIXED as u64;
+    // SAFETY: the caller owns the range and gives its content up.
+    let result = unsafe { syscall(libc::SYS_mmap, [address, len, 0, flags, u64::MAX, 0]) };
+    check("mmap", "cannot give enclave pages back", result).map(|_| ())
 }
 
 /// Makes a page of the reservation into one that points to the emulator's gates.
