@@ -82,6 +82,17 @@ pub fn exit_gate(index: usize) -> u64 {
     start + stride * index as u64
 }
 
+/// An XSAVE area in which every component is in its initial state; XRSTOR loads MXCSR (at byte 24)
+/// whatever the header says.
+#[repr(C, align(64))]
+struct InitialState([u32; 144]);
+
+static INITIAL_STATE: InitialState = {
+    let mut words = [0; 144];
+    words[6] = ssa::INITIAL_MXCSR;
+    InitialState(words)
+};
+
 global_asm!(
     // Saves rax and rcx; rcx = GS base; rax = its TcsState; jumps to \fail if it has none.
     ".macro BULLA_FIND_TCS fail",
@@ -234,7 +245,10 @@ global_asm!(
     "iretq",
     ".globl bulla_emu_resume_end",
     "bulla_emu_resume_end:",
-    "31:", // a kick arrived in time
+    "31:", // a kick arrived in time: the vector state is the enclave's already
+    "mov eax, [rdi + {xfrm}]",
+    "mov edx, [rdi + {xfrm} + 4]",
+    "xrstor64 [rip + {initial_state}]",
     "call {undo_resume}",
     "jmp bulla_emu_kicked",
     // -- exit gates: EEXIT by jump ---------------------------------------------------------
@@ -431,6 +445,7 @@ global_asm!(
     exit_gates = const EXIT_GATES,
     at_aep = sym ssa::at_aep,
     at_kick = sym ssa::at_kick,
+    initial_state = sym INITIAL_STATE,
     undo_resume = sym ssa::undo_resume,
     gate_aex = sym ssa::gate_aex,
     enclu_gate = sym leaves::enclu_gate,

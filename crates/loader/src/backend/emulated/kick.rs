@@ -51,6 +51,9 @@ pub unsafe fn kick(context: *mut libc::ucontext_t) -> bool {
         );
     } else if resuming {
         ssa::undo_resume(thread);
+        // It may have been loaded from the SSA frame, which still has it.
+        // SAFETY: the context is the kernel's.
+        unsafe { ssa::clear_extended(context, state.xfrm) };
         let outside = (state.host_rsp, 0);
         ssa::leave(
             context,

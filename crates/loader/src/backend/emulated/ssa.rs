@@ -278,9 +278,6 @@ pub unsafe fn save(
 /// # Safety
 /// `frame` is a writable SSA frame; the context is the kernel's.
 unsafe fn save_extended(frame: u64, enclave: &Enclave, context: &mut libc::ucontext_t) {
-    const SOFTWARE_BYTES: usize = 464;
-    const MAGIC1: u32 = 0x4650_5853;
-    const INITIAL_MXCSR: u32 = 0x1f80;
     let xfrm = enclave.secs.attributes.xfrm;
     let source = context.uc_mcontext.fpregs.cast::<u8>();
     let target = frame as *mut u8;
@@ -289,8 +286,7 @@ unsafe fn save_extended(frame: u64, enclave: &Enclave, context: &mut libc::ucont
     unsafe {
         ptr::copy_nonoverlapping(source, target, SOFTWARE_BYTES);
         ptr::write_bytes(target.add(SOFTWARE_BYTES), 0, 576 - SOFTWARE_BYTES);
-        let header = source.add(512).cast::<u64>();
-        if source.add(SOFTWARE_BYTES).cast::<u32>().read() == MAGIC1 {
+        if let Some(header) = header(context) {
             let size = u64::from(source.add(SOFTWARE_BYTES + 16).cast::<u32>().read());
             let size = size.min(enclave.xsave_size);
             if size > 576 {
@@ -299,11 +295,43 @@ unsafe fn save_extended(frame: u64, enclave: &Enclave, context: &mut libc::ucont
             }
             let components = header.read();
             target.add(512).cast::<u64>().write(components & xfrm);
-            header.write(components & !xfrm);
         } else {
             target.add(512).cast::<u64>().write(3 & xfrm);
         }
-        source.add(24).cast::<u32>().write(INITIAL_MXCSR);
+        clear_extended(context, xfrm);
+    }
+}
+
+/// MXCSR after reset, and after an AEX.
+pub const INITIAL_MXCSR: u32 = 0x1f80;
+/// Where a signal frame's floating-point state says how long it is.
+const SOFTWARE_BYTES: usize = 464;
+
+/// The header of the XSAVE area in a signal frame, if there is one.
+///
+/// # Safety
+/// The context is the kernel's.
+unsafe fn header(context: &libc::ucontext_t) -> Option<*mut u64> {
+    const MAGIC1: u32 = 0x4650_5853;
+    let area = context.uc_mcontext.fpregs.cast::<u8>();
+    // SAFETY: the kernel wrote at least the 512 bytes of FXSAVE, and the header if it says so.
+    unsafe {
+        (area.add(SOFTWARE_BYTES).cast::<u32>().read() == MAGIC1).then(|| area.add(512).cast())
+    }
+}
+
+/// Makes the enclave's part of the vector state in a signal frame into what an AEX leaves.
+///
+/// # Safety
+/// The context is the kernel's.
+pub unsafe fn clear_extended(context: &mut libc::ucontext_t, xfrm: u64) {
+    let area = context.uc_mcontext.fpregs.cast::<u8>();
+    // SAFETY: as for this function.
+    unsafe {
+        if let Some(header) = header(context) {
+            header.write(header.read() & !xfrm);
+        }
+        area.add(24).cast::<u32>().write(INITIAL_MXCSR);
     }
 }
 
