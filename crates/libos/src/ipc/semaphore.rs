@@ -333,6 +333,12 @@ impl Set {
     }
 }
 
+/// Whether something that a process did will be taken back when it ends (SEM_UNDO).
+pub fn has_undo(process: &Process) -> bool {
+    let holds = |set: &Arc<Set>| set.state.lock().undo.contains_key(&process.pid);
+    UNDO_USED.load(Ordering::SeqCst) != 0 && SETS.all().0.iter().any(holds)
+}
+
 /// A process ends: what it did with SEM_UNDO is taken back.
 pub fn process_ends(process: &Process) {
     if UNDO_USED.load(Ordering::SeqCst) == 0 {

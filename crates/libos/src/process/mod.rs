@@ -92,6 +92,9 @@ pub struct Process {
 }
 
 impl Process {
+    /// I/O priority of a process that has chosen none: class none, level 4.
+    pub const IO_PRIORITY_NONE: u32 = 4;
+
     /// Whether `caller` may look into this process's memory and files.
     pub fn may_be_examined(&self, caller: &Process, by: By) -> bool {
         if self.pid == caller.pid {
@@ -124,7 +127,7 @@ impl Process {
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             group_exit: AtomicU64::new(0),
             has_executed: AtomicBool::new(false),
-            io_priority: AtomicU32::new(4),
+            io_priority: AtomicU32::new(Process::IO_PRIORITY_NONE),
             barriers: AtomicU32::new(0),
             vfork_parent: SpinLock::new(None),
             agent: AtomicBool::new(false),

@@ -96,6 +96,10 @@ fn key(mm: &Arc<AddressSpace>, address: u64, private: bool) -> Result<Key> {
     } else {
         mm.shared_location(address)
     };
+    if shared.is_some() {
+        // The page must be there: not of a file that has become shorter.
+        mm.read(address, &mut [0; 4])?;
+    }
     let (object, offset) = shared.unwrap_or((Arc::as_ptr(mm) as usize as u64, address));
     Ok(Key { object, offset })
 }

@@ -1,17 +1,21 @@
 //! wait4, waitid, pidfd_open, pidfd_send_signal, pidfd_getfd.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use super::{Arguments, Context};
-use crate::Result;
 use crate::errno::{EAGAIN, EBADF, EINVAL, EPERM, ESRCH};
 use crate::fs::file::flags;
+use crate::ipc::semaphore::has_undo;
+use crate::process::Process;
 use crate::process::credentials::By;
 use crate::process::pidfd::{self, PidFile};
 use crate::process::table;
 use crate::process::wait::{Change, WaitOptions, Which, wait};
 use crate::signal::SigInfo;
 use crate::signal::send::{Origin, check_right, to_process, to_thread, user_info};
+
+use crate::{Result, Thread};
 
 use super::limits::Usage;
 
@@ -208,7 +212,7 @@ pub fn kcmp(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         core::cmp::Ordering::Less => 1,
         core::cmp::Ordering::Greater => 2,
     };
-    use alloc::sync::Arc;
+
     Ok(match arguments.u32(2) {
         0 => {
             let a = first.files().get(arguments.i32(3))?;
@@ -234,7 +238,20 @@ pub fn kcmp(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
             );
             order(Arc::as_ptr(&a) as usize, Arc::as_ptr(&b) as usize)
         }
-        5 | 6 => order(first.process.pid as usize, second.process.pid as usize),
+        // What neither of them has is the same: contexts of I/O, lists of semaphores to take back.
+        5 | 6 => {
+            let has = |thread: &Arc<Thread>| match arguments.u32(2) {
+                5 => {
+                    thread.process.io_priority.load(Ordering::Relaxed) != Process::IO_PRIORITY_NONE
+                }
+                _ => has_undo(&thread.process),
+            };
+            let own = |thread: &Arc<Thread>| match has(thread) {
+                true => thread.process.pid as usize,
+                false => 0,
+            };
+            order(own(&first), own(&second))
+        }
         _ => return Err(EINVAL.because("unknown kcmp type")),
     })
 }
