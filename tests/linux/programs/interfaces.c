@@ -272,6 +272,13 @@ static void by_rtnetlink(void) {
     for (unsigned at = 1; at <= 2; at++)
         CHECK(recv(netlink, answer, sizeof answer, MSG_DONTWAIT) > 0 && first->nlmsg_seq == at);
 
+    CHECK(send(netlink, "", 0, 0) == -1 && errno == ENODATA);
+    memset(&question, 0, sizeof question);
+    ask(999, NLM_F_REQUEST, sizeof question.link);
+    CHECK(error_of(take()) == -EOPNOTSUPP);
+    ask(RTM_GETNEIGH, NLM_F_REQUEST, sizeof question.link);
+    CHECK(error_of(take()) == -EINVAL);
+
     /* Peeking at the length leaves it there. */
     memset(&question, 0, sizeof question);
     question.link.ifi_index = 1;

@@ -19,7 +19,7 @@ use super::listing::Description;
 use super::timeout::{Timeouts, wait_error};
 use super::{Incoming, Outgoing, Received, Socket, family, kind, msg};
 use crate::errno::{
-    EADDRINUSE, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS, ENOPROTOOPT, ENOTTY, EOPNOTSUPP, EPERM,
+    EADDRINUSE, EAGAIN, EINVAL, EMSGSIZE, ENOBUFS, ENODATA, ENOPROTOOPT, ENOTTY, EOPNOTSUPP, EPERM,
     EPROTONOSUPPORT, ESOCKTNOSUPPORT,
 };
 use crate::sync::SpinLock;
@@ -366,6 +366,9 @@ impl Socket for NetlinkSocket {
             }
         }
         self.bind_if_needed(thread)?;
+        if message.data.is_empty() {
+            return Err(ENODATA);
+        }
         if message.data.remaining() > REQUEST_MAX {
             return Err(EMSGSIZE);
         }
@@ -433,6 +436,8 @@ impl Socket for NetlinkSocket {
             (SOL_SOCKET, 38) => self.protocol as u32,
             // SO_REUSEADDR, SO_ERROR and others that say nothing here.
             (SOL_SOCKET, 2 | 4 | 5 | 6 | 9 | 12 | 15 | 16 | 29 | 30) => 0,
+            // NETLINK_LIST_MEMBERSHIPS, as far as bind(2) can join groups.
+            (SOL_NETLINK, 9) => self.groups.load(Ordering::Relaxed),
             (SOL_NETLINK, 10) => flag(&self.is_capped),
             (SOL_NETLINK, 12) => flag(&self.is_strict),
             // NETLINK_PKTINFO, BROADCAST_ERROR, NO_ENOBUFS, EXT_ACK.

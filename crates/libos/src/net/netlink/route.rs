@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 
 use super::{Answer, NLM_F_DUMP, Request};
 use crate::Result;
-use crate::errno::{EINVAL, ENODEV, EOPNOTSUPP, EPERM};
+use crate::errno::{EINVAL, ENODEV, ENOENT, EOPNOTSUPP, EPERM};
 use crate::net::interfaces::check::{What, text_of};
 use crate::net::interfaces::message::{attributes, u32_at};
 use crate::net::interfaces::{Entry, entries, route_to};
@@ -15,6 +15,8 @@ const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETRULE: u16 = 34;
+/// Above it there are no types.
+const RTM_MAX: u16 = 123;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_PROP_LIST: u16 = 52;
 const IFLA_ALT_IFNAME: u16 = 53;
@@ -24,6 +26,9 @@ const RTM_F_CLONED: u32 = 0x200;
 
 pub fn answer(request: &Request<'_>) -> Result<Answer> {
     let kind = request.header.kind;
+    if kind > RTM_MAX {
+        return Err(EOPNOTSUPP);
+    }
     // Of each four types the third is the question (rtnetlink(7)).
     if kind & 3 != 2 {
         return Err(EPERM.because("the host's network cannot be changed from a container"));
@@ -43,6 +48,7 @@ pub fn answer(request: &Request<'_>) -> Result<Answer> {
     let entry = match what {
         What::Link => link(request.body)?,
         What::Route => route_to(request.body)?,
+        What::Neighbour => neighbour(request.body)?,
         _ => return Err(EOPNOTSUPP),
     };
     Ok(Answer::One(what.kind(), entry.body))
@@ -91,6 +97,20 @@ fn passes(asked: &[u8], entry: &Entry) -> bool {
         What::Neighbour => same(attribute(NDA_IFINDEX), entry.index()),
         What::Link | What::Rule => true,
     }
+}
+
+/// The neighbour of an address at an interface.
+fn neighbour(asked: &[u8]) -> Result<Entry> {
+    const NDA_DST: u16 = 1;
+    let header = What::Neighbour.header();
+    let index = u32_at(asked, 4).filter(|index| *index != 0).ok_or(EINVAL)?;
+    let address = attributes(asked.get(header..).unwrap_or_default())
+        .find(|(kind, _)| *kind == NDA_DST)
+        .map(|(_, value)| value)
+        .ok_or(EINVAL.because("no address"))?;
+    let is_it = |entry: &Entry| entry.index() == index && entry.get(NDA_DST) == Some(address);
+    let mut all = entries(What::Neighbour)?.into_iter();
+    all.find(is_it).ok_or(ENOENT)
 }
 
 /// The interface that a request names by its index or one of its names.
