@@ -91,9 +91,10 @@ impl Own {
             .name
             .map_or_else(|| format!("bulla-{id}"), str::to_owned);
         make_private(&dir)?;
-        // One at a time, so that a name is taken once.
-        let _lock = lock()?;
-        if let Some(other) = all()?
+        // One at a time, so that a name is taken once. One that is made of the id is taken by nobody.
+        let _lock = new.name.map(|_| lock()).transpose()?;
+        let others = new.name.map_or(Ok(Vec::new()), |_| all())?;
+        if let Some(other) = others
             .into_iter()
             .find(|(other, _)| other.name == name && other.id != id)
         {

@@ -15,8 +15,9 @@ use crate::mm::shared;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
-/// Most bytes read from the lower layer at once.
-const LOWER_CHUNK: usize = 128 << 10;
+/// Most bytes read from the lower layer at once: little enough that they are still in the first
+/// cache when they are copied out, and that a small container's heap need not grow for them.
+const LOWER_CHUNK: usize = 32 << 10;
 /// Largest file (the positive range of off_t).
 const SIZE_MAX: u64 = i64::MAX as u64;
 
