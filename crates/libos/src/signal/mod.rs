@@ -311,16 +311,18 @@ pub fn next_of(thread: &Thread, mask: u64) -> Option<SigInfo> {
         }
         Some(taken)
     };
-    // The clock is read before the queue is locked.
-    let from = |queue: &dyn Fn(&mut dyn FnMut(&mut Pending))| {
-        let (mut first, mut taken) = (None, None);
-        queue(&mut |pending| first = pending.first(mask).cloned());
-        let mut due = timer(first.as_ref());
-        queue(&mut |pending| taken = take(pending, due.take()));
-        taken
-    };
-    from(&|run| thread.signals.with_pending(run))
-        .or_else(|| from(&|run| process.signals.with_pending(run)))
+    let first = thread
+        .signals
+        .with_pending(|pending| pending.first(mask).cloned());
+    let due = timer(first.as_ref());
+    if let Some(taken) = thread.signals.with_pending(|pending| take(pending, due)) {
+        return Some(taken);
+    }
+    let first = process
+        .signals
+        .with_pending(|pending| pending.first(mask).cloned());
+    let due = timer(first.as_ref());
+    process.signals.with_pending(|pending| take(pending, due))
 }
 
 /// A signal number from user code; EINVAL outside 1..=64.
