@@ -439,4 +439,51 @@ mod tests {
         assert_eq!(u16_at(&out, 0), Some(16));
         assert_eq!(hops(&hop[..12], 4, 0), None);
     }
+
+    /// Whatever the host sends, what is kept of it is of the right form: looked at once more, all of it
+    /// stays as it is.
+    #[test]
+    fn what_is_kept_stays() {
+        let kinds = [
+            What::Link,
+            What::Address,
+            What::Route,
+            What::Neighbour,
+            What::Rule,
+        ];
+        let mut state = 1u64;
+        let mut random = move |below: usize| {
+            state = state
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            (state >> 33) as usize % below
+        };
+        let mut accepted = 0;
+        for turn in 0..40_000 {
+            let what = kinds[turn % kinds.len()];
+            let mut body: Vec<u8> = (0..what.header()).map(|_| random(3) as u8).collect();
+            body[0] = [2, 10, 0, random(256) as u8][random(4)];
+            for _ in 0..random(8) {
+                let len = [1, 4, 8, 16, 32, random(300)][random(6)];
+                let value: Vec<u8> = (0..len).map(|_| random(256) as u8).collect();
+                put_attribute(&mut body, random(70) as u16, &value);
+            }
+            // Lengths and types too, and cut anywhere.
+            for _ in 0..random(4) {
+                let at = random(body.len());
+                body[at] = random(256) as u8;
+            }
+            if random(4) == 0 {
+                body.truncate(random(body.len() + 1));
+            }
+            let Ok(Some(kept)) = message(what, what.kind(), &body) else {
+                continue;
+            };
+            accepted += 1;
+            assert!(kept.len() < 4 * MESSAGE_MAX);
+            let again = message(what, what.kind(), &kept);
+            assert_eq!(again, Ok(Some(kept)), "{what:?} of {body:?}");
+        }
+        assert!(accepted > 5_000, "{accepted}");
+    }
 }
