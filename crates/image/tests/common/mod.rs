@@ -7,6 +7,7 @@ use bulla_abi::config::{Config, Rootfs, VERSION};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A bootstrap and a runtime that do nothing, but have everything a layout has to cope with:
 /// relocations, read-only data, zeroed data, a boot header.
@@ -53,10 +54,10 @@ pub fn runtime(ballast: usize) -> Vec<u8> {
 
 /// Compiles C to a static PIE without a C library.
 pub fn compile(name: &str, source: &str, options: &[&str]) -> Vec<u8> {
-    let folder = temporary(&format!(
-        "compile-{name}-{}",
-        options.concat().replace('/', "")
-    ));
+    // Each for itself: tests compile the same programs at the same time.
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let folder = temporary(&format!("compile-{name}-{}-{number}", std::process::id()));
     let (input, output) = (folder.join("input.c"), folder.join("output"));
     std::fs::write(&input, source).unwrap();
     let mut gcc = Command::new("gcc");
@@ -69,7 +70,9 @@ pub fn compile(name: &str, source: &str, options: &[&str]) -> Vec<u8> {
         "-o",
     ]);
     run(gcc.arg(&output).args(options).arg(&input));
-    std::fs::read(&output).unwrap()
+    let program = std::fs::read(&output).unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
+    program
 }
 
 /// A configuration with this much memory and this many threads.
