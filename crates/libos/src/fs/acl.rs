@@ -179,17 +179,17 @@ impl Acl {
 
     /// What chmod(2) makes of it.
     pub fn with_mode(mut self, mode: u32) -> Acl {
-        let group = self.group_class();
-        for (tag, bits) in [
-            (Tag::Owner, mode >> 6),
-            (group, mode >> 3),
-            (Tag::Other, mode),
-        ] {
+        self.each_class(|permissions, shift| *permissions = mode >> shift & 7);
+        self
+    }
+
+    /// The permissions of owner, group class and others, each with the place of its bits in a mode.
+    fn each_class(&mut self, mut change: impl FnMut(&mut u32, u32)) {
+        for (tag, shift) in [(Tag::Owner, 6), (self.group_class(), 3), (Tag::Other, 0)] {
             if let Some(entry) = self.entry_mut(tag) {
-                entry.permissions = bits & 7;
+                change(&mut entry.permissions, shift);
             }
         }
-        self
     }
 
     /// Whether someone who is not the owner may: `uid` and the test for groups are theirs, `group`
@@ -228,16 +228,7 @@ impl Acl {
     /// default: the mode takes rights away, and the list from the mode.
     fn inherited(mut self, mode: u32) -> (u32, Acl) {
         let narrowed = mode & self.mode();
-        let group = self.group_class();
-        for (tag, bits) in [
-            (Tag::Owner, narrowed >> 6),
-            (group, narrowed >> 3),
-            (Tag::Other, narrowed),
-        ] {
-            if let Some(entry) = self.entry_mut(tag) {
-                entry.permissions &= bits & 7;
-            }
-        }
+        self.each_class(|permissions, shift| *permissions &= narrowed >> shift);
         (mode & !0o777 | narrowed & 0o777, self)
     }
 }

@@ -309,7 +309,7 @@ impl UnixSocket {
             let room = message.data.remaining();
             let (first, offset) = match self.is_stream() {
                 true => state.first_of_stream(peek, &mut finished),
-                false => state.first_packet(peek),
+                false => state.at_peek_offset(0, peek),
             };
             let Some(packet) = state.packets.get(first) else {
                 return self.nothing(&mut state, nonblocking);
@@ -456,31 +456,17 @@ impl State {
                 }
             }
         }
-        let mut offset = if peek {
-            self.peek_offset.max(0) as usize
-        } else {
-            0
-        };
-        while offset > 0
-            && let Some(packet) = self.packets.get(first)
-        {
-            if offset < packet.len() {
-                break;
-            }
-            offset -= packet.len();
-            first += 1;
-        }
-        (first, offset)
+        self.at_peek_offset(first, peek)
     }
 
-    /// Which datagram a receive is about (SO_PEEK_OFF).
-    fn first_packet(&self, peek: bool) -> (usize, usize) {
+    /// The packet, and the place in it, that SO_PEEK_OFF means, counted from packet `first` on; only
+    /// looking minds it.
+    fn at_peek_offset(&self, mut first: usize, peek: bool) -> (usize, usize) {
         let mut offset = if peek {
             self.peek_offset.max(0) as usize
         } else {
             0
         };
-        let mut first = 0;
         while offset > 0
             && let Some(packet) = self.packets.get(first)
         {

@@ -167,10 +167,9 @@ pub fn place_in_program(bytes: &[u8]) -> Option<u64> {
     };
     // SAFETY: the callback takes what it is given here.
     unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut search).cast()) };
-    let pages = search.start | search.end | search.found?;
-    search
-        .found
-        .filter(|_| pages.is_multiple_of(super::epcm::PAGE))
+    let offset = search.found?;
+    let are_pages = (search.start | search.end | offset).is_multiple_of(super::epcm::PAGE);
+    are_pages.then_some(offset)
 }
 
 /// Maps pages of a file over pages of the reservation, for this process alone.
