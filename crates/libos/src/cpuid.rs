@@ -24,8 +24,18 @@ enum Rule {
     Passed,
     /// The host's bits that are in the mask, and those that are always set.
     Masked { keep: Words, set: Words },
-    /// Computed here, from the host's words and XFRM.
-    Computed(fn(Words, u32, u64) -> Words),
+    /// Computed here, from the host's words, the subleaf and the extended state.
+    Computed(fn(Words, u32, State) -> Words),
+}
+
+/// Components of extended state, as bits of XCR0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// XFRM: those that the enclave may use.
+    pub offered: u64,
+    /// XCR0: those that XSAVE writes. In an enclave on hardware they are the same; emulation cannot
+    /// change XCR0, and a program must have room for what the instruction writes.
+    pub written: u64,
 }
 
 /// A row: leaf, what becomes of it, why.
@@ -34,6 +44,16 @@ struct Leaf {
     name: &'static str,
     rule: Rule,
     why: &'static str,
+}
+
+impl State {
+    fn avx(self) -> bool {
+        self.offered & AVX != 0
+    }
+
+    fn avx512(self) -> bool {
+        self.offered & AVX512 == AVX512
+    }
 }
 
 const AVX: u64 = 1 << 2;
@@ -103,7 +123,7 @@ const LEAVES: &[Leaf] = &[
         number: 0xd,
         name: "extended state",
         rule: Rule::Computed(extended_state),
-        why: "components and sizes of XFRM, which is what the enclave's XSAVE writes",
+        why: "components and sizes of XFRM, which is what the enclave's XSAVE writes (emulated: of the machine's XCR0, for the same reason)",
     },
     Leaf {
         number: 0x15,
@@ -200,14 +220,14 @@ const LEAVES: &[Leaf] = &[
 ];
 
 /// Leaf 1.
-fn features(host: Words, _: u32, xfrm: u64) -> Words {
+fn features(host: Words, _: u32, state: State) -> Words {
     let [eax, ebx, mut ecx, edx] = host;
     const APIC_ID: u32 = 0xff << 24;
     // DTES64, MONITOR, DS-CPL, VMX, SMX, EIST, TM2, SDBG, PDCM, PCID, DCA, x2APIC, TSC deadline.
     ecx &= !bits(&[2, 3, 4, 5, 6, 7, 8, 11, 15, 17, 18, 21, 24]);
     // PCLMULQDQ, AES, OSXSAVE with XSAVE, RDRAND.
     ecx |= bits(&[1, 25, 26, 27, 30]);
-    if xfrm & AVX == 0 {
+    if !state.avx() {
         // FMA, AVX, F16C.
         ecx &= !bits(&[12, 28, 29]);
     }
@@ -216,7 +236,7 @@ fn features(host: Words, _: u32, xfrm: u64) -> Words {
 }
 
 /// Leaf 7. AVX-512's parts all need its state.
-fn more_features(host: Words, subleaf: u32, xfrm: u64) -> Words {
+fn more_features(host: Words, subleaf: u32, state: State) -> Words {
     let [eax, mut ebx, mut ecx, mut edx] = host;
     match subleaf {
         0 => {
@@ -228,12 +248,12 @@ fn more_features(host: Words, subleaf: u32, xfrm: u64) -> Words {
             ecx &= !bits(&[3, 4, 5, 7, 13, 23, 24, 29, 30, 31]);
             // UINTR, PCONFIG, LBR, indirect branch tracking, AMX.
             edx &= !bits(&[5, 18, 19, 20, 22, 24, 25]);
-            if xfrm & AVX512 != AVX512 {
+            if !state.avx512() {
                 ebx &= !bits(&[16, 17, 21, 26, 27, 28, 30, 31]);
                 ecx &= !bits(&[1, 6, 11, 12, 14]);
                 edx &= !bits(&[2, 3, 8, 23]);
             }
-            if xfrm & AVX == 0 {
+            if !state.avx() {
                 ebx &= !bits(&[5]);
                 ecx &= !bits(&[9, 10]);
             }
@@ -242,10 +262,10 @@ fn more_features(host: Words, subleaf: u32, xfrm: u64) -> Words {
         1 => {
             // AVX-VNNI, AVX-IFMA with AVX; AVX512-BF16 with AVX-512; fast string moves.
             let mut keep = bits(&[10, 11, 12]);
-            if xfrm & AVX != 0 {
+            if state.avx() {
                 keep |= bits(&[4, 23]);
             }
-            if xfrm & AVX512 == AVX512 {
+            if state.avx512() {
                 keep |= bits(&[5]);
             }
             [eax & keep, 0, 0, 0]
@@ -279,13 +299,24 @@ pub const fn xsave_size(xfrm: u64) -> u32 {
     size
 }
 
-/// Leaf DH.
-fn extended_state(host: Words, subleaf: u32, xfrm: u64) -> Words {
+/// Leaf DH. Where XSAVE writes more than XFRM has, which only emulation meets, the sizes are the
+/// machine's: room for XFRM alone would be too little.
+fn extended_state(host: Words, subleaf: u32, state: State) -> Words {
+    // XSAVEOPT, XSAVEC, XGETBV with ECX = 1; no supervisor state.
+    let instructions = host[0] & bits(&[0, 1, 2]);
+    if state.written & !state.offered != 0 {
+        return match subleaf {
+            0 => host,
+            1 => [instructions, host[1], 0, 0],
+            2..64 if state.written >> subleaf & 1 == 1 => host,
+            _ => [0; 4],
+        };
+    }
+    let xfrm = state.offered;
     let size = xsave_size(xfrm);
     match subleaf {
         0 => [xfrm as u32, size, size, (xfrm >> 32) as u32],
-        // XSAVEOPT, XSAVEC, XGETBV with ECX = 1; no supervisor state.
-        1 => [host[0] & bits(&[0, 1, 2]), size, 0, 0],
+        1 => [instructions, size, 0, 0],
         _ => {
             let found = COMPONENTS
                 .iter()
@@ -296,19 +327,19 @@ fn extended_state(host: Words, subleaf: u32, xfrm: u64) -> Words {
 }
 
 /// Leaf 80000001H.
-fn extended_features(host: Words, _: u32, xfrm: u64) -> Words {
+fn extended_features(host: Words, _: u32, state: State) -> Words {
     let [eax, ebx, mut ecx, edx] = host;
     // SVM, extended APIC, OSVW, IBS, SKINIT, watchdog, LWP, NodeId, performance counters (4),
     // MONITORX.
     ecx &= !bits(&[2, 3, 9, 10, 12, 13, 15, 19, 23, 24, 26, 27, 28, 29]);
-    if xfrm & AVX == 0 {
+    if !state.avx() {
         ecx &= !bits(&[11, 16]);
     }
     [eax, ebx, ecx, edx]
 }
 
 /// What a program gets for a leaf, of which the host says `host`.
-fn filter(leaf: u32, subleaf: u32, host: Words, xfrm: u64) -> Words {
+fn filter(leaf: u32, subleaf: u32, host: Words, state: State) -> Words {
     let Some(row) = LEAVES.iter().find(|row| row.number == leaf) else {
         return [0; 4];
     };
@@ -317,7 +348,7 @@ fn filter(leaf: u32, subleaf: u32, host: Words, xfrm: u64) -> Words {
         Rule::Masked { keep, set } => {
             core::array::from_fn(|index| host[index] & keep[index] | set[index])
         }
-        Rule::Computed(compute) => compute(host, subleaf, xfrm),
+        Rule::Computed(compute) => compute(host, subleaf, state),
     }
 }
 
@@ -335,7 +366,7 @@ fn canonical(leaf: u32, subleaf: u32) -> u32 {
 }
 
 /// Answers CPUID with EAX = `leaf` and ECX = `subleaf`.
-pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, xfrm: u64) -> Words {
+pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, state: State) -> Words {
     let subleaf = canonical(leaf, subleaf);
     if !LEAVES.iter().any(|row| row.number == leaf) {
         return [0; 4];
@@ -343,7 +374,7 @@ pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, xfrm: u
     if let Some(&kept) = ANSWERS.lock().get(&(leaf, subleaf)) {
         return kept;
     }
-    let words = filter(leaf, subleaf, host(leaf, subleaf), xfrm);
+    let words = filter(leaf, subleaf, host(leaf, subleaf), state);
     let mut answers = ANSWERS.lock();
     if answers.len() < KEPT {
         // Another thread may have been first.
@@ -377,17 +408,50 @@ mod tests {
 
     const FULL: Words = [ALL; 4];
 
+    /// As on hardware: XCR0 is XFRM.
+    fn only(xfrm: u64) -> State {
+        State {
+            offered: xfrm,
+            written: xfrm,
+        }
+    }
+
+    #[test]
+    fn a_program_has_room_for_what_xsave_writes() {
+        // An emulated enclave without AVX-512 on an AMD machine with it.
+        let state = State {
+            offered: 7,
+            written: 0xe7,
+        };
+        let host = |subleaf: u32| match subleaf {
+            0 => [0xe7, 2432, 2432, 0],
+            1 => [0xf, 2472, 0x1800, 0],
+            2 => [256, 576, 0, 0],
+            6 => [512, 896, 0, 0],
+            11 => [16, 0, 1, 0],
+            _ => [0; 4],
+        };
+        let answer = |subleaf| filter(0xd, subleaf, host(subleaf), state);
+        for subleaf in [0, 2, 6, 9, 40, 70] {
+            assert_eq!(answer(subleaf), host(subleaf), "{subleaf}");
+        }
+        assert_eq!(answer(1), [7, 2472, 0, 0]);
+        // Supervisor state stays out, and so do the instructions.
+        assert_eq!(answer(11), [0; 4]);
+        assert_eq!(filter(7, 0, FULL, state)[1] & bits(&[16]), 0);
+    }
+
     #[test]
     fn extended_state_follows_xfrm() {
         for (xfrm, size) in [(3, 576), (7, 832), (0xe7, 2688)] {
             assert_eq!(xsave_size(xfrm), size);
-            let answer = filter(0xd, 0, FULL, xfrm);
+            let answer = filter(0xd, 0, FULL, only(xfrm));
             assert_eq!(answer, [xfrm as u32, size, size, 0]);
-            assert_eq!(filter(0xd, 1, FULL, xfrm)[..2], [7, size]);
+            assert_eq!(filter(0xd, 1, FULL, only(xfrm))[..2], [7, size]);
             let has_avx = xfrm & AVX != 0;
             let has_avx512 = xfrm & AVX512 != 0;
             let bit = |leaf, subleaf, register: usize, bit: u32| {
-                filter(leaf, subleaf, FULL, xfrm)[register] >> bit & 1 == 1
+                filter(leaf, subleaf, FULL, only(xfrm))[register] >> bit & 1 == 1
             };
             for (leaf, subleaf, register, number) in [
                 (1, 0, 2, 28),
@@ -417,26 +481,26 @@ mod tests {
             }
             // AMX and protection keys never.
             assert!(!bit(7, 0, 3, 24) && !bit(7, 0, 2, 3));
-            assert_eq!(filter(0xd, 2, FULL, xfrm) == [0; 4], !has_avx);
-            assert_eq!(filter(0xd, 9, FULL, xfrm), [0; 4]);
-            assert_eq!(filter(0xd, 18, FULL, xfrm), [0; 4]);
+            assert_eq!(filter(0xd, 2, FULL, only(xfrm)) == [0; 4], !has_avx);
+            assert_eq!(filter(0xd, 9, FULL, only(xfrm)), [0; 4]);
+            assert_eq!(filter(0xd, 18, FULL, only(xfrm)), [0; 4]);
         }
     }
 
     #[test]
     fn a_host_that_says_nothing_still_leaves_safe_cryptography() {
-        let features = filter(1, 0, [0; 4], 7);
+        let features = filter(1, 0, [0; 4], only(7));
         for bit in [1, 25, 30] {
             assert_eq!(features[2] >> bit & 1, 1, "{bit}");
         }
-        assert_eq!(filter(7, 0, [0; 4], 7)[1], 1 << 18);
+        assert_eq!(filter(7, 0, [0; 4], only(7))[1], 1 << 18);
     }
 
     #[test]
     fn what_is_illegal_or_not_known_is_not_there() {
         // VMX, SMX, MONITOR; SGX; whatever has no row.
-        assert_eq!(filter(1, 0, FULL, 7)[2] & bits(&[3, 5, 6]), 0);
-        assert_eq!(filter(7, 0, FULL, 7)[1] & bits(&[2]), 0);
+        assert_eq!(filter(1, 0, FULL, only(7))[2] & bits(&[3, 5, 6]), 0);
+        assert_eq!(filter(7, 0, FULL, only(7))[1] & bits(&[2]), 0);
         for leaf in [
             3,
             5,
@@ -449,21 +513,21 @@ mod tests {
             0x4000_0000,
             0x8000_001f,
         ] {
-            assert_eq!(filter(leaf, 0, FULL, 7), [0; 4], "{leaf:x}");
+            assert_eq!(filter(leaf, 0, FULL, only(7)), [0; 4], "{leaf:x}");
         }
-        assert_eq!(filter(0, 0, FULL, 7)[0], MAX_BASIC);
-        assert_eq!(filter(0x8000_0000, 0, FULL, 7)[0], MAX_EXTENDED);
+        assert_eq!(filter(0, 0, FULL, only(7))[0], MAX_BASIC);
+        assert_eq!(filter(0x8000_0000, 0, FULL, only(7))[0], MAX_EXTENDED);
     }
 
     #[test]
     fn answers_do_not_change() {
         crate::testing::platform();
-        let first = answer(0x16, 5, |_, _| [1, 2, 3, 4], 7);
+        let first = answer(0x16, 5, |_, _| [1, 2, 3, 4], only(7));
         assert_eq!(first, [1, 2, 3, 4]);
-        assert_eq!(answer(0x16, 0, |_, _| [9; 4], 7), first);
-        assert_eq!(answer(0x1234, 0, |_, _| [9; 4], 7), [0; 4]);
+        assert_eq!(answer(0x16, 0, |_, _| [9; 4], only(7)), first);
+        assert_eq!(answer(0x1234, 0, |_, _| [9; 4], only(7)), [0; 4]);
         for subleaf in 0..1000 {
-            answer(4, subleaf, |_, _| [subleaf; 4], 7);
+            answer(4, subleaf, |_, _| [subleaf; 4], only(7));
         }
         assert!(ANSWERS.lock().len() <= KEPT);
     }

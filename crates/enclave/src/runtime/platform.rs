@@ -29,13 +29,18 @@ const _: () = assert!(XSTATE_SIZE <= XSAVE_SIZE && XSTATE_SIZE <= FPU_STATE_MAX)
 /// The extended state that this enclave really has: XFRM, which is XCR0 inside (SDM volume 3D,
 /// section 42.7.2). The signature allows enclaves without AVX.
 pub fn xfrm() -> u64 {
-    let xcr0: u32;
+    xcr0() & XFRM
+}
+
+/// What XSAVE writes: on hardware just XFRM, in emulation whatever the machine's kernel allows.
+pub fn xcr0() -> u64 {
+    let (low, high): (u32, u32);
     // SAFETY: reads a register.
     unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") xcr0, out("edx") _,
+        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
             options(nomem, nostack, preserves_flags));
     }
-    u64::from(xcr0) & XFRM
+    u64::from(high) << 32 | u64::from(low)
 }
 
 pub fn set_fs_base(base: u64) {
