@@ -22,7 +22,7 @@ const fn feature(name: &'static str, leaf: u32, register: usize, bit: u32) -> Fe
 }
 
 /// Those that programs ask for.
-pub const FEATURES: [Feature; 24] = [
+pub const FEATURES: [Feature; 34] = [
     feature("pclmulqdq", 1, 2, 1),
     feature("ssse3", 1, 2, 9),
     feature("fma", 1, 2, 12),
@@ -46,7 +46,17 @@ pub const FEATURES: [Feature; 24] = [
     feature("sha_ni", 7, 1, 29),
     feature("avx512bw", 7, 1, 30),
     feature("avx512vl", 7, 1, 31),
+    feature("avx512ifma", 7, 1, 21),
+    feature("avx512cd", 7, 1, 28),
+    feature("avx512vbmi", 7, 2, 1),
+    feature("avx512_vbmi2", 7, 2, 6),
+    feature("gfni", 7, 2, 8),
     feature("vaes", 7, 2, 9),
+    feature("vpclmulqdq", 7, 2, 10),
+    feature("avx512_vnni", 7, 2, 11),
+    feature("avx512_bitalg", 7, 2, 12),
+    feature("avx512_vpopcntdq", 7, 2, 14),
+    feature("avx512_fp16", 7, 3, 23),
 ];
 
 /// The feature of this name.

@@ -11,6 +11,7 @@ use bulla_image::{
     Bytes, Content, Date, Description, EnclaveImage, Options, SigStruct, SigningKey,
 };
 use bulla_oci::built::Built;
+use bulla_sgx::xfrm;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 impl From<Layout> for LayoutKind {
@@ -68,6 +69,20 @@ pub fn build(
     lay_out(&prepared.programs, prepared.config(kind), kind, options)
 }
 
+/// XFRM of the workload's enclave on a machine that offers `offered`: as much as it has, as far as
+/// the signature that the image brings leaves it open. One of an older Bulla has a runtime that
+/// knows of less.
+pub fn extended_state(prepared: &Prepared, kind: LayoutKind, offered: u64) -> u64 {
+    let most = xfrm::most(xfrm::LEGACY | xfrm::OPTIONAL, offered);
+    match prepared.signature(kind) {
+        Some(signed) => {
+            let mask = signed.attribute_mask.xfrm;
+            signed.attributes.xfrm & mask | most & !mask
+        }
+        None => most,
+    }
+}
+
 /// A confidential image's own SIGSTRUCT; else one by the key that was named, or by this machine's development
 /// key, which is kept so that the next start of the same enclave need not sign.
 pub fn sign(
@@ -120,8 +135,8 @@ pub fn describe(
     product_id: u16,
     security_version: u16,
 ) -> Description {
-    // The image's runtime adapts to a CPU without AVX; the signature is the same for both.
-    let description = Description::of(image, date).allow_less_state(bulla_sgx::xfrm::AVX);
+    // The image's runtime adapts to the CPU; the signature is the same for all.
+    let description = Description::of(image, date).allow_less_state(xfrm::OPTIONAL);
     Description {
         isv_prod_id: product_id,
         isv_svn: security_version,

@@ -196,6 +196,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
     }
     let options = Options {
         exinfo: features.exinfo,
+        xfrm: enclave::extended_state(&prepared, kind, features.xfrm),
         ..Options::default()
     };
     let image = enclave::build(&prepared, kind, &options)?;

@@ -76,7 +76,7 @@ impl Default for Options {
         Self {
             exinfo: true,
             kss: false,
-            xfrm: xfrm::LEGACY | xfrm::AVX,
+            xfrm: xfrm::LEGACY | xfrm::OPTIONAL,
         }
     }
 }

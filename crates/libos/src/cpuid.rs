@@ -36,6 +36,8 @@ pub struct State {
     /// XCR0: those that XSAVE writes. In an enclave on hardware they are the same; emulation cannot
     /// change XCR0, and a program must have room for what the instruction writes.
     pub written: u64,
+    /// Where XSAVE writes those that are offered.
+    pub layout: Layout,
 }
 
 /// A row: leaf, what becomes of it, why.
@@ -274,29 +276,40 @@ fn more_features(host: Words, subleaf: u32, state: State) -> Words {
     }
 }
 
-/// Size and place of the components that XFRM can have, in the standard format (SDM volume 1,
-/// section 13.4; they are the same on all CPUs).
-const COMPONENTS: [(u32, u32, u32); 4] = [
-    (2, 256, 576),
-    (5, 64, 1088),
-    (6, 512, 1152),
-    (7, 1024, 1664),
-];
+/// The components after the legacy ones: bit of XFRM, bytes (SDM volume 1, section 13.4).
+pub const COMPONENTS: [(u32, u32); 4] = [(2, 256), (5, 64), (6, 512), (7, 1024)];
 /// FXSAVE image and XSAVE header.
 const LEGACY_SIZE: u32 = 576;
 
-/// Bytes of an XSAVE area in the standard format with these components.
-pub const fn xsave_size(xfrm: u64) -> u32 {
-    let mut size = LEGACY_SIZE;
-    let mut at = 0;
-    while at < COMPONENTS.len() {
-        let (bit, len, offset) = COMPONENTS[at];
-        if xfrm >> bit & 1 == 1 && offset + len > size {
-            size = offset + len;
+/// Where each of [`COMPONENTS`] starts in the standard format, which differs between CPUs; 0 for
+/// those that are not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout(pub [u32; COMPONENTS.len()]);
+
+impl Layout {
+    /// The layout of `xfrm`, where `find` tells the start of a component of this bit and size.
+    pub fn found_by(xfrm: u64, find: impl Fn(u32, u32) -> Option<u32>) -> Option<Layout> {
+        let mut layout = Layout::default();
+        for (start, (bit, len)) in layout.0.iter_mut().zip(COMPONENTS) {
+            if xfrm >> bit & 1 == 1 {
+                *start = find(bit, len)?;
+            }
         }
-        at += 1;
+        Some(layout)
     }
-    size
+
+    /// Bit, bytes and start of the components of `xfrm`.
+    fn components(&self, xfrm: u64) -> impl Iterator<Item = (u32, u32, u32)> {
+        let all = COMPONENTS.into_iter().zip(self.0);
+        all.map(|((bit, len), start)| (bit, len, start))
+            .filter(move |(bit, ..)| xfrm >> bit & 1 == 1)
+    }
+
+    /// Bytes of an area with the components of `xfrm`.
+    pub fn size(&self, xfrm: u64) -> u32 {
+        let ends = self.components(xfrm).map(|(_, len, start)| start + len);
+        ends.max().unwrap_or(LEGACY_SIZE)
+    }
 }
 
 /// Leaf DH. Where XSAVE writes more than XFRM has, which only emulation meets, the sizes are the
@@ -313,15 +326,17 @@ fn extended_state(host: Words, subleaf: u32, state: State) -> Words {
         };
     }
     let xfrm = state.offered;
-    let size = xsave_size(xfrm);
+    let size = state.layout.size(xfrm);
+    // XSAVEC leaves no gaps.
+    let lens = state.layout.components(xfrm).map(|(_, len, _)| len);
+    let compacted = LEGACY_SIZE + lens.sum::<u32>();
     match subleaf {
         0 => [xfrm as u32, size, size, (xfrm >> 32) as u32],
-        1 => [instructions, size, 0, 0],
+        1 => [instructions, compacted, 0, 0],
         _ => {
-            let found = COMPONENTS
-                .iter()
-                .find(|(bit, ..)| *bit == subleaf && xfrm >> bit & 1 == 1);
-            found.map_or([0; 4], |&(_, len, offset)| [len, offset, 0, 0])
+            let mut components = state.layout.components(xfrm);
+            let found = components.find(|(bit, ..)| *bit == subleaf);
+            found.map_or([0; 4], |(_, len, start)| [len, start, 0, 0])
         }
     }
 }
@@ -408,11 +423,42 @@ mod tests {
 
     const FULL: Words = [ALL; 4];
 
+    const INTEL: Layout = Layout([576, 1088, 1152, 1664]);
+    const AMD: Layout = Layout([576, 832, 896, 1408]);
+
     /// As on hardware: XCR0 is XFRM.
     fn only(xfrm: u64) -> State {
         State {
             offered: xfrm,
             written: xfrm,
+            layout: INTEL,
+        }
+    }
+
+    #[test]
+    fn places_of_extended_state_are_those_that_were_found() {
+        for (layout, size) in [(INTEL, 2688), (AMD, 2432)] {
+            let place = |bit, len| {
+                let index = COMPONENTS.iter().position(|&known| known == (bit, len));
+                index.map(|index| layout.0[index])
+            };
+            assert_eq!(Layout::found_by(0xe7, place), Some(layout));
+            assert_eq!(Layout::found_by(7, place), Some(Layout([576, 0, 0, 0])));
+            assert_eq!(
+                Layout::found_by(0xe7, |bit, _| (bit != 6).then_some(576)),
+                None
+            );
+            let state = State {
+                layout,
+                ..only(0xe7)
+            };
+            let answer = |subleaf| filter(0xd, subleaf, FULL, state);
+            assert_eq!(answer(0), [0xe7, size, size, 0]);
+            // Compacted, there is no gap.
+            assert_eq!(answer(1), [7, 2432, 0, 0]);
+            for ((bit, len), start) in COMPONENTS.into_iter().zip(layout.0) {
+                assert_eq!(answer(bit), [len, start, 0, 0]);
+            }
         }
     }
 
@@ -422,6 +468,7 @@ mod tests {
         let state = State {
             offered: 7,
             written: 0xe7,
+            layout: Layout([576, 0, 0, 0]),
         };
         let host = |subleaf: u32| match subleaf {
             0 => [0xe7, 2432, 2432, 0],
@@ -443,11 +490,11 @@ mod tests {
 
     #[test]
     fn extended_state_follows_xfrm() {
-        for (xfrm, size) in [(3, 576), (7, 832), (0xe7, 2688)] {
-            assert_eq!(xsave_size(xfrm), size);
+        for (xfrm, size, compacted) in [(3, 576, 576), (7, 832, 832), (0xe7, 2688, 2432)] {
+            assert_eq!(INTEL.size(xfrm), size);
             let answer = filter(0xd, 0, FULL, only(xfrm));
             assert_eq!(answer, [xfrm as u32, size, size, 0]);
-            assert_eq!(filter(0xd, 1, FULL, only(xfrm))[..2], [7, size]);
+            assert_eq!(filter(0xd, 1, FULL, only(xfrm))[..2], [7, compacted]);
             let has_avx = xfrm & AVX != 0;
             let has_avx512 = xfrm & AVX512 != 0;
             let bit = |leaf, subleaf, register: usize, bit: u32| {

@@ -130,17 +130,13 @@ pub trait Platform: Send + Sync {
     // ---- this thread's CPU state --------------------------------------------------------------
     fn fs_base(&self) -> u64;
     fn set_fs_base(&self, base: u64);
+    /// CPUID as programs get it, see [`crate::cpuid`].
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> crate::cpuid::Words;
     /// Size of the extended state (XSAVE standard format) in bytes; at most [`FPU_STATE_MAX`].
     fn fpu_size(&self) -> usize;
     /// The components of the extended state (XFRM): what signal frames declare.
-    fn fpu_features(&self) -> u64 {
-        match self.fpu_size() {
-            ..=576 => 0x3,
-            577..=2687 => 0x7,
-            _ => 0xe7,
-        }
-    }
-    /// Save the user's x87/SSE/AVX state.
+    fn fpu_features(&self) -> u64;
+    /// Save the user's extended state.
     fn fpu_save(&self, to: &mut [u8]);
     /// Load it; reserved bits and a wrong header are cleared first.
     fn fpu_restore(&self, from: &[u8]);

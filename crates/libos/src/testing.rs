@@ -406,8 +406,21 @@ impl Platform for TestPlatform {
         FS_BASE.set(base);
     }
 
+    fn cpuid(&self, leaf: u32, _: u32) -> crate::cpuid::Words {
+        // A CPU with AVX, and AES, but nothing newer.
+        if leaf == 1 {
+            [0, 0, 1 << 28 | 1 << 25, 0]
+        } else {
+            [0; 4]
+        }
+    }
+
     fn fpu_size(&self) -> usize {
         FPU_SIZE
+    }
+
+    fn fpu_features(&self) -> u64 {
+        7
     }
 
     fn fpu_save(&self, to: &mut [u8]) {

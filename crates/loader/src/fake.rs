@@ -74,6 +74,7 @@ impl Backend for &'static Fake {
             rdtsc: true,
             kss: false,
             aex_notify: false,
+            xfrm: 3,
         }
     }
     fn create(&self, _: &[u8; 4096]) -> Result<(), Error> {

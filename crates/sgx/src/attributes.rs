@@ -33,6 +33,16 @@ pub mod xfrm {
     pub const AVX512: u64 = 0b111 << 5;
     /// What no enclave may be without.
     pub const LEGACY: u64 = X87 | SSE;
+    /// What Bulla's enclaves use where the CPU has it, and do without elsewhere.
+    pub const OPTIONAL: u64 = AVX | AVX512;
+
+    /// The most of `wanted` that a CPU with the components `offered` takes: AVX-512's come
+    /// together, and only with AVX.
+    pub const fn most(wanted: u64, offered: u64) -> u64 {
+        let both = wanted & offered;
+        let has_avx512 = both & AVX512 == AVX512 && both & AVX != 0;
+        if has_avx512 { both } else { both & !AVX512 }
+    }
 }
 
 /// ATTRIBUTES: 16 bytes.
@@ -66,6 +76,31 @@ impl Attributes {
         Attributes {
             flags: self.flags & mask.flags,
             xfrm: self.xfrm & mask.xfrm,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::xfrm::most;
+
+    #[test]
+    fn extended_state_is_what_both_sides_have() {
+        for (wanted, offered, expected) in [
+            (0xe7, 0xe7, 0xe7),
+            (0xe7, 7, 7),
+            (0xe7, 3, 3),
+            (7, 0xe7, 7),
+            // Neither a part of AVX-512 nor AVX-512 without AVX.
+            (0xe7, 0x67, 7),
+            (0xe7, 0xe3, 3),
+            (0xe7, 0x602e7, 0xe7),
+        ] {
+            assert_eq!(
+                most(wanted, offered),
+                expected,
+                "{wanted:#x} of {offered:#x}"
+            );
         }
     }
 }

@@ -33,6 +33,21 @@ static inline int64_t now_ms(void) {
     return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
+/* Whether this CPU has a feature, by its name in /proc/cpuinfo; said where not. */
+static inline int has_feature(const char *name) {
+    char line[8192], wanted[64];
+    FILE *info = fopen("/proc/cpuinfo", "r");
+    int found = 0;
+    snprintf(wanted, sizeof wanted, " %s ", name);
+    while (info && !found && fgets(line, sizeof line, info)) {
+        line[strcspn(line, "\n")] = ' ';
+        found = strncmp(line, "flags", 5) == 0 && strstr(line, wanted) != 0;
+    }
+    if (info) fclose(info);
+    if (!found) printf("skipped: /proc/cpuinfo has no %s\n", name);
+    return found;
+}
+
 /* Runs a part in a process of its own; the wait status. */
 static inline int apart(void (*part)(void)) {
     fflush(stdout);

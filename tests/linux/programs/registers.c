@@ -21,10 +21,12 @@ struct state {
     uint8_t x87[8][16], x87_after[8][16];
     uint8_t mmx[8][8], mmx_after[8][8];
     uint8_t ymm[16][32] __attribute__((aligned(32))), ymm_after[16][32] __attribute__((aligned(32)));
+    uint8_t zmm[32][64] __attribute__((aligned(64))), zmm_after[32][64] __attribute__((aligned(64)));
+    uint64_t opmask[8], opmask_after[8];
     uint32_t mxcsr, mxcsr_after;
     uint16_t control, control_after;
 };
-static int has_avx;
+static int has_avx, has_avx512;
 
 #define FIELD(name) offsetof(struct state, name)
 #define STR2(x) #x
@@ -35,10 +37,16 @@ enum event { SYSTEM_CALL, NUMBERED_CALL, TOUCH, TRAP };
 
 #define ALL16(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7) \
     op(8) op(9) op(10) op(11) op(12) op(13) op(14) op(15)
+#define UPPER16(op) op(16) op(17) op(18) op(19) op(20) op(21) op(22) op(23) \
+    op(24) op(25) op(26) op(27) op(28) op(29) op(30) op(31)
 #define ALL8(op) op(0) op(1) op(2) op(3) op(4) op(5) op(6) op(7)
 
 #define LOAD_YMM(n) "vmovaps %c[ymm] + 32 * " #n "(%%r14), %%ymm" #n "\n"
 #define STORE_YMM(n) "vmovaps %%ymm" #n ", %c[ymm_after] + 32 * " #n "(%%r14)\n"
+#define LOAD_ZMM(n) "vmovdqa64 %c[zmm] + 64 * " #n "(%%r14), %%zmm" #n "\n"
+#define STORE_ZMM(n) "vmovdqa64 %%zmm" #n ", %c[zmm_after] + 64 * " #n "(%%r14)\n"
+#define LOAD_K(n) "kmovq %c[opmask] + 8 * " #n "(%%r14), %%k" #n "\n"
+#define STORE_K(n) "kmovq %%k" #n ", %c[opmask_after] + 8 * " #n "(%%r14)\n"
 #define LOAD_XMM(n) "movaps %c[ymm] + 32 * " #n "(%%r14), %%xmm" #n "\n"
 #define STORE_XMM(n) "movaps %%xmm" #n ", %c[ymm_after] + 32 * " #n "(%%r14)\n"
 #define LOAD_X87(n) "fldt %c[x87] + 16 * " #n "(%%r14)\n"
@@ -74,7 +82,9 @@ enum event { SYSTEM_CALL, NUMBERED_CALL, TOUCH, TRAP };
           [arguments] "i"(FIELD(arguments)), [result] "i"(FIELD(result)), [kept] "i"(FIELD(kept)),  \
           [caller] "i"(FIELD(caller)), [x87] "i"(FIELD(x87)), [x87_after] "i"(FIELD(x87_after)),  \
           [mmx] "i"(FIELD(mmx)), [mmx_after] "i"(FIELD(mmx_after)), [ymm] "i"(FIELD(ymm)),        \
-          [ymm_after] "i"(FIELD(ymm_after)), [mxcsr] "i"(FIELD(mxcsr)),                           \
+          [ymm_after] "i"(FIELD(ymm_after)), [zmm] "i"(FIELD(zmm)),                               \
+          [zmm_after] "i"(FIELD(zmm_after)), [opmask] "i"(FIELD(opmask)),                         \
+          [opmask_after] "i"(FIELD(opmask_after)), [mxcsr] "i"(FIELD(mxcsr)),                     \
           [mxcsr_after] "i"(FIELD(mxcsr_after)), [control] "i"(FIELD(control)),                   \
           [control_after] "i"(FIELD(control_after))                                               \
         : "rax", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r15",       \
@@ -106,6 +116,13 @@ enum event { SYSTEM_CALL, NUMBERED_CALL, TOUCH, TRAP };
     case TRAP * 2 + 1:                                                                            \
         RUN(vectors_in ALL8(LOAD_MMX), TRAPS, ALL8(STORE_MMX) vectors_out); break;                \
     }
+
+static __attribute__((noinline, target("avx512bw"))) void run_avx512(enum event event, int mmx, struct state *at) {
+    register struct state *r14 __asm__("r14") = at;
+    WITH(ALL16(LOAD_ZMM) UPPER16(LOAD_ZMM) ALL8(LOAD_K),
+         ALL16(STORE_ZMM) UPPER16(STORE_ZMM) ALL8(STORE_K))
+    __asm__ volatile("vzeroupper");
+}
 
 static __attribute__((noinline, target("avx"))) void run_avx(enum event event, int mmx, struct state *at) {
     register struct state *r14 __asm__("r14") = at;
@@ -141,11 +158,17 @@ static long with_full_registers(enum event event, long number, int count, const 
         }
         state.mxcsr = 0x3f80;   /* round down */
         state.control = 0x0b7f; /* round up */
-        if (has_avx) run_avx(event, mmx, &state);
+        fill(state.zmm, sizeof state.zmm);
+        fill(state.opmask, sizeof state.opmask);
+        if (has_avx512) run_avx512(event, mmx, &state);
+        else if (has_avx) run_avx(event, mmx, &state);
         else run_sse(event, mmx, &state);
         for (int i = 0; i < 5; i++) CHECK(state.kept[i] == CANARY + (uint64_t)i);
         for (int i = 0; i < 6; i++) CHECK(state.caller[i] == state.arguments[i]);
-        if (has_avx) CHECK(memcmp(state.ymm, state.ymm_after, sizeof state.ymm) == 0);
+        if (has_avx512) {
+            CHECK(memcmp(state.zmm, state.zmm_after, sizeof state.zmm) == 0);
+            CHECK(memcmp(state.opmask, state.opmask_after, sizeof state.opmask) == 0);
+        } else if (has_avx) CHECK(memcmp(state.ymm, state.ymm_after, sizeof state.ymm) == 0);
         else
             for (int i = 0; i < 16; i++) CHECK(memcmp(state.ymm[i], state.ymm_after[i], 16) == 0);
         if (mmx) CHECK(memcmp(state.mmx, state.mmx_after, sizeof state.mmx) == 0);
@@ -180,6 +203,7 @@ static void *thread(void *arg) {
 
 int main(int argc, char **argv) {
     has_avx = __builtin_cpu_supports("avx");
+    has_avx512 = has_feature("avx512bw");
     struct timespec soon = {0, 100000};
     uint32_t word = 1;
     char byte;

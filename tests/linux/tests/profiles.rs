@@ -44,6 +44,15 @@ fn with_dynamic_memory() {
     on(&["dcsv3-6.8", "full"], &names, &[]);
 }
 
+/// With AVX-512 and on a machine without it.
+#[test]
+fn extended_state() {
+    let names = ["vectors", "registers", "signals"];
+    on(&["dcsv3-6.8", "dcsv3-5.15"], &names, &["--threads", "128"]);
+    let believing = ["--threads", "128", "--insecure-host-faults"];
+    on(&["dcsv2"], &names, &believing);
+}
+
 /// DCsv2 does not report page faults to the enclave: handlers run only where the host is believed.
 #[test]
 fn faults_where_they_are_reported() {

@@ -99,6 +99,12 @@ fn edges() {
     check("edges");
 }
 
+/// AVX-512's registers over everything that interrupts a program.
+#[test]
+fn vectors() {
+    check("vectors");
+}
+
 /// All registers are full whenever the program exits; the host sees nothing of it.
 #[test]
 fn registers() {

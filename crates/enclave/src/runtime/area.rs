@@ -46,7 +46,8 @@ pub struct Frame {
 /// Bytes of a [`Frame`], a multiple of 16.
 pub const FRAME_SIZE: usize = size_of::<Frame>();
 
-/// Room for the extended state around host calls: x87, SSE, AVX, AVX-512.
+/// Room for the extended state around host calls and for signals: x87, SSE, AVX, AVX-512 (2688
+/// bytes on Intel's CPUs, less on AMD's).
 pub const XSAVE_SIZE: usize = 3072;
 
 #[repr(C)]
@@ -100,6 +101,11 @@ const _: () = assert!(1024 + XSAVE_SIZE <= slot::AREA_SIZE as usize);
 
 /// Offset of the XSAVE buffer in the area page (64-byte aligned).
 pub const XSAVE_OFFSET: usize = 1024;
+/// Within it, during a host call: zmm16 to zmm31 and k0 to k7, behind what XSAVEC writes of the other
+/// components, x87, AVX and ZMM_Hi256.
+pub const WIDE_OFFSET: usize = XSAVE_OFFSET + 512 + 64 + 256 + 512;
+const _: () = assert!(WIDE_OFFSET.is_multiple_of(64));
+const _: () = assert!(WIDE_OFFSET + 16 * 64 + 8 * 8 <= XSAVE_OFFSET + XSAVE_SIZE);
 
 pub const MODE: usize = offset_of!(Area, mode);
 pub const FRAME: usize = offset_of!(Area, frame);

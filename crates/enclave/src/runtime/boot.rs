@@ -59,6 +59,7 @@ pub fn boot(header: &BootHeader, params: u64) -> Arc<Thread> {
         Ok(config) => config,
         Err(refused) => fail(125, &alloc::format!("{refused}")),
     };
+    crate::xstate::find_out();
     if let Some(missing) = crate::cpu::first_missing(&config.cpu_features) {
         let message = alloc::format!(
             "this CPU has no {missing}, which the manifest demands; start the container on \

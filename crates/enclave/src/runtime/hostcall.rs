@@ -4,7 +4,7 @@ use bulla_abi::hostcall::{DATA_SIZE, HEADER_SIZE, HostCall};
 use bulla_libos::Result;
 use bulla_libos::errno::{EINTR, EINVAL};
 
-use crate::{area, entry, platform, untrusted};
+use crate::{area, entry, untrusted, xstate};
 
 /// A host call and nothing else.
 pub fn raw(call: HostCall, arguments: [u64; 4]) -> i64 {
@@ -64,11 +64,7 @@ pub fn get(offset: u64, bytes: &mut [u8]) -> Result<()> {
 
 /// CPUID as programs get it.
 pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-    let state = bulla_libos::cpuid::State {
-        offered: platform::xfrm(),
-        written: platform::xcr0(),
-    };
-    bulla_libos::cpuid::answer(leaf, subleaf, host_cpuid, state)
+    bulla_libos::cpuid::answer(leaf, subleaf, host_cpuid, xstate::state())
 }
 
 /// CPUID as the host reports it.

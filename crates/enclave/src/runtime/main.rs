@@ -31,6 +31,7 @@ mod sgx;
 mod threads;
 mod untrusted;
 mod usercopy;
+mod xstate;
 
 // The memory functions that compiled code calls.
 use bulla_enclave as _;

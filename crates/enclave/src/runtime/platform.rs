@@ -7,41 +7,17 @@ use core::sync::atomic::Ordering;
 use bulla_abi::hostcall::{HostCall, RecvHeader};
 use bulla_enclave::sha256::{self, Sha256};
 use bulla_libos::errno::{EACCES, EIO};
-use bulla_libos::platform::{Atomic, FPU_STATE_MAX, InstructionGate, Protection, UserFault};
+use bulla_libos::platform::{Atomic, InstructionGate, Protection, UserFault};
 use bulla_libos::{Platform, Result, Thread};
 
-use crate::area::{self, XSAVE_SIZE};
+use crate::area;
 use crate::boot::HOST;
-use crate::{clock, heap, hostcall, kept, memory, sgx, threads, untrusted, usercopy};
+use crate::{clock, heap, hostcall, kept, memory, sgx, threads, untrusted, usercopy, xstate};
 
 /// The platform that the kernel sees.
 pub static ENCLAVE: Enclave = Enclave;
 
 pub struct Enclave;
-
-/// Extended state that the enclave may use: x87, SSE, AVX.
-const XFRM: u64 = 7;
-/// Bytes of the standard-format state for it: legacy 512, header 64, AVX 256.
-const XSTATE_SIZE: usize = 832;
-
-const _: () = assert!(XSTATE_SIZE <= XSAVE_SIZE && XSTATE_SIZE <= FPU_STATE_MAX);
-
-/// The extended state that this enclave really has: XFRM, which is XCR0 inside (SDM volume 3D,
-/// section 42.7.2). The signature allows enclaves without AVX.
-pub fn xfrm() -> u64 {
-    xcr0() & XFRM
-}
-
-/// What XSAVE writes: on hardware just XFRM, in emulation whatever the machine's kernel allows.
-pub fn xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: reads a register.
-    unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
-            options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
 
 pub fn set_fs_base(base: u64) {
     // SAFETY: FS is the user's; nothing in the runtime uses it. A non-canonical base would fault,
@@ -56,74 +32,6 @@ fn fs_base() -> u64 {
     // SAFETY: reads a register.
     unsafe { asm!("rdfsbase {}", out(reg) base, options(nostack, preserves_flags)) };
     base
-}
-
-/// Saves the user's extended state in standard format.
-fn fpu_save(to: &mut [u8]) {
-    let area = area::current();
-    let buffer = area.xsave();
-    // SAFETY: the buffer is 64-byte aligned, in this thread's area, and large enough for XFRM.
-    let bytes = unsafe {
-        // A clean header: XSAVE keeps bits that it does not write.
-        core::ptr::write_bytes(buffer.add(512), 0, 64);
-        asm!("xsave64 [{}]", in(reg) buffer, in("eax") XFRM as u32, in("edx") 0,
-            options(nostack, preserves_flags));
-        core::slice::from_raw_parts_mut(buffer, XSTATE_SIZE)
-    };
-    // The CPU's xmm registers are the kernel's now; the user's are in the frame. MXCSR is the user's.
-    let frame = area.user_frame();
-    for (index, xmm) in frame.xmm.iter().enumerate() {
-        let at = 160 + index * 16;
-        bytes[at..at + 8].copy_from_slice(&xmm[0].to_le_bytes());
-        bytes[at + 8..at + 16].copy_from_slice(&xmm[1].to_le_bytes());
-    }
-    bytes[512] |= 2;
-    let len = to.len().min(XSTATE_SIZE);
-    to[..len].copy_from_slice(&bytes[..len]);
-}
-
-/// Loads an extended state in standard format; what is invalid is cleared.
-pub fn fpu_restore(from: &[u8]) {
-    let area = area::current();
-    let buffer = area.xsave();
-    // SAFETY: as in `fpu_save`.
-    let bytes = unsafe { core::slice::from_raw_parts_mut(buffer, XSTATE_SIZE) };
-    bytes.fill(0);
-    let len = from.len().min(XSTATE_SIZE);
-    bytes[..len].copy_from_slice(&from[..len]);
-    // Reserved bits of the header and of MXCSR would fault.
-    bytes[512] &= xfrm() as u8;
-    bytes[513..576].fill(0);
-    let word = |bytes: &[u8], at: usize| {
-        u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-    };
-    let has_sse = bytes[512] & 2 != 0;
-    let mxcsr = if has_sse {
-        word(bytes, 24) & 0xffff
-    } else {
-        0x1f80
-    };
-    bytes[24..28].copy_from_slice(&mxcsr.to_le_bytes());
-    // SAFETY: a valid standard-format area, sanitised; the kernel's own xmm registers are
-    // call-clobbered across this statement.
-    unsafe {
-        asm!("xrstor64 [{}]", in(reg) buffer, in("eax") XFRM as u32, in("edx") 0,
-            out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _,
-            out("xmm5") _, out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _,
-            out("xmm10") _, out("xmm11") _, out("xmm12") _, out("xmm13") _, out("xmm14") _,
-            out("xmm15") _, options(nostack, preserves_flags));
-    }
-    // The return path loads xmm from the frame; the upper halves and MXCSR are in the CPU now.
-    let frame = area.user_frame();
-    for (index, xmm) in frame.xmm.iter_mut().enumerate() {
-        let at = 160 + index * 16;
-        let half = |at: usize| u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32;
-        *xmm = if has_sse {
-            [half(at), half(at + 8)]
-        } else {
-            [0, 0]
-        };
-    }
 }
 
 /// The fault of one step of a copy, as one of the whole: a step may cross into a page that is not
@@ -204,20 +112,24 @@ impl Platform for Enclave {
         set_fs_base(base);
     }
 
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        hostcall::cpuid(leaf, subleaf)
+    }
+
     fn fpu_size(&self) -> usize {
-        bulla_libos::cpuid::xsave_size(xfrm()) as usize
+        xstate::size()
     }
 
     fn fpu_features(&self) -> u64 {
-        xfrm()
+        xstate::offered()
     }
 
     fn fpu_save(&self, to: &mut [u8]) {
-        fpu_save(to);
+        xstate::save(to);
     }
 
     fn fpu_restore(&self, from: &[u8]) {
-        fpu_restore(from);
+        xstate::restore(from);
     }
 
     fn spawn(&self, thread: Arc<Thread>) -> Result<()> {

@@ -193,7 +193,7 @@ fn enter_user(area: &mut Area, start: StartState) -> ! {
     area.resume = sites::resume_address(start.registers.rip);
     crate::platform::set_fs_base(start.fs_base);
     if let Some(state) = &start.fpu {
-        crate::platform::fpu_restore(state);
+        crate::xstate::restore(state);
     }
     drop(start);
     // SAFETY: the frame and the resume address are set.

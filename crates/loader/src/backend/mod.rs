@@ -21,6 +21,8 @@ pub struct Features {
     pub kss: bool,
     /// AEX-Notify.
     pub aex_notify: bool,
+    /// XFRM: the extended state that an enclave may use.
+    pub xfrm: u64,
 }
 
 /// Which EENTER-class leaf to execute; the numbers are the SDM's.

@@ -5,6 +5,7 @@
 //! of [`area::Span`]); what the enclave may ask for is decided in `host`.
 
 pub mod area;
+pub mod cpu;
 pub mod dcap;
 mod entry;
 pub mod file;

@@ -23,7 +23,7 @@ fn refusal(profile: Profile, change: impl Fn(&mut Secs)) -> String {
 #[test]
 fn ecreate_refuses_what_the_cpu_refuses() {
     type Change = fn(&mut Secs);
-    let cases: [(&str, Change); 12] = [
+    let cases: [(&str, Change); 14] = [
         ("power of two", |secs| secs.size += PAGE),
         ("power of two", |secs| secs.size = PAGE),
         ("larger than", |secs| secs.size = 1 << 57),
@@ -37,6 +37,8 @@ fn ecreate_refuses_what_the_cpu_refuses() {
         }),
         ("XFRM", |secs| secs.attributes.xfrm = 1),
         ("XFRM", |secs| secs.attributes.xfrm = 3 | 1 << 5),
+        ("XFRM", |secs| secs.attributes.xfrm = 3 | 0xe0),
+        ("XFRM", |secs| secs.attributes.xfrm = 7 | 1 << 9),
         ("MISCSELECT", |secs| secs.misc_select |= 2),
         ("SSAFRAMESIZE", |secs| secs.ssa_frame_size = 0),
         ("CET", |secs| secs.cet_attributes = 1),
@@ -49,6 +51,7 @@ fn ecreate_refuses_what_the_cpu_refuses() {
     }
     let dcsv2 = Profile::named("dcsv2").unwrap();
     assert!(refusal(dcsv2, |secs| secs.attributes.flags |= flags::KSS).contains("ATTRIBUTES"));
+    assert!(refusal(dcsv2, |secs| secs.attributes.xfrm = 0xe7).contains("XFRM"));
     assert!(refusal(dcsv2, |secs| secs.misc_select = 1).contains("MISCSELECT"));
     assert!(refusal(dcsv2, |secs| secs.size = 1 << 40).contains("static layout"));
     assert!(refusal(dcsv2, |secs| secs.config_id[3] = 1).contains("CONFIGID"));

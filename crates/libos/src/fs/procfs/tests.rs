@@ -74,6 +74,17 @@ fn a_process_sees_itself() {
 }
 
 #[test]
+fn cpuinfo_has_the_features_of_cpuid() {
+    let m = machine();
+    let content = m.content("/proc/cpuinfo");
+    let text = core::str::from_utf8(&content).expect("text");
+    let flags = text.lines().find(|line| line.starts_with("flags"));
+    let has = |name| flags.is_some_and(|line| line.split(' ').any(|flag| flag == name));
+    assert!(has("sse2") && has("aes") && has("avx"), "{text}");
+    assert!(!has("avx2") && !has("avx512f") && !has("sha_ni"), "{text}");
+}
+
+#[test]
 fn descriptors_are_links_to_their_files() {
     let m = machine();
     let fd = m.create("/file", b"content");

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use bulla_abi::cpu::{FEATURES, Feature};
 use spin::Once;
 
 use super::{configuration, sysvipc};
@@ -496,6 +497,14 @@ fn stat() -> String {
 }
 
 fn cpuinfo() -> String {
+    let has = |feature: &Feature| {
+        let words = platform().cpuid(feature.leaf, feature.subleaf);
+        words[feature.register] >> feature.bit & 1 == 1
+    };
+    let mut flags = String::new();
+    for feature in FEATURES.iter().filter(|feature| has(feature)) {
+        let _ = write!(flags, " {}", feature.name);
+    }
     let mut text = String::new();
     let cpus = platform().cpus().max(1);
     for cpu in 0..cpus {
@@ -505,7 +514,7 @@ fn cpuinfo() -> String {
              model name\t: SGX enclave\nstepping\t: 6\nphysical id\t: 0\nsiblings\t: {cpus}\n\
              core id\t\t: {cpu}\ncpu cores\t: {cpus}\nfpu\t\t: yes\ncpuid level\t: 27\nwp\t\t: yes\n\
              flags\t\t: fpu tsc cx8 cmov mmx fxsr sse sse2 syscall nx lm constant_tsc nonstop_tsc \
-             pni pclmulqdq ssse3 cx16 sse4_1 sse4_2 popcnt aes xsave rdrand rdseed\n\
+             pni xsave{flags}\n\
              clflush size\t: 64\ncache_alignment\t: 64\n\
              address sizes\t: 46 bits physical, 48 bits virtual\n\n",
         );

@@ -16,7 +16,7 @@ use super::epcm::{
 };
 use super::keys::Fuses;
 use super::profile::Profile;
-use super::sys;
+use super::sys::{self, XsaveLayout};
 use super::thread::{Fault, TcsState, Thread};
 use crate::backend::{Error, Protection, page_type};
 use bulla_abi::layout::{HEAP_OFFSET, HOLE_OFFSET, LayoutKind, RUNTIME_SPAN, SMALL_HEAP};
@@ -49,7 +49,7 @@ pub struct Enclave {
     pub size: u64,
     pub secs: Secs,
     pub profile: Profile,
-    pub xsave_size: u64,
+    pub xsave: XsaveLayout,
     /// KEYID of the reports made here, new for each enclave.
     pub report_key_id: [u8; 32],
     pub epcm: Epcm,
@@ -94,7 +94,7 @@ impl Enclave {
         secs: Secs,
         profile: Profile,
         fuses: Fuses,
-        xsave_size: u64,
+        xsave: XsaveLayout,
     ) -> Result<Box<Enclave>, Error> {
         let (base, size) = (secs.base_addr, secs.size);
         let start = base.max(entry::FIRST_ADDRESS);
@@ -107,7 +107,7 @@ impl Enclave {
             size,
             secs,
             profile,
-            xsave_size,
+            xsave,
             report_key_id: super::keys::random(),
             epcm,
             fuses,

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::enclave::Enclave;
 use super::entry;
 use super::leaves::EEXIT;
+use super::sys::XsaveLayout;
 use super::thread::{Gprs, Thread};
 use bulla_sgx::xfrm;
 
@@ -43,7 +44,7 @@ pub unsafe fn examine(context: &libc::ucontext_t, gprs: &Gprs, thread: &Thread, 
     EXAMINED.fetch_add(1, Ordering::Relaxed);
     let general = general(gprs, thread.host_rsp);
     // SAFETY: as for this function.
-    let leak = general.or_else(|| unsafe { extended(context, enclave.secs.attributes.xfrm) });
+    let leak = general.or_else(|| unsafe { extended(context, enclave) });
     let Some((name, value)) = leak else {
         return;
     };
@@ -114,13 +115,19 @@ mod place {
     /// The kernel's note that an XSAVE area follows.
     pub const SOFTWARE: usize = 464;
     pub const COMPONENTS: usize = 512;
-    pub const UPPER: usize = 576;
-    pub const UPPER_END: usize = 832;
 }
+
+/// Components after the legacy ones: number, bytes, what is found there.
+const UPPER: [(usize, usize, &str); 4] = [
+    (2, 256, "the upper half of a ymm register"),
+    (5, 64, "an opmask register"),
+    (6, 512, "the upper half of a zmm register"),
+    (7, 1024, "one of zmm16 to zmm31"),
+];
 
 /// # Safety
 /// As for [`examine`].
-unsafe fn extended(context: &libc::ucontext_t, allowed: u64) -> Leak {
+unsafe fn extended(context: &libc::ucontext_t, enclave: &Enclave) -> Leak {
     use place::*;
     const MAGIC1: u32 = 0x4650_5853;
     const INITIAL_CONTROL: u64 = 0x37f;
@@ -136,7 +143,7 @@ unsafe fn extended(context: &libc::ucontext_t, allowed: u64) -> Leak {
     };
     let has_header = bytes(SOFTWARE, 4) == u64::from(MAGIC1);
     let present = match has_header {
-        true => bytes(COMPONENTS, 8) & allowed,
+        true => bytes(COMPONENTS, 8) & enclave.secs.attributes.xfrm,
         false => xfrm::LEGACY,
     };
     let any = |name, range: std::ops::Range<usize>| {
@@ -159,8 +166,12 @@ unsafe fn extended(context: &libc::ucontext_t, allowed: u64) -> Leak {
     if present & 2 != 0 {
         leak = leak.or_else(|| any("an xmm register", XMM..XMM_END));
     }
-    if present & xfrm::AVX != 0 {
-        leak = leak.or_else(|| any("the upper half of a ymm register", UPPER..UPPER_END));
+    let XsaveLayout { starts, .. } = enclave.xsave;
+    for (component, len, name) in UPPER {
+        if present >> component & 1 != 0 {
+            let start = starts[component] as usize;
+            leak = leak.or_else(|| any(name, start..start + len));
+        }
     }
     leak
 }

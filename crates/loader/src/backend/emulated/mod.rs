@@ -95,7 +95,7 @@ impl Backend for Emulated {
     }
 
     fn features(&self) -> Features {
-        self.profile.features
+        self.profile.features()
     }
 
     fn create(&self, secs: &[u8; 4096]) -> Result<(), Error> {
@@ -104,10 +104,10 @@ impl Backend for Emulated {
                 "this platform has its enclave already".into(),
             ));
         }
-        let (secs, xsave_size) = secs::check(secs, &self.profile)?;
+        let (secs, xsave) = secs::check(secs, &self.profile)?;
         let fuses = Fuses::open(&self.fuses)?;
         signals::install();
-        let enclave = Enclave::new(secs, self.profile, fuses, xsave_size)?;
+        let enclave = Enclave::new(secs, self.profile, fuses, xsave)?;
         self.enclave
             .set(enclave)
             .map_err(|_| Error::Refused("this platform has its enclave already".into()))

@@ -1,6 +1,9 @@
 //! What an emulated machine offers: any combination of features, and four named machines.
 
+use bulla_sgx::xfrm;
+
 use crate::backend::Features;
+use crate::sys::cpu::xcr0;
 
 /// An emulated machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +25,8 @@ pub struct Profile {
     pub privileged: bool,
 }
 
-/// Coffee Lake servers (Azure DCsv2): no EDMM, no EXINFO, no RDTSC (legal only since SGX2).
+/// Coffee Lake servers (Azure DCsv2): no EDMM, no EXINFO, no AVX-512, no RDTSC (legal only since
+/// SGX2).
 const DCSV2: Profile = Profile {
     name: "dcsv2",
     features: Features {
@@ -31,6 +35,7 @@ const DCSV2: Profile = Profile {
         rdtsc: false,
         kss: false,
         aex_notify: false,
+        xfrm: xfrm::LEGACY | xfrm::AVX,
     },
     enclave_bits: 36,
     strict: false,
@@ -48,6 +53,7 @@ const DCSV3_5_15: Profile = Profile {
         rdtsc: true,
         kss: true,
         aex_notify: false,
+        xfrm: xfrm::LEGACY | xfrm::AVX | xfrm::AVX512,
     },
     enclave_bits: 56,
     strict: false,
@@ -77,6 +83,14 @@ const FULL: Profile = Profile {
 };
 
 impl Profile {
+    /// What the machine has of the features: the CPU beneath must save the extended state.
+    pub fn features(&self) -> Features {
+        Features {
+            xfrm: xfrm::most(self.features.xfrm, xcr0()),
+            ..self.features
+        }
+    }
+
     /// The four named machines.
     pub const NAMED: [Profile; 4] = [DCSV2, DCSV3_5_15, DCSV3_6_8, FULL];
 

@@ -3,7 +3,7 @@
 use super::enclave::{Enclave, Identity};
 use super::profile::Profile;
 use super::ssa;
-use super::sys;
+use super::sys::XsaveLayout;
 use crate::backend::Error;
 use bulla_sgx::{Attributes, ErrorCode, Secs, SigStruct, flags, misc, xfrm};
 
@@ -35,8 +35,8 @@ fn legal_xfrm(value: u64) -> bool {
         && (value & xfrm::AVX512 == 0 || value & xfrm::AVX != 0)
 }
 
-/// ECREATE: returns the SECS and the size of its XSAVE area.
-pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, u64), Error> {
+/// ECREATE: returns the SECS and the layout of its XSAVE areas.
+pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, XsaveLayout), Error> {
     let secs = Secs::from_bytes(bytes).ok_or_else(|| refused("a reserved field is not zero"))?;
     let attributes = secs.attributes;
     if !secs.size.is_power_of_two() || secs.size < 2 * 4096 {
@@ -70,11 +70,11 @@ pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, u64), Error
     if attributes.flags & flags::KSS == 0 && (secs.config_id != [0; 64] || secs.config_svn != 0) {
         return Err(refused("CONFIGID and CONFIGSVN must be zero without KSS"));
     }
-    if !legal_xfrm(attributes.xfrm) || attributes.xfrm & !sys::xcr0() != 0 {
+    let offered = profile.features().xfrm;
+    if !legal_xfrm(attributes.xfrm) || attributes.xfrm & !offered != 0 {
         return Err(refused(format!(
-            "XFRM {:#x} is not a combination that this machine has (XCR0 is {:#x})",
+            "XFRM {:#x} is not a combination that this machine has (of {offered:#x})",
             attributes.xfrm,
-            sys::xcr0()
         )));
     }
     let supported = if profile.features.exinfo {
@@ -92,8 +92,8 @@ pub fn check(bytes: &[u8; 4096], profile: &Profile) -> Result<(Secs, u64), Error
             "CET fields are set, which this platform does not have",
         ));
     }
-    let xsave = sys::xsave_size(attributes.xfrm);
-    let need = ssa::minimal_frame(xsave, secs.misc_select & misc::EXINFO != 0);
+    let xsave = XsaveLayout::of(attributes.xfrm);
+    let need = ssa::minimal_frame(xsave.size, secs.misc_select & misc::EXINFO != 0);
     if u64::from(secs.ssa_frame_size) * 4096 < need {
         return Err(refused(format!(
             "SSAFRAMESIZE is too small: {need} bytes are needed"

@@ -288,7 +288,7 @@ unsafe fn save_extended(frame: u64, enclave: &Enclave, context: &mut libc::ucont
         ptr::write_bytes(target.add(SOFTWARE_BYTES), 0, 576 - SOFTWARE_BYTES);
         if let Some(header) = header(context) {
             let size = u64::from(source.add(SOFTWARE_BYTES + 16).cast::<u32>().read());
-            let size = size.min(enclave.xsave_size);
+            let size = size.min(enclave.xsave.size);
             if size > 576 {
                 let len = size as usize - 576;
                 ptr::copy_nonoverlapping(source.add(576), target.add(576), len);

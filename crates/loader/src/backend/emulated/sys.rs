@@ -273,25 +273,30 @@ pub fn has_fsgsbase() -> bool {
     unsafe { libc::getauxval(libc::AT_HWCAP2) & HWCAP2_FSGSBASE != 0 }
 }
 
-/// XCR0: the state components that the host kernel enabled.
-pub fn xcr0() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: OSXSAVE is set on every x86-64 Linux that runs SGX or this emulator's baseline.
-    unsafe {
-        asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high,
-             options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
+/// Where XSAVE writes the extended state in the standard format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XsaveLayout {
+    /// Bytes of the whole area.
+    pub size: u64,
+    /// Start of each component from 2 (AVX) on; 0 for those that XFRM does not have.
+    pub starts: [u64; 8],
 }
 
-/// Bytes of a standard-format XSAVE area for `xfrm`.
-pub fn xsave_size(xfrm: u64) -> u64 {
-    let mut size = 576;
-    for component in 2..63 {
-        if xfrm >> component & 1 != 0 {
+impl XsaveLayout {
+    /// This machine's for `xfrm`. CPUID may fault later, when the thread enters enclaves.
+    pub fn of(xfrm: u64) -> XsaveLayout {
+        let mut layout = XsaveLayout {
+            size: 576,
+            starts: [0; 8],
+        };
+        for component in (2..63).filter(|component| xfrm >> component & 1 != 0) {
             let leaf = std::arch::x86_64::__cpuid_count(0xd, component);
-            size = size.max(u64::from(leaf.eax) + u64::from(leaf.ebx));
+            let (len, start) = (u64::from(leaf.eax), u64::from(leaf.ebx));
+            layout.size = layout.size.max(start + len);
+            if let Some(known) = layout.starts.get_mut(component as usize) {
+                *known = start;
+            }
         }
+        layout
     }
-    size
 }

@@ -365,6 +365,7 @@ impl Sys for Double {
             sgx2: features.edmm || features.rdtsc,
             miscselect: u32::from(features.exinfo),
             attributes: u32::from(features.kss) << 7 | u32::from(features.aex_notify) << 10,
+            xfrm: features.xfrm,
         }
     }
 

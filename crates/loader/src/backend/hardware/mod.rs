@@ -93,6 +93,7 @@ impl<S: Sys> Hardware<S> {
                 rdtsc: capabilities.sgx2,
                 kss: capabilities.attributes & ATTRIBUTE_KSS != 0,
                 aex_notify: capabilities.attributes & ATTRIBUTE_AEX_NOTIFY != 0,
+                xfrm: capabilities.xfrm,
             },
             sys,
             device: Mutex::new(Some(fd as i32)),

@@ -10,6 +10,7 @@ use super::uapi::Request;
 use super::vdso::Function;
 use super::{enter, touch, vdso};
 use crate::backend::{EnterLeaf, Outcome, Registers};
+use crate::sys::cpu::xcr0;
 use crate::sys::raw::{Answer, Errno, plain};
 
 /// CPUID leaf 12H (SDM vol. 3, 39.7.2), as far as it matters.
@@ -23,6 +24,8 @@ pub struct Capabilities {
     pub miscselect: u32,
     /// 12H.1 EAX: ATTRIBUTES bits 31:0 that may be set (7 KSS, 10 AEX-Notify).
     pub attributes: u32,
+    /// 12H.1 EDX:ECX, XFRM bits that may be set, as far as the kernel has enabled them (XCR0).
+    pub xfrm: u64,
 }
 
 /// The system calls, and entering.
@@ -119,6 +122,7 @@ impl Sys for Kernel {
             sgx2: first.eax & 2 != 0,
             miscselect: first.ebx,
             attributes: second.eax,
+            xfrm: (u64::from(second.edx) << 32 | u64::from(second.ecx)) & xcr0(),
         }
     }
 
