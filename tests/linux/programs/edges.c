@@ -12,6 +12,7 @@
 #include <sys/auxv.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -45,6 +46,54 @@ static void waits(void) {
     CHECK(waitid(P_PID, child, &info, WCONTINUED) == 0 && info.si_status == SIGCONT);
     kill(child, SIGKILL);
     CHECK(waitid(P_PID, child, &info, WEXITED) == 0 && info.si_code == CLD_KILLED);
+    close(fd);
+}
+
+/* The kinds of file systems by number, one by its device, names for files, and namespaces that are none. */
+static void file_systems(void) {
+    int count = syscall(SYS_sysfs, 3), proc = syscall(SYS_sysfs, 1, "proc");
+    char name[64] = "", text[64];
+    CHECK(proc >= 0 && proc < count);
+    CHECK(syscall(SYS_sysfs, 2, proc, name) == 0 && strcmp(name, "proc") == 0);
+    CHECK(syscall(SYS_sysfs, 1, "none") == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_sysfs, 2, count, name) == -1 && errno == EINVAL);
+    CHECK(syscall(SYS_sysfs, 1, 8) == -1 && errno == EFAULT);
+    struct stat status;
+    CHECK(stat("/proc", &status) == 0);
+    CHECK(syscall(SYS_ustat, (unsigned)status.st_dev, text) == 0);
+    CHECK(syscall(SYS_ustat, (unsigned)status.st_dev, 8) == -1 && errno == EFAULT);
+    CHECK(syscall(SYS_ustat, -1, text) == -1 && errno == EINVAL);
+    struct { unsigned room; int type; char bytes[128]; } handle = {.room = sizeof handle.bytes};
+    int mount, fid = 0x200, file = open("/proc/self/ns/uts", O_RDONLY);
+    /* Linux 6.5 and newer. */
+    if (syscall(SYS_name_to_handle_at, -1, ".", 0, 0, fid) == -1 && errno == EBADF) {
+        CHECK(syscall(SYS_name_to_handle_at, AT_FDCWD, "/proc/filesystems", &handle, &mount, fid) == 0);
+        handle.room = 0;
+        CHECK(syscall(SYS_name_to_handle_at, AT_FDCWD, "/proc/filesystems", &handle, &mount, fid) == -1 && errno == EOVERFLOW && handle.room > 0);
+    }
+    CHECK(setns(-1, 0) == -1 && errno == EBADF);
+    CHECK(setns(0, 0) == -1 && errno == EINVAL);
+    CHECK(setns(file, CLONE_NEWIPC) == -1 && errno == EINVAL);
+    close(file);
+}
+
+/* PIDFD_GET_INFO (Linux 6.13): ids while there is a process, its status (6.15) when it has been waited for. */
+static void descriptors_of_processes(void) {
+    struct { uint64_t mask, group; uint32_t pid, tgid, parent, ids[8], status; } info = {.mask = 8};
+    unsigned long request = 0xc000ff0b | sizeof info << 16;
+    pid_t child = fork();
+    if (child == 0) for (;;) pause();
+    int fd = syscall(SYS_pidfd_open, child, 0);
+    int answer = ioctl(fd, request, &info), known = answer == 0;
+    CHECK(known || errno == ENOTTY || errno == EINVAL);
+    if (known) CHECK((info.mask & 3) == 3 && info.pid == (uint32_t)child && info.parent == (uint32_t)getpid() && info.ids[0] == getuid());
+    if (known) CHECK(ioctl(fd, request, 0) == -1 && (errno == EINVAL || errno == ENOTTY));
+    kill(child, SIGKILL);
+    CHECK(waitpid(child, 0, 0) == child);
+    info.mask = 0;
+    if (known) CHECK(ioctl(fd, request, &info) == -1 && errno == ESRCH);
+    info.mask = 8;
+    if (known && ioctl(fd, request, &info) == 0) CHECK((info.mask & 8) && info.status == SIGKILL);
     close(fd);
 }
 
@@ -366,6 +415,8 @@ int main(int argc, char **argv) {
     if (argc > 1 && !strcmp(argv[1], "--effective")) return effective() == 0 ? 0 : 1;
     if (argc > 1 && !strcmp(argv[1], "--dumpable")) return prctl(PR_GET_DUMPABLE) != 1 ? 0 : 1;
     if (argc > 1 && !strcmp(argv[1], "--called")) return strcmp((char *)getauxval(AT_EXECFN), "./s5") != 0;
+    file_systems();
+    descriptors_of_processes();
     waits();
     clones();
     parents();

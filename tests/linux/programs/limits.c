@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sem.h>
 #include <sys/socket.h>
 #include <netinet/in.h>
 
@@ -321,7 +322,43 @@ static void stack(void) {
     grow(0);
 }
 
+static int put(const char *path, const char *text) {
+    int file = open(path, O_WRONLY), written = write(file, text, strlen(text)) == (ssize_t)strlen(text);
+    close(file);
+    return written;
+}
+
+/* Limits under /proc/sys: they hold, and read back as written. */
+static void settings(void) {
+    static const char *files = "/proc/sys/fs/nr_open", *semaphores = "/proc/sys/kernel/sem";
+    struct rlimit limit;
+    CHECK(dup2(1, 70) == 70);
+    CHECK(!put(files, "63") && errno == EINVAL);
+    CHECK(put(files, "64"));
+    CHECK(fork() == -1 && errno == EMFILE);
+    CHECK(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    limit.rlim_max = 65;
+    CHECK(setrlimit(RLIMIT_NOFILE, &limit) == -1);
+    CHECK(dup2(1, 64) == -1 && errno == EBADF);
+    CHECK(put(files, "1048576"));
+    close(70);
+    char text[64] = "";
+    CHECK(put(semaphores, "3 4 2 100\n"));
+    int file = open(semaphores, O_RDONLY);
+    CHECK(read(file, text, sizeof text) > 0 && strcmp(text, "3\t4\t2\t100\n") == 0);
+    close(file);
+    CHECK(semget(IPC_PRIVATE, 4, 0600) == -1 && errno == EINVAL);
+    int set = semget(IPC_PRIVATE, 3, 0600);
+    CHECK(set >= 0 && semget(IPC_PRIVATE, 2, 0600) == -1 && errno == ENOSPC);
+    struct sembuf up[3] = {{0, 1, 0}, {1, 1, 0}, {2, 1, 0}};
+    CHECK(semop(set, up, 2) == 0 && semop(set, up, 3) == -1 && errno == E2BIG);
+    CHECK(semctl(set, 0, IPC_RMID) == 0);
+    CHECK(put(semaphores, "32000 1024000000 500 32000"));
+}
+
 int main(int argc, char **argv) {
+    if (argc > 1 && !strcmp(argv[1], "settings"))
+        CHECK(apart(settings) == 0);
     if (argc > 1 && !strcmp(argv[1], "end"))
         return 0;
     struct { const char *name; void (*run)(void); } parts[] = {

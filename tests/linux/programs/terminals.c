@@ -348,8 +348,25 @@ static void packets(void) {
     done();
 }
 
+/* The master processes what is typed: no lines, no echo, no signals. */
+static void external(void) {
+    fresh();
+    struct termios termios = initial;
+    termios.c_lflag |= EXTPROC;
+    set(&termios);
+    TYPE("ab\x03");
+    int len = 0;
+    CHECK(ioctl(slave, FIONREAD, &len) == 0 && len == 3);
+    READS(slave, "ab\x03");
+    TYPE("c\nd");
+    READS(slave, "c\nd");
+    READS_NOTHING(master);
+    done();
+}
+
 int main(void) {
     alarm(60);
+    external();
     editing();
     output();
     flow();

@@ -81,12 +81,22 @@ fn restarts() {
 
 #[test]
 fn limits() {
-    check("limits");
+    // Those of the kernel are this machine's natively.
+    let check = Check {
+        arguments: &["settings"],
+        ..Check::new("limits")
+    };
+    check.run();
 }
 
 #[test]
 fn restrictions() {
     check("restrictions");
+}
+
+#[test]
+fn resident() {
+    check("resident");
 }
 
 #[test]

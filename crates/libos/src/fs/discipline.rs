@@ -37,6 +37,11 @@ const _: () = assert!(size_of::<Termios>() == 36);
 pub const OLD_LEN: usize = 18;
 
 impl Termios {
+    /// Whether input is kept as lines; not where the master processes it (EXTPROC).
+    fn keeps_lines(self) -> bool {
+        self.local & (ICANON | EXTPROC) == ICANON
+    }
+
     /// `struct termio` of System V: the low halves of the flags, the line discipline, eight
     /// characters.
     pub fn to_old(self) -> [u8; OLD_LEN] {
@@ -244,7 +249,7 @@ impl Line {
         if flush {
             self.flush_input();
         }
-        let (was, is) = (before.local & ICANON != 0, termios.local & ICANON != 0);
+        let (was, is) = (before.keeps_lines(), termios.keeps_lines());
         if was && !is {
             // What was typed is there to be read at once.
             let typing = core::mem::take(&mut self.typing);
@@ -270,7 +275,7 @@ impl Line {
     }
 
     pub fn is_canonical(&self) -> bool {
-        self.termios.local & ICANON != 0
+        self.termios.keeps_lines()
     }
 
     /// Whether processes in the background may not write.
@@ -606,7 +611,14 @@ impl Line {
         if input & IUCLC != 0 && local & IEXTEN != 0 {
             byte = byte.to_ascii_lowercase();
         }
-        if local & EXTPROC != 0 || core::mem::take(&mut self.literal) {
+        if local & EXTPROC != 0 {
+            // The master has processed it, and echoed it.
+            if self.input.len() < QUEUE_MAX {
+                self.input.push_back(byte);
+            }
+            return None;
+        }
+        if core::mem::take(&mut self.literal) {
             self.take_plain(byte);
             return None;
         }

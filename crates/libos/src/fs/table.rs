@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use super::file::OpenFile;
 use crate::Result;
 use crate::errno::{EBADF, EMFILE, ENOMEM};
+use crate::process::limits::FILES_MAX;
 use crate::sync::SpinLock;
 
 /// A table of file descriptors; shared under CLONE_FILES.
@@ -188,7 +189,17 @@ impl FdTable {
         Ok(())
     }
 
-    /// A copy for fork without CLONE_FILES.
+    /// A copy for fork without CLONE_FILES; EMFILE when fs.nr_open has been lowered below its end.
+    pub fn copy_for_fork(&self) -> Result<Arc<FdTable>> {
+        // Linux's tables grow by 64.
+        let most = FILES_MAX.value().next_multiple_of(64);
+        if self.len() as u64 > most {
+            return Err(EMFILE);
+        }
+        Ok(self.copy())
+    }
+
+    /// A copy.
     pub fn copy(&self) -> Arc<FdTable> {
         Arc::new(FdTable {
             entries: SpinLock::new(self.entries.lock().clone()),

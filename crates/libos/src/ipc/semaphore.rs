@@ -1,6 +1,8 @@
 //! System V semaphores.
 
 use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -17,12 +19,18 @@ use crate::sync::SpinLock;
 use crate::sync::wait::{Events, PollTable, ThreadWaker, WaitQueue, sleep_once};
 use crate::{Result, Thread};
 
-/// Most semaphores in a set, most operations in a call, highest value (Linux's defaults).
-pub const SET_MAX: usize = 32_000;
-pub const OPERATIONS_MAX: usize = 500;
+/// Most semaphores in a set, in all sets, operations in a call: the first numbers of
+/// /proc/sys/kernel/sem.
+pub static SET_MAX: Setting = Setting::new(32_000, i32::MAX as u64);
+pub static ALL_MAX: Setting = Setting::new(1_024_000_000, i32::MAX as u64);
+pub static OPERATIONS_MAX: Setting = Setting::new(500, i32::MAX as u64);
+/// Highest value.
 pub const VALUE_MAX: i32 = 32_767;
-/// Most semaphores in all: bounds kernel memory.
-const TOTAL_MAX: usize = 1 << 20;
+/// What bounds kernel memory, whatever the settings say: semaphores in all, in a set, operations in
+/// a call.
+const TOTAL_BOUND: u64 = 1 << 20;
+const SET_BOUND: u64 = 32_000;
+const OPERATIONS_BOUND: u64 = 4096;
 
 const SEM_UNDO: u32 = 0o10000;
 
@@ -61,8 +69,8 @@ struct State {
 }
 
 pub static SETS: Registry<Set> = Registry::new(&SETS_MAX);
-/// Most sets (the last number of /proc/sys/kernel/sem, which stays as it is).
-static SETS_MAX: Setting = Setting::new(OBJECTS_MAX, OBJECTS_MAX);
+/// Most sets: the last number of /proc/sys/kernel/sem.
+pub static SETS_MAX: Setting = Setting::new(OBJECTS_MAX, 32_768);
 static TOTAL: AtomicUsize = AtomicUsize::new(0);
 /// Sets with undo entries have existed: ends of processes look for them.
 static UNDO_USED: AtomicUsize = AtomicUsize::new(0);
@@ -86,6 +94,29 @@ impl Drop for Set {
     fn drop(&mut self) {
         TOTAL.fetch_sub(self.len(), Ordering::Relaxed);
     }
+}
+
+fn limits() -> [&'static Setting; 4] {
+    [&SET_MAX, &ALL_MAX, &OPERATIONS_MAX, &SETS_MAX]
+}
+
+/// /proc/sys/kernel/sem.
+pub fn limits_text() -> String {
+    let [set, all, operations, sets] = limits().map(Setting::value);
+    format!("{set}\t{all}\t{operations}\t{sets}\n")
+}
+
+/// Writes /proc/sys/kernel/sem: the first numbers, or all.
+pub fn set_limits(bytes: &[u8]) -> Result<()> {
+    let words = bytes.split(u8::is_ascii_whitespace);
+    let numbers = words.filter(|word| !word.is_empty());
+    let mut settings = limits().into_iter().zip(numbers);
+    settings.try_for_each(|(setting, number)| setting.set(number))
+}
+
+/// Most operations in a call.
+pub fn most_operations() -> usize {
+    OPERATIONS_MAX.value().min(OPERATIONS_BOUND) as usize
 }
 
 /// What an attempt at a list of operations comes to.
@@ -146,11 +177,12 @@ impl State {
 impl Set {
     /// A new set; EINVAL for a bad size, ENOSPC.
     pub fn new(permission: Permission, count: usize) -> Result<Arc<Set>> {
-        if count == 0 || count > SET_MAX {
+        let most = SET_MAX.value().min(SET_BOUND) as usize;
+        if count == 0 || count > most {
             return Err(EINVAL.because("bad number of semaphores"));
         }
         let total = TOTAL.fetch_add(count, Ordering::Relaxed);
-        if total + count > TOTAL_MAX {
+        if total + count > ALL_MAX.value().min(TOTAL_BOUND) as usize {
             TOTAL.fetch_sub(count, Ordering::Relaxed);
             return Err(ENOSPC.because("too many semaphores"));
         }

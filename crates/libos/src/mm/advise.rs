@@ -140,18 +140,17 @@ impl Space {
     /// mincore(2): one byte per page, 1 where it is in memory.
     pub fn core(&self, address: u64, len: u64) -> Result<Vec<u8>> {
         let range = checked_range(address, len)?;
-        let locked = self.lock();
+        let mut locked = self.lock();
         if !locked.vmas.covers(&range) {
             return Err(ENOMEM.because("a part of the range is not mapped"));
         }
+        locked.be_exact();
         // A file's pages count where the file has them, mapped or not: its content is in memory.
         let of_file = |page: u64| {
             let vma = locked.vmas.find(page);
             vma.is_some_and(|vma| matches!(vma.backing, Backing::File(_)))
         };
-        let present = |page: &u64| {
-            u8::from(locked.is_live(*page) || locked.saved.contains_key(page) || of_file(*page))
-        };
+        let present = |page: &u64| u8::from(of_file(*page) || locked.is_resident(*page));
         Ok(range
             .step_by(PAGE as usize)
             .map(|page| present(&page))
@@ -191,6 +190,9 @@ impl Space {
             .vmas
             .update(&range, |vma| vma.flags.set(VmaFlags::LOCKED, is_locked));
         if lock == Lock::Now {
+            locked
+                .vmas
+                .update(&range, |vma| vma.flags -= VmaFlags::GUESSED);
             locked.populate(&range)?;
             let closed = |vma: &Vma| vma.page_protection().is_empty();
             if locked.vmas.overlapping(&range).any(closed) {
@@ -272,6 +274,41 @@ pub enum Lock {
 }
 
 impl Locked<'_> {
+    /// From the first mincore on, a process gets the pages that it touches and no others. Which ones
+    /// came in untouched before that can only be guessed.
+    fn be_exact(&mut self) {
+        if !core::mem::replace(&mut self.exact, true) {
+            let all = crate::platform::platform().user_range();
+            self.vmas.update(&all, |vma| vma.flags |= VmaFlags::GUESSED);
+        }
+    }
+
+    /// Whether a page is in memory, and was touched as far as one can tell: of what was brought in
+    /// around a fault, pages that are still zero were not.
+    fn is_resident(&self, page: u64) -> bool {
+        let guessed = |vma: &Vma| {
+            let is_memory = match &vma.backing {
+                Backing::Anonymous => true,
+                Backing::Shared(object, _) => !object.is_file(),
+                Backing::File(_) => false,
+            };
+            is_memory && vma.flags & (VmaFlags::GUESSED | VmaFlags::LOCKED) == VmaFlags::GUESSED
+        };
+        let is_guess = self.vmas.find(page).is_some_and(guessed);
+        let is_used = |bytes: &[u8]| !is_guess || bytes.iter().any(|&byte| byte != 0);
+        if let Some(saved) = self.saved.get(&page) {
+            return is_used(saved);
+        }
+        let Some(at) = self.location(page) else {
+            return false;
+        };
+        let mut bytes = [0; PAGE as usize];
+        !is_guess
+            || crate::platform::platform()
+                .copy_from_user(at, &mut bytes)
+                .map_or(true, |_| is_used(&bytes))
+    }
+
     fn flag(&mut self, piece: &Vma, flag: VmaFlags, on: bool) {
         self.vmas
             .update(&piece.range(), |vma| vma.flags.set(flag, on));

@@ -207,7 +207,7 @@ impl Locked<'_> {
             } else {
                 AROUND_MAX
             };
-            let window = window(vma, page, vma.range(), max);
+            let window = self.window(vma, page, vma.range(), max);
             self.remember(page, &window);
             let Some(view) = vma.view() else {
                 return Err(Fault::NotMapped);
@@ -223,7 +223,7 @@ impl Locked<'_> {
             AROUND_MAX
         };
         let hole = self.live.hole_around(page, vma.range());
-        let window = window(vma, page, hole, max);
+        let window = self.window(vma, page, hole, max);
         match self.bring_in_range(vma, window.clone(), page) {
             Ok(()) => {
                 self.remember(page, &window);
@@ -235,6 +235,30 @@ impl Locked<'_> {
             }
             Err(fault) => Err(fault),
         }
+    }
+
+    /// The bytes around `page` to bring in, within a hole.
+    fn window(&self, vma: &Vma, page: u64, hole: Range<u64>, max: u64) -> Range<u64> {
+        if self.exact || accounting::is_scarce() {
+            return page..page + PAGE;
+        }
+        let min = match vma.backing {
+            Backing::File(_) => FILE_AROUND_MIN,
+            _ => AROUND_MIN,
+        };
+        let last = vma.around;
+        let grown = ((last.end - last.start) * 2).clamp(min, max);
+        let wanted = if last.end == page {
+            page..page.saturating_add(grown)
+        } else if page + PAGE == last.start {
+            (page + PAGE).saturating_sub(grown)..page + PAGE
+        } else if vma.flags.contains(VmaFlags::STACK) {
+            (page + PAGE).saturating_sub(min)..page + PAGE
+        } else {
+            let start = page & !(min - 1);
+            start..start + min
+        };
+        wanted.start.max(hole.start)..wanted.end.min(hole.end)
     }
 
     fn remember(&mut self, page: u64, window: &Range<u64>) {
@@ -332,30 +356,6 @@ impl Locked<'_> {
         }
         Ok(())
     }
-}
-
-/// The bytes around `page` to bring in, within a hole.
-fn window(vma: &Vma, page: u64, hole: Range<u64>, max: u64) -> Range<u64> {
-    if accounting::is_scarce() {
-        return page..page + PAGE;
-    }
-    let min = match vma.backing {
-        Backing::File(_) => FILE_AROUND_MIN,
-        _ => AROUND_MIN,
-    };
-    let last = vma.around;
-    let grown = ((last.end - last.start) * 2).clamp(min, max);
-    let wanted = if last.end == page {
-        page..page.saturating_add(grown)
-    } else if page + PAGE == last.start {
-        (page + PAGE).saturating_sub(grown)..page + PAGE
-    } else if vma.flags.contains(VmaFlags::STACK) {
-        (page + PAGE).saturating_sub(min)..page + PAGE
-    } else {
-        let start = page & !(min - 1);
-        start..start + min
-    };
-    wanted.start.max(hole.start)..wanted.end.min(hole.end)
 }
 
 /// Cuts a range off at the last page that has something of the file; a `page` beyond is a fault.

@@ -130,6 +130,7 @@ impl Space {
         // It has its parent's layout: another one is for a process that executes something.
         child.layout().leave();
         child.mmap_base = parent.mmap_base;
+        child.exact = parent.exact;
         child.brk_gap = parent.brk_gap;
         child.images = parent.images.clone();
         child.program = parent.program.clone();
@@ -137,6 +138,10 @@ impl Space {
         let mut vmas = VmaMap::default();
         for mut vma in inherited {
             vma.flags -= VmaFlags::LOCKED;
+            let has_pages = child.live.runs(vma.range()).next().is_some();
+            let is_anonymous = matches!(vma.backing, Backing::Anonymous);
+            vma.flags
+                .set(VmaFlags::INHERITED, is_anonymous && has_pages);
             vmas.insert(vma);
         }
         child.vmas = vmas;

@@ -335,7 +335,7 @@ impl Locked<'_> {
         let writable = vma.protection.contains(Protection::WRITE);
         let text = vma.protection.contains(Protection::EXECUTE);
         match vma.backing {
-            Backing::Anonymous if small && writable => self.populate(&range),
+            Backing::Anonymous if small && writable && !self.exact => self.populate(&range),
             // What a program writes to at once: relocations and initialised data.
             Backing::File(_) if small && (text || writable && range.end - range.start <= DATA) => {
                 // What cannot be read now faults later, if it is needed at all.

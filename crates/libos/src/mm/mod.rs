@@ -127,6 +127,8 @@ pub(crate) struct State {
     images: Vec<warm::Image>,
     /// mlockall(MCL_FUTURE).
     lock_future: bool,
+    /// The process asks which pages are resident: from then on only touched ones are brought in.
+    exact: bool,
     /// Bytes mapped.
     total: u64,
     peak_pages: u64,
@@ -298,6 +300,7 @@ impl State {
             brk_gap: layout.brk_gap,
             images: Vec::new(),
             lock_future: false,
+            exact: false,
             total: 0,
             peak_pages: 0,
             program: ProgramInfo::default(),

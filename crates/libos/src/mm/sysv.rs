@@ -44,6 +44,8 @@ pub struct Status {
     pub last: u32,
     /// How often it is attached.
     pub users: u64,
+    /// Pages in memory.
+    pub resident: u64,
 }
 
 /// SHM_DEST: removed, waiting for the last detach.
@@ -169,6 +171,7 @@ pub fn status(id: i32) -> Result<Status> {
         (segment.object.upgrade().ok_or(EIDRM)?, segment.status)
     };
     status.users = residency::users_of(&object);
+    status.resident = object.count(&(0..object.capacity()));
     Ok(status)
 }
 
@@ -192,16 +195,31 @@ pub fn remove(id: i32) -> Result<()> {
     Ok(())
 }
 
-/// All ids, ascending, and the bytes of all segments.
-pub fn all() -> (alloc::vec::Vec<i32>, u64) {
+/// Whether an object is a removed segment that is attached once.
+pub(super) fn is_ending(object: &Arc<SharedObject>) -> bool {
+    let is_removed = {
+        let segments = SEGMENTS.lock();
+        let same = |segment: &&Segment| core::ptr::eq(segment.object.as_ptr(), &**object);
+        let found = segments.by_id.values().find(same);
+        found.is_some_and(|segment| segment.keep.is_none())
+    };
+    is_removed && residency::users_of(object) == 1
+}
+
+/// All ids, ascending.
+pub fn all() -> alloc::vec::Vec<i32> {
     let mut segments = SEGMENTS.lock();
     segments.sweep();
-    let bytes = segments
-        .by_id
-        .values()
-        .map(|segment| segment.status.size)
-        .sum();
-    (segments.by_id.keys().copied().collect(), bytes)
+    segments.by_id.keys().copied().collect()
+}
+
+/// The pages of all segments: how many there are, and how many are in memory.
+pub fn pages() -> (u64, u64) {
+    let every = all().into_iter().filter_map(|id| status(id).ok());
+    every.fold((0, 0), |(all, resident), status| {
+        let pages = status.size.div_ceil(PAGE);
+        (all + pages, resident + status.resident)
+    })
 }
 
 impl Space {

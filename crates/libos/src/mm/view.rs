@@ -27,7 +27,7 @@ use super::shared::{self, Found, SharedObject, View};
 use super::vma::{Around, FileBacking};
 use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, allocator, page_up, random_mmap_base};
 use crate::Result;
-use crate::errno::{EEXIST, EINVAL, ENOMEM};
+use crate::errno::{EEXIST, EIDRM, EINVAL, ENOMEM};
 use crate::fs::inode::FileId;
 use crate::platform::{Protection, platform};
 use crate::sync::{SpinGuard, SpinLock};
@@ -101,6 +101,11 @@ impl Space {
         };
         let placement = Placement::Fixed(start);
         let Some(file) = object.file() else {
+            // Linux takes the old mapping away first, and with its last one a removed segment goes.
+            if len == object.capacity() && super::sysv::is_ending(&object) {
+                self.lock().unmap(&range);
+                return Err(EIDRM.because("the segment was removed"));
+            }
             let wish = Wish {
                 placement,
                 len,

@@ -45,6 +45,12 @@ bitflags::bitflags! {
         const SEALED = 8192;
         /// MADV_GUARD_INSTALL: every access is a fault, whatever the protection.
         const GUARD = 16384;
+        /// Has pages from before fork: Linux does not join it with what the child maps beside it.
+        const INHERITED = 32768;
+        /// Was there when the process first asked which pages are resident ([`State::exact`]).
+        ///
+        /// [`State::exact`]: super::State
+        const GUESSED = 65536;
     }
 }
 

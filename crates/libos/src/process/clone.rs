@@ -193,7 +193,7 @@ fn build(
     let files = if flags.contains(CloneFlags::FILES) {
         files
     } else {
-        files.copy()
+        files.copy_for_fork()?
     };
     let fs = thread.fs();
     let fs = if flags.contains(CloneFlags::FS) {

@@ -4,6 +4,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::Result;
 use crate::errno::{EINVAL, EPERM};
+use crate::fs::procfs::Setting;
 use crate::sync::SpinLock;
 
 pub const RLIM_INFINITY: u64 = u64::MAX;
@@ -47,6 +48,9 @@ pub enum Resource {
 
 /// Number of resources.
 pub const RESOURCES: usize = 16;
+
+/// Most descriptors that a process may be allowed (/proc/sys/fs/nr_open).
+pub static FILES_MAX: Setting = Setting::between(1 << 20, 64, 1 << 20);
 
 /// A process's limits. The defaults are those of a container under Docker.
 pub struct Limits(SpinLock<[Limit; RESOURCES]>);
@@ -109,7 +113,7 @@ impl Limits {
 
     /// Most open files (RLIMIT_NOFILE).
     pub fn files(&self) -> usize {
-        self.get(Resource::Files).soft.min(1 << 20) as usize
+        self.get(Resource::Files).soft.min(FILES_MAX.value()) as usize
     }
 
     /// Stack size (RLIMIT_STACK).

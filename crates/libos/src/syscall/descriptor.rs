@@ -380,8 +380,7 @@ pub fn ioctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
                     UserPtr::<i64>::new(argument).write(&context.mm(), &(inode.size() as i64))?;
                     Ok(0)
                 }
-                (_, Some(_)) => Err(ENOTTY),
-                (_, None) => file.ops.ioctl(context, &file, request, argument),
+                _ => file.ops.ioctl(context, &file, request, argument),
             }
         }
     }

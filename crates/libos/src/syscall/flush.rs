@@ -1,4 +1,4 @@
-//! fsync, fdatasync, sync, syncfs, sync_file_range, fadvise64, readahead. Files of protected
+//! fsync, fdatasync, sync, syncfs, sync_file_range, fadvise64, readahead, cachestat. Files of protected
 //! volumes are written to the host here; all others live in memory, so there is nothing to write
 //! back, and arguments are checked all the same.
 
@@ -7,8 +7,11 @@ use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EBADF, EINVAL, ESPIPE};
 use crate::fs::file::OpenFile;
-use crate::fs::inode::FileType;
+use crate::fs::inode::{FileType, Find, Inode};
+use crate::mm::PAGE;
+use crate::user::UserPtr;
 use alloc::sync::Arc;
+use zerocopy::IntoBytes;
 
 fn open_file(context: &Context<'_>, fd: i32) -> Result<Arc<OpenFile>> {
     let file = context.thread.file(fd)?;
@@ -65,6 +68,39 @@ pub fn fadvise64(context: &mut Context<'_>, arguments: Arguments) -> Result<usiz
         return Err(EINVAL);
     }
     Ok(0)
+}
+
+/// cachestat(2): what a file has of a range is in memory, and as good as written.
+pub fn cachestat(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
+    let file = open_file(context, arguments.i32(0))?;
+    let mm = context.mm();
+    let [offset, len] = UserPtr::<[u64; 2]>::new(arguments.u64(1)).read(&mm)?;
+    if arguments.u32(3) != 0 {
+        return Err(EINVAL.because("no flags are known"));
+    }
+    let cached = match (kind(&file), file.inode()) {
+        (Some(FileType::Regular), Some(inode)) => pages_of(&**inode, offset, len),
+        _ => 0,
+    };
+    // struct cachestat: cached, dirty, being written, evicted, recently evicted.
+    let words = [cached, 0, 0, 0, 0];
+    mm.write(arguments.u64(2), words.as_bytes())?;
+    Ok(0)
+}
+
+/// The pages of a range that have content; a length of 0 is all the rest.
+fn pages_of(inode: &dyn Inode, offset: u64, len: u64) -> u64 {
+    let end = match len {
+        0 => u64::MAX,
+        len => offset.saturating_add(len),
+    };
+    let (mut at, mut pages) = (offset - offset % PAGE, 0);
+    while let Some(data) = inode.find(Find::Data, at).filter(|&data| data < end) {
+        let hole = inode.find(Find::Hole, data).unwrap_or(end).min(end);
+        pages += hole.div_ceil(PAGE) - data / PAGE;
+        at = hole.next_multiple_of(PAGE).max(data + PAGE);
+    }
+    pages
 }
 
 pub fn readahead(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {

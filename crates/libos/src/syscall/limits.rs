@@ -10,7 +10,7 @@ use crate::Result;
 use crate::errno::{EINVAL, EPERM, ESRCH};
 use crate::platform::platform;
 use crate::process::credentials::CAP_SYS_RESOURCE;
-use crate::process::limits::{Limit, Resource};
+use crate::process::limits::{FILES_MAX, Limit, Resource};
 use crate::process::times::{CpuTime, TICK_NS};
 use crate::process::{load, table};
 use crate::time::{SECOND_NS, Timeval};
@@ -37,7 +37,7 @@ fn set(
         .credentials
         .lock()
         .has(CAP_SYS_RESOURCE);
-    if number == Resource::Files as u32 && new.hard > 1 << 20 {
+    if number == Resource::Files as u32 && new.hard > FILES_MAX.value() {
         return Err(EPERM.because("more open files than the kernel allows (fs.nr_open)"));
     }
     process.limits.set_by_number(number, new, may_raise)?;

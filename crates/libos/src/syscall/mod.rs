@@ -11,6 +11,7 @@ pub mod descriptor;
 pub mod directory;
 pub mod epoll;
 pub mod exec;
+pub mod filesystems;
 pub mod flush;
 pub mod futex;
 pub mod identity;

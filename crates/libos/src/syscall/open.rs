@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::at::{AT_FDCWD, check_flags};
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{E2BIG, EINVAL, EOPNOTSUPP};
+use crate::errno::{E2BIG, EINVAL};
 use crate::fs::file::flags;
 use crate::fs::hooks;
 use crate::fs::namei::{self, OpenHow};
@@ -187,7 +187,8 @@ pub fn close_range(context: &mut Context<'_>, arguments: Arguments) -> Result<us
         return Err(EINVAL);
     }
     if flags & UNSHARE != 0 {
-        context.thread.set_files(context.thread.files().copy());
+        let copy = context.thread.files().copy_for_fork()?;
+        context.thread.set_files(copy);
     }
     let files = context.thread.files();
     let range = first as usize..(last as usize).saturating_add(1);
@@ -197,9 +198,4 @@ pub fn close_range(context: &mut Context<'_>, arguments: Arguments) -> Result<us
         drop(files.take_range(range));
     }
     Ok(0)
-}
-
-/// name_to_handle_at, open_by_handle_at: no file handles.
-pub fn no_handles(_context: &mut Context<'_>, _arguments: Arguments) -> Result<usize> {
-    Err(EOPNOTSUPP)
 }

@@ -6,8 +6,10 @@ use zerocopy::IntoBytes;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{E2BIG, EINVAL, ENOMEM, ERANGE};
-use crate::ipc::semaphore::{OPERATIONS_MAX, Operation, SET_MAX, SETS, Set, VALUE_MAX};
+use crate::errno::{E2BIG, EINVAL, ERANGE};
+use crate::ipc::semaphore::{
+    ALL_MAX, OPERATIONS_MAX, Operation, SET_MAX, SETS, SETS_MAX, Set, VALUE_MAX, most_operations,
+};
 use crate::ipc::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT, Object, READ};
 use crate::platform::platform;
 use crate::process::credentials::Credentials;
@@ -20,7 +22,7 @@ fn credentials(context: &Context<'_>) -> Credentials {
 
 pub fn semget(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let count = usize::try_from(arguments.i32(1)).map_err(|_| EINVAL)?;
-    if count > SET_MAX {
+    if count as u64 > SET_MAX.value() {
         return Err(EINVAL.because("too many semaphores for a set"));
     }
     let enough = |set: &Set| {
@@ -61,7 +63,7 @@ fn operate(context: &Context<'_>, arguments: Arguments, deadline: Option<u64>) -
     if count == 0 {
         return Err(EINVAL.because("no operations"));
     }
-    if count > OPERATIONS_MAX {
+    if count > most_operations() {
         return Err(E2BIG.because("too many operations"));
     }
     let operations = arguments
@@ -93,16 +95,15 @@ pub fn semctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     match command {
         IPC_INFO | SEM_INFO => {
             let (sets, highest) = SETS.all();
-            let all = (SET_MAX * SET_MAX) as i32;
-            let max = SET_MAX as i32;
-            let operations = OPERATIONS_MAX as i32;
+            let limits = [&ALL_MAX, &SETS_MAX, &SET_MAX, &OPERATIONS_MAX];
+            let [all, sets_max, max, operations] = limits.map(|limit| limit.value() as i32);
             let (mut used, mut adjust) = (20, VALUE_MAX);
             if command == SEM_INFO {
                 used = sets.len() as i32;
                 adjust = sets.iter().map(|set| set.len()).sum::<usize>() as i32;
             }
             let info: [i32; 10] = [
-                all, max, all, all, max, operations, operations, used, VALUE_MAX, adjust,
+                all, sets_max, all, all, max, operations, operations, used, VALUE_MAX, adjust,
             ];
             mm.write(argument, info.as_bytes())?;
             Ok(highest)
@@ -152,11 +153,7 @@ pub fn semctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         }
         SETALL => {
             let set = SETS.find(id)?;
-            let count = set.len();
-            if count > SET_MAX {
-                return Err(ENOMEM);
-            }
-            let values = UserPtr::<u16>::new(argument).read_vec(&mm, count)?;
+            let values = UserPtr::<u16>::new(argument).read_vec(&mm, set.len())?;
             let values: Vec<i32> = values.into_iter().map(i32::from).collect();
             set.set(&credentials, context.thread.process.pid, 0, &values)?;
             Ok(0)

@@ -154,13 +154,13 @@ pub fn shmctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             let (max, all) = (sysv::SEGMENT_BYTES.value(), u64::MAX - (1 << 24));
             let words = [max, 1, sysv::SEGMENTS_MAX.value(), 4096, all, 0, 0, 0, 0];
             mm.write(buffer, zerocopy::IntoBytes::as_bytes(&words))?;
-            Ok(sysv::all().0.len().saturating_sub(1))
+            Ok(sysv::all().len().saturating_sub(1))
         }
         SHM_INFO => {
-            let (ids, bytes) = sysv::all();
-            let pages = bytes.div_ceil(PAGE);
+            let ids = sysv::all();
+            let (pages, resident) = sysv::pages();
             // struct shm_info: used_ids (int), then total, resident, swapped, two counters.
-            let words = [ids.len() as u64, pages, pages, 0, 0, 0];
+            let words = [ids.len() as u64, pages, resident, 0, 0, 0];
             mm.write(buffer, zerocopy::IntoBytes::as_bytes(&words))?;
             Ok(ids.len().saturating_sub(1))
         }
@@ -168,7 +168,7 @@ pub fn shmctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             let mut answer = 0;
             if command != STAT {
                 let index = usize::try_from(id).map_err(|_| EINVAL)?;
-                id = *sysv::all().0.get(index).ok_or(EINVAL)?;
+                id = *sysv::all().get(index).ok_or(EINVAL)?;
                 answer = id as usize;
             }
             let status = sysv::status(id)?;

@@ -5,7 +5,9 @@ use core::sync::atomic::Ordering;
 use super::{Arguments, Context};
 use crate::Result;
 use crate::errno::{EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
+use crate::fs::procfs::namespace_flag;
 use crate::platform::platform;
+use crate::process::pidfd::PidFile;
 use crate::user::IoBuffer;
 
 /// The kernel release that programs see: what this kernel's interface follows.
@@ -116,15 +118,28 @@ pub fn unshare(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
         thread.set_fs(copy);
     }
     if flags.contains(F::FILES) {
-        let copy = thread.files().copy();
+        let copy = thread.files().copy_for_fork()?;
         thread.set_files(copy);
     }
     Ok(0)
 }
 
-/// setns: there is one namespace of each kind.
+/// setns: there is one namespace of each kind, and a container's root may not enter any.
 pub fn setns(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    context.thread.files().get(arguments.i32(0))?;
+    const CLONE_NEWUSER: u32 = 0x1000_0000;
+    let file = context.thread.files().get(arguments.i32(0))?;
+    let wanted = arguments.u32(1);
+    let known = crate::process::clone::CloneFlags::NAMESPACES.bits() as u32;
+    if let Some(flag) = namespace_flag(&file.ops) {
+        if wanted != 0 && wanted != flag {
+            return Err(EINVAL.because("a namespace of another kind"));
+        }
+        if flag == CLONE_NEWUSER {
+            return Err(EINVAL.because("the process is in this namespace"));
+        }
+    } else if !file.ops.as_any().is::<PidFile>() || wanted == 0 || wanted & !known != 0 {
+        return Err(EINVAL.because("neither a namespace nor a process with kinds of them"));
+    }
     Err(EPERM.because("namespaces cannot be entered in a container"))
 }
 

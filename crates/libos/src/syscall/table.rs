@@ -154,10 +154,10 @@ table! {
     133 mknod super::directory::mknod, Full, "";
     134 uselib missing, Missing, "";
     135 personality super::system::personality, Partial, "kept, without effect";
-    136 ustat missing, Missing, "";
+    136 ustat super::filesystems::ustat, Full, "";
     137 statfs super::stat::statfs, Full, "";
     138 fstatfs super::stat::fstatfs, Full, "";
-    139 sysfs missing, Missing, "";
+    139 sysfs super::filesystems::sysfs, Full, "";
     140 getpriority super::sched::getpriority, Full, "";
     141 setpriority super::sched::setpriority, Partial, "kept, without effect";
     142 sched_setparam super::sched::sched_setparam, Partial, "no real-time scheduling";
@@ -321,8 +321,8 @@ table! {
     300 fanotify_init missing, Missing, "";
     301 fanotify_mark missing, Missing, "";
     302 prlimit64 super::limits::prlimit64, Full, "";
-    303 name_to_handle_at super::open::no_handles, Missing, "EOPNOTSUPP";
-    304 open_by_handle_at super::open::no_handles, Missing, "EOPNOTSUPP";
+    303 name_to_handle_at super::filesystems::name_to_handle_at, Partial, "handles that cannot be opened (AT_HANDLE_FID)";
+    304 open_by_handle_at super::filesystems::open_by_handle_at, Missing, "EPERM";
     305 clock_adjtime super::time::clock_adjtime, Partial, "read only";
     306 syncfs super::flush::syncfs, Full, "";
     307 sendmmsg super::socket::sendmmsg, Full, "";
@@ -380,7 +380,7 @@ table! {
     448 process_mrelease missing, Missing, "";
     449 futex_waitv super::futex::futex_waitv, Full, "";
     450 set_mempolicy_home_node missing, Missing, "";
-    451 cachestat missing, Missing, "";
+    451 cachestat super::flush::cachestat, Full, "";
     452 fchmodat2 super::attribute::fchmodat2, Full, "";
     462 mseal super::mmap::mseal, Full, "";
 }

@@ -7,6 +7,7 @@
 mod configuration;
 mod namespace;
 mod process;
+mod query;
 mod sysvipc;
 mod text;
 mod tree;
@@ -33,11 +34,11 @@ use crate::net::interfaces::sysfs::Node;
 use crate::process::credentials::By;
 use crate::process::{Process, table};
 use namespace::Namespace;
-pub use namespace::NamespaceFile;
+pub use namespace::{NamespaceFile, namespace_flag};
 use process::{PidEntry, PidFile, PidLink};
 use text::TextFile;
 use tree::Item;
-pub use tree::Setting;
+pub use tree::{Setting, filesystem_names};
 
 /// The root directory.
 pub fn root() -> Arc<dyn Inode> {

@@ -60,6 +60,12 @@ impl Namespace {
 /// A namespace as a file: something to compare.
 pub struct NamespaceFile(&'static Namespace);
 
+/// The flag of clone(2) for an open namespace; `None` for any other file.
+pub fn namespace_flag(file: &Arc<dyn FileOps>) -> Option<u32> {
+    let namespace = file.as_any().downcast_ref::<NamespaceFile>()?;
+    Some(namespace.0.flag)
+}
+
 impl FileOps for NamespaceFile {
     fn as_any(&self) -> &dyn Any {
         self
@@ -80,14 +86,21 @@ impl FileOps for NamespaceFile {
         context: &mut Context<'_>,
         _file: &OpenFile,
         request: u32,
-        _argument: u64,
+        argument: u64,
     ) -> Result<usize> {
         const NS_GET_USERNS: u32 = 0xb701;
         const NS_GET_PARENT: u32 = 0xb702;
         const NS_GET_NSTYPE: u32 = 0xb703;
+        const NS_GET_OWNER_UID: u32 = 0xb704;
         const CLONE_NEWUSER: u32 = 0x1000_0000;
         const CLONE_NEWPID: u32 = 0x2000_0000;
         match request {
+            // The container's root owns it.
+            NS_GET_OWNER_UID if self.0.flag == CLONE_NEWUSER => {
+                context.mm().write(argument, &[0; 4])?;
+                Ok(0)
+            }
+            NS_GET_OWNER_UID => Err(EINVAL.because("not a user namespace")),
             NS_GET_NSTYPE => Ok(self.0.flag as usize),
             NS_GET_PARENT if !matches!(self.0.flag, CLONE_NEWUSER | CLONE_NEWPID) => {
                 Err(EINVAL.because("such namespaces have no parent"))

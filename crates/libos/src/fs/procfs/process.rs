@@ -18,7 +18,7 @@ use crate::fs::mount;
 use crate::fs::path::PathRef;
 use crate::fs::permission::Caller;
 use crate::fs::table::FdTable;
-use crate::mm::AddressSpace;
+use crate::mm::{AddressSpace, MapLine};
 use crate::platform::Protection;
 use crate::process::{Process, core_dump, exec, table};
 use crate::user::IoBuffer;
@@ -710,6 +710,14 @@ fn escape(path: &[u8], also: &[u8]) -> Vec<u8> {
     out
 }
 
+/// What a mapping shows, or what it is for; empty for nameless memory.
+pub fn map_name(map: &MapLine, root: &PathRef) -> Vec<u8> {
+    match &map.path {
+        Some(path) => path.display_path(root),
+        None => map.name.as_bytes().to_vec(),
+    }
+}
+
 fn maps(process: &Process, root: &PathRef, detailed: bool) -> Vec<u8> {
     let mut out = Vec::new();
     for map in process.mm().maps() {
@@ -734,10 +742,7 @@ fn maps(process: &Process, root: &PathRef, detailed: bool) -> Vec<u8> {
         );
         let start = out.len();
         out.extend_from_slice(line.as_bytes());
-        let name = match &map.path {
-            Some(path) => escape(&path.display_path(root), b""),
-            None => map.name.as_bytes().to_vec(),
-        };
+        let name = escape(&map_name(&map, root), b"");
         if !name.is_empty() {
             // Names stand in a column.
             out.resize(out.len().max(start + 73), b' ');

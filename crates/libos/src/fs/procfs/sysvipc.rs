@@ -6,7 +6,7 @@ use alloc::string::String;
 use crate::ipc::message::QUEUES;
 use crate::ipc::semaphore::SETS;
 use crate::ipc::{Object, Permission};
-use crate::mm::sysv;
+use crate::mm::{PAGE, sysv};
 
 fn word(bytes: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
@@ -75,7 +75,7 @@ pub fn segments() -> String {
         "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  \
          cgid      atime      dtime      ctime                   rss                  swap\n",
     );
-    for id in sysv::all().0 {
+    for id in sysv::all() {
         // It may have gone meanwhile.
         let Ok(status) = sysv::status(id) else {
             continue;
@@ -96,7 +96,7 @@ pub fn segments() -> String {
             status.attached,
             status.detached,
             status.changed,
-            status.size,
+            status.resident * PAGE,
             0,
         ));
     }

@@ -5,11 +5,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
 
-use super::{Item, Kind, process};
-use crate::errno::{EACCES, EINVAL, EISDIR};
+use super::{Item, Kind, process, query};
+use crate::errno::{EACCES, EINVAL, EISDIR, ENOTTY};
 use crate::fs::file::{FileOps, OpenFile, SEEK};
 use crate::process::Process;
 use crate::sync::SpinLock;
+use crate::syscall::Context;
 use crate::user::IoBuffer;
 use crate::{Result, Thread};
 
@@ -171,5 +172,22 @@ impl FileOps for TextFile {
 
     fn is_seekable(&self) -> bool {
         true
+    }
+
+    fn ioctl(
+        &self,
+        context: &mut Context<'_>,
+        _file: &OpenFile,
+        request: u32,
+        argument: u64,
+    ) -> Result<usize> {
+        match &self.kind {
+            Kind::PidFile {
+                process,
+                which: process::PidFile::Maps,
+                ..
+            } if query::is_query(request) => query::answer(context, process, argument).map(|()| 0),
+            _ => Err(ENOTTY),
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::mm::accounting;
 use crate::net::{interfaces, listing};
 use crate::platform::platform;
 use crate::process::times::{CpuTime, ENDED};
-use crate::process::{core_dump, load, table};
+use crate::process::{core_dump, limits, load, table};
 use crate::{Kernel, Result, ipc, kernel, mm};
 
 /// A name and what it stands for.
@@ -52,13 +52,19 @@ impl Item {
 /// keeps to it asks for, or a setting that promises nothing else.
 pub struct Setting {
     value: AtomicU64,
+    min: u64,
     max: u64,
 }
 
 impl Setting {
     pub const fn new(default: u64, max: u64) -> Setting {
+        Setting::between(default, 0, max)
+    }
+
+    pub const fn between(default: u64, min: u64, max: u64) -> Setting {
         Setting {
             value: AtomicU64::new(default),
+            min,
             max,
         }
     }
@@ -69,7 +75,7 @@ impl Setting {
 
     pub fn set(&self, bytes: &[u8]) -> Result<()> {
         let number: u64 = number_in(bytes)?;
-        if number > self.max {
+        if number < self.min || number > self.max {
             return Err(EINVAL);
         }
         self.value.store(number, Ordering::Relaxed);
@@ -128,10 +134,7 @@ pub static ROOT: Item = Item::Root(&[
         "devices",
         fixed!("Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:"),
     ),
-    (
-        "filesystems",
-        fixed!("nodev\tsysfs\nnodev\ttmpfs\nnodev\tproc\nnodev\tdevpts\nnodev\toverlay"),
-    ),
+    ("filesystems", Item::Text(filesystems)),
     ("loadavg", Item::Text(loadavg)),
     ("meminfo", Item::Text(meminfo)),
     ("mounts", Item::Link("self/mounts")),
@@ -189,7 +192,7 @@ static SYS: Children = &[
 static SYS_FS: Children = &[
     ("aio-max-nr", fixed!("65536")),
     ("dir-notify-enable", fixed!("1")),
-    ("file-max", fixed!("9223372036854775807")),
+    ("file-max", Item::Setting(&FILE_MAX)),
     ("file-nr", fixed!("1024\t0\t9223372036854775807")),
     (
         "inotify",
@@ -217,7 +220,7 @@ static SYS_FS: Children = &[
             ("queues_max", fixed!("256")),
         ]),
     ),
-    ("nr_open", fixed!("1048576")),
+    ("nr_open", Item::Setting(&limits::FILES_MAX)),
     ("overflowgid", fixed!("65534")),
     ("overflowuid", fixed!("65534")),
     (
@@ -283,7 +286,19 @@ static SYS_KERNEL: Children = &[
         ]),
     ),
     ("randomize_va_space", fixed!("2")),
-    ("sem", fixed!("32000\t1024000000\t500\t32000")),
+    (
+        "sched_rr_timeslice_ms",
+        Item::Variable(
+            || format!("{}\n", ROUND_ROBIN_SLICE.value()),
+            set_round_robin_slice,
+        ),
+    ),
+    ("sched_rt_period_us", Item::Setting(&REAL_TIME_PERIOD)),
+    ("sched_rt_runtime_us", Item::Setting(&REAL_TIME_RUN)),
+    (
+        "sem",
+        Item::Variable(ipc::semaphore::limits_text, ipc::semaphore::set_limits),
+    ),
     (
         "sem_next_id",
         Item::Variable(
@@ -343,6 +358,23 @@ static SYS_NET: Children = &[
 /// Seconds that a lease may stand in the way of an open.
 pub static LEASE_BREAK_TIME: Setting = Setting::new(45, 3600);
 
+/// Kept, without effect: each container has its own limits of descriptors.
+static FILE_MAX: Setting = Setting::new(i64::MAX as u64, i64::MAX as u64);
+
+/// Microseconds of real-time scheduling, which there is none of.
+static REAL_TIME_PERIOD: Setting = Setting::between(1_000_000, 1_000_000, 1_000_000);
+static REAL_TIME_RUN: Setting = Setting::new(950_000, 1_000_000);
+/// Milliseconds that a round-robin thread would have.
+static ROUND_ROBIN_SLICE: Setting = Setting::between(100, 1, 1000);
+
+/// Nothing or less is the default again.
+fn set_round_robin_slice(bytes: &[u8]) -> Result<()> {
+    match number_in::<i64>(bytes)? {
+        ..=0 => ROUND_ROBIN_SLICE.set(b"100"),
+        _ => ROUND_ROBIN_SLICE.set(bytes),
+    }
+}
+
 static OVERCOMMIT: Setting = Setting::new(1, 2);
 /// Most mappings of a process.
 pub static MAX_MAP_COUNT: Setting = Setting::new(65_530, 1 << 20);
@@ -362,6 +394,18 @@ static SYS_VM: Children = &[
 pub const RELEASE: &str = "6.13.0-bulla";
 /// What uname and /proc/version show as the version.
 const VERSION: &str = "#1 SMP PREEMPT_DYNAMIC Bulla";
+
+/// The kinds of file systems that there are; none needs a device.
+const FILESYSTEMS: [&str; 5] = ["sysfs", "tmpfs", "proc", "devpts", "overlay"];
+
+/// Their names, in the order of sysfs(2).
+pub fn filesystem_names() -> impl Iterator<Item = &'static str> {
+    FILESYSTEMS.into_iter()
+}
+
+fn filesystems() -> String {
+    FILESYSTEMS.map(|name| format!("nodev\t{name}\n")).concat()
+}
 
 fn line(bytes: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(bytes).into_owned();
