@@ -279,7 +279,10 @@ impl Locked<'_> {
     fn be_exact(&mut self) {
         if !core::mem::replace(&mut self.exact, true) {
             let all = crate::platform::platform().user_range();
-            self.vmas.update(&all, |vma| vma.flags |= VmaFlags::GUESSED);
+            self.vmas.update(&all, |vma| {
+                let is_locked = vma.flags.contains(VmaFlags::LOCKED);
+                vma.flags.set(VmaFlags::GUESSED, !is_locked);
+            });
         }
     }
 
@@ -292,7 +295,7 @@ impl Locked<'_> {
                 Backing::Shared(object, _) => !object.is_file(),
                 Backing::File(_) => false,
             };
-            is_memory && vma.flags & (VmaFlags::GUESSED | VmaFlags::LOCKED) == VmaFlags::GUESSED
+            is_memory && vma.flags.contains(VmaFlags::GUESSED)
         };
         let is_guess = self.vmas.find(page).is_some_and(guessed);
         let is_used = |bytes: &[u8]| !is_guess || bytes.iter().any(|&byte| byte != 0);
