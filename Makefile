@@ -40,6 +40,8 @@ test: build ## Run all tests that fit into continuous integration
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked --quiet -- -D warnings
 	$(CARGO) clippy --package bulla-enclave --features enclave-bin --bins --locked --quiet -- -D warnings
+	@# The fuzzing targets are outside the workspace: their pinned versions must not be left behind.
+	$(CARGO) metadata --manifest-path fuzz/Cargo.toml --locked --format-version 1 > /dev/null
 	scripts/test.sh
 
 .PHONY: test-full

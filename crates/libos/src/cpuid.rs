@@ -389,7 +389,13 @@ pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, state: 
     if let Some(&kept) = ANSWERS.lock().get(&(leaf, subleaf)) {
         return kept;
     }
-    let words = filter(leaf, subleaf, host(leaf, subleaf), state);
+    // Asking costs an exit, and on a virtual machine the instruction itself costs another.
+    let is_known = leaf == 0xd && subleaf >= 2 && state.written & !state.offered == 0;
+    let said = match is_known {
+        true => [0; 4],
+        false => host(leaf, subleaf),
+    };
+    let words = filter(leaf, subleaf, said, state);
     let mut answers = ANSWERS.lock();
     if answers.len() < KEPT {
         // Another thread may have been first.
@@ -573,6 +579,8 @@ mod tests {
         assert_eq!(first, [1, 2, 3, 4]);
         assert_eq!(answer(0x16, 0, |_, _| [9; 4], only(7)), first);
         assert_eq!(answer(0x1234, 0, |_, _| [9; 4], only(7)), [0; 4]);
+        let component = answer(0xd, 2, |_, _| panic!("the host is asked"), only(7));
+        assert_eq!(component, [256, 576, 0, 0]);
         for subleaf in 0..1000 {
             answer(4, subleaf, |_, _| [subleaf; 4], only(7));
         }

@@ -10,6 +10,8 @@ use std::path::Path;
 use bulla_attest::Collateral;
 use bulla_attest::emulated::{Parameters, Provisioning, QuotingEnclave};
 use bulla_attest::ratls::{Attester, Request, issue};
+use bulla_libos::net::interfaces::check::What;
+use bulla_libos::net::interfaces::message::{Header, put_attribute, put_message};
 use bulla_rootfs::{Attributes, Builder, Special};
 
 fn put(target: &str, name: &str, bytes: &[u8]) {
@@ -175,6 +177,35 @@ fn containers() {
     put("elf", "script", b"#!/bin/sh -e\n");
 }
 
+/// Messages about an interface, its address and a route, as the host's kernel writes them.
+fn network() {
+    let tell = |name: &str, number: u8, what: What, fixed: &[u8], attributes: &[(u16, &[u8])]| {
+        let mut body = fixed.to_vec();
+        for (kind, value) in attributes {
+            put_attribute(&mut body, *kind, value);
+        }
+        let header = Header {
+            kind: what.kind(),
+            flags: 2,
+            sequence: 1,
+            port: 0,
+        };
+        let mut stream = vec![number];
+        put_message(&mut stream, header, &body);
+        put("network", name, &stream);
+    };
+    let mut link = [0; 16];
+    link[4] = 2;
+    let known: [(u16, &[u8]); 3] = [(3, b"eth0\0"), (1, &[2; 6]), (4, &[220, 5, 0, 0])];
+    tell("link", 0, What::Link, &link, &known);
+    let address = [2, 24, 0, 0, 2, 0, 0, 0];
+    let known: [(u16, &[u8]); 2] = [(1, &[10, 0, 0, 1]), (2, &[10, 0, 0, 1])];
+    tell("address", 1, What::Address, &address, &known);
+    let route = [2, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0];
+    let known: [(u16, &[u8]); 2] = [(5, &[10, 0, 0, 254]), (4, &[2, 0, 0, 0])];
+    tell("route", 2, What::Route, &route, &known);
+}
+
 /// A time inside the validity of the real collateral.
 const NOW: u64 = 1_751_328_000;
 
@@ -190,6 +221,7 @@ fn write() {
     attestation();
     coordinator();
     containers();
+    network();
     let corpus = Path::new("seeds/erofs");
     fs::create_dir_all(corpus).expect("the directory can be made");
     for number in 0..4u64 {
