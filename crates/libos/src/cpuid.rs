@@ -56,6 +56,11 @@ impl State {
     fn avx512(self) -> bool {
         self.offered & AVX512 == AVX512
     }
+
+    /// Whether XSAVE writes what is not offered.
+    fn writes_more(self) -> bool {
+        self.written & !self.offered != 0
+    }
 }
 
 const AVX: u64 = 1 << 2;
@@ -317,7 +322,7 @@ impl Layout {
 fn extended_state(host: Words, subleaf: u32, state: State) -> Words {
     // XSAVEOPT, XSAVEC, XGETBV with ECX = 1; no supervisor state.
     let instructions = host[0] & bits(&[0, 1, 2]);
-    if state.written & !state.offered != 0 {
+    if state.writes_more() {
         return match subleaf {
             0 => host,
             1 => [instructions, host[1], 0, 0],
@@ -390,7 +395,7 @@ pub fn answer(leaf: u32, subleaf: u32, host: impl Fn(u32, u32) -> Words, state: 
         return kept;
     }
     // Asking costs an exit, and on a virtual machine the instruction itself costs another.
-    let is_known = leaf == 0xd && subleaf >= 2 && state.written & !state.offered == 0;
+    let is_known = leaf == 0xd && subleaf >= 2 && !state.writes_more();
     let said = match is_known {
         true => [0; 4],
         false => host(leaf, subleaf),

@@ -215,11 +215,18 @@ pub fn all() -> alloc::vec::Vec<i32> {
 
 /// The pages of all segments: how many there are, and how many are in memory.
 pub fn pages() -> (u64, u64) {
-    let every = all().into_iter().filter_map(|id| status(id).ok());
-    every.fold((0, 0), |(all, resident), status| {
-        let pages = status.size.div_ceil(PAGE);
-        (all + pages, resident + status.resident)
-    })
+    let every: alloc::vec::Vec<_> = {
+        let segments = SEGMENTS.lock();
+        let all = segments.by_id.values();
+        all.filter_map(|segment| Some((segment.status.size, segment.object.upgrade()?)))
+            .collect()
+    };
+    every
+        .iter()
+        .fold((0, 0), |(all, resident), (size, object)| {
+            let there = object.count(&(0..object.capacity()));
+            (all + size.div_ceil(PAGE), resident + there)
+        })
 }
 
 impl Space {

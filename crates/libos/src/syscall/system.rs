@@ -7,6 +7,7 @@ use crate::Result;
 use crate::errno::{EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
 use crate::fs::procfs::namespace_flag;
 use crate::platform::platform;
+use crate::process::clone::CloneFlags;
 use crate::process::pidfd::PidFile;
 use crate::user::IoBuffer;
 
@@ -99,25 +100,29 @@ pub fn not_permitted(_: &mut Context<'_>, _: Arguments) -> Result<usize> {
 
 /// unshare: what a process has for itself already needs no unsharing; namespaces are refused.
 pub fn unshare(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    use crate::process::clone::CloneFlags as F;
-    let flags = F::from_bits(arguments.u64(0)).ok_or(EINVAL.because("unknown flags"))?;
-    if flags.intersects(F::NAMESPACES) {
+    let flags = CloneFlags::from_bits(arguments.u64(0)).ok_or(EINVAL.because("unknown flags"))?;
+    if flags.intersects(CloneFlags::NAMESPACES) {
         return Err(EPERM.because("namespaces cannot be created in a container"));
     }
-    let allowed = F::FS | F::FILES | F::SYSVSEM | F::THREAD | F::SIGHAND | F::VM;
+    let allowed = CloneFlags::FS
+        | CloneFlags::FILES
+        | CloneFlags::SYSVSEM
+        | CloneFlags::THREAD
+        | CloneFlags::SIGHAND
+        | CloneFlags::VM;
     if !allowed.contains(flags) {
         return Err(EINVAL.because("cannot be unshared"));
     }
     let thread = context.thread;
     let alone = thread.process.threads.lock().len() <= 1;
-    if flags.intersects(F::THREAD | F::SIGHAND | F::VM) && !alone {
+    if flags.intersects(CloneFlags::THREAD | CloneFlags::SIGHAND | CloneFlags::VM) && !alone {
         return Err(EINVAL.because("the process has other threads"));
     }
-    if flags.contains(F::FS) {
+    if flags.contains(CloneFlags::FS) {
         let copy = thread.fs().copy();
         thread.set_fs(copy);
     }
-    if flags.contains(F::FILES) {
+    if flags.contains(CloneFlags::FILES) {
         let copy = thread.files().copy_for_fork()?;
         thread.set_files(copy);
     }
@@ -126,15 +131,14 @@ pub fn unshare(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 
 /// setns: there is one namespace of each kind, and a container's root may not enter any.
 pub fn setns(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    const CLONE_NEWUSER: u32 = 0x1000_0000;
     let file = context.thread.files().get(arguments.i32(0))?;
     let wanted = arguments.u32(1);
-    let known = crate::process::clone::CloneFlags::NAMESPACES.bits() as u32;
+    let known = CloneFlags::NAMESPACES.bits() as u32;
     if let Some(flag) = namespace_flag(&file.ops) {
         if wanted != 0 && wanted != flag {
             return Err(EINVAL.because("a namespace of another kind"));
         }
-        if flag == CLONE_NEWUSER {
+        if flag == CloneFlags::NEWUSER.bits() as u32 {
             return Err(EINVAL.because("the process is in this namespace"));
         }
     } else if !file.ops.as_any().is::<PidFile>() || wanted == 0 || wanted & !known != 0 {

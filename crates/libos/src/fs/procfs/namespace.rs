@@ -11,6 +11,7 @@ use crate::errno::{EINVAL, ENOTTY, EPERM};
 use crate::fs::file::{ANONYMOUS_DEVICE, FileOps, OpenFile, anonymous_metadata, flags};
 use crate::fs::inode::Metadata;
 use crate::fs::path::PathRef;
+use crate::process::clone::CloneFlags;
 use crate::syscall::Context;
 
 /// A kind of namespace: its name, what /proc shows, its number (PROC_*_INIT_INO of linux/proc_ns.h and
@@ -92,8 +93,8 @@ impl FileOps for NamespaceFile {
         const NS_GET_PARENT: u32 = 0xb702;
         const NS_GET_NSTYPE: u32 = 0xb703;
         const NS_GET_OWNER_UID: u32 = 0xb704;
-        const CLONE_NEWUSER: u32 = 0x1000_0000;
-        const CLONE_NEWPID: u32 = 0x2000_0000;
+        const CLONE_NEWUSER: u32 = CloneFlags::NEWUSER.bits() as u32;
+        const CLONE_NEWPID: u32 = CloneFlags::NEWPID.bits() as u32;
         match request {
             // The container's root owns it.
             NS_GET_OWNER_UID if self.0.flag == CLONE_NEWUSER => {
