@@ -30,6 +30,7 @@ pub mod errno;
 pub mod fs;
 pub mod ipc;
 mod kernel;
+pub mod keys;
 pub mod mm;
 pub mod net;
 pub mod platform;

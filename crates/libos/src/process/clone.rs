@@ -218,6 +218,9 @@ fn build(
     let name = thread.name.lock().clone();
     *child.name.lock() = name;
     child.seccomp.copy_from(&thread.seccomp);
+    child
+        .keys
+        .inherit(thread, flags.contains(CloneFlags::THREAD));
     let affinity = thread.affinity.load(Ordering::Relaxed);
     child.affinity.store(affinity, Ordering::Relaxed);
     // SCHED_RESET_ON_FORK itself is not inherited.

@@ -52,6 +52,7 @@ pub fn commit(
         .signals
         .set_actions(Arc::new(crate::sync::SpinLock::new(fresh)));
     *thread.signals.alternate_stack.lock() = AlternateStack::default();
+    thread.keys.forget_own();
     process.timers.clear_posix();
     process
         .exit_signal

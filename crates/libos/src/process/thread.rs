@@ -84,6 +84,8 @@ pub struct Thread {
     pub policy: AtomicU32,
     /// What it goes back to: its creator's.
     pub timer_slack_default: AtomicU64,
+    /// Its keyrings, its process's and its session's.
+    pub keys: crate::keys::ThreadRings,
     /// The call that `--strace` will print when it returns.
     pub trace: SpinLock<Option<crate::trace::Pending>>,
 }
@@ -119,6 +121,7 @@ impl Thread {
             policy: AtomicU32::new(0),
             timer_slack: AtomicU64::new(TIMER_SLACK_NS),
             timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
+            keys: Default::default(),
             trace: SpinLock::new(None),
         }
     }

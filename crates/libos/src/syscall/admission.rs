@@ -54,6 +54,8 @@ const MAKING: &[usize] = &[
     233, // epoll_ctl
     240, // mq_open
     242, // mq_timedsend
+    248, // add_key
+    249, // request_key
     253, // inotify_init
     254, // inotify_add_watch
     257, // openat

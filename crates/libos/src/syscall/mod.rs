@@ -17,6 +17,7 @@ pub mod futex;
 pub mod identity;
 pub mod inotify;
 pub mod io;
+pub mod keys;
 pub mod kill;
 pub mod limits;
 pub mod madvise;

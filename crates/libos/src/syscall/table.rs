@@ -266,9 +266,9 @@ table! {
     245 mq_getsetattr super::mqueue::mq_getsetattr, Full, "";
     246 kexec_load super::system::not_permitted, Partial, "EPERM";
     247 waitid super::wait::waitid, Full, "";
-    248 add_key missing, Missing, "";
-    249 request_key missing, Missing, "";
-    250 keyctl missing, Missing, "";
+    248 add_key super::keys::add_key, Partial, "keyring, user, logon, big_key";
+    249 request_key super::keys::request_key, Partial, "as where there is no /sbin/request-key";
+    250 keyctl super::keys::keyctl, Partial, "no Diffie-Hellman, public keys, watches";
     251 ioprio_set super::sched::ioprio_set, Partial, "kept, without effect";
     252 ioprio_get super::sched::ioprio_get, Full, "";
     253 inotify_init super::inotify::inotify_init, Full, "";

@@ -210,7 +210,7 @@ impl Inode for ProcNode {
     fn mode(&self) -> u32 {
         match &self.kind {
             Kind::Static(Item::Directory(_) | Item::Root(_)) => 0o040555,
-            Kind::Static(Item::Text(_) | Item::Bytes(_)) => 0o100444,
+            Kind::Static(Item::Text(_) | Item::View(_) | Item::Bytes(_)) => 0o100444,
             Kind::Static(Item::Setting(_) | Item::Variable(..)) => 0o100644,
             Kind::Static(Item::Link(_))
             | Kind::SelfLink { .. }
@@ -295,7 +295,7 @@ impl Inode for ProcNode {
                     return Err(EACCES);
                 }
             }
-            Kind::Static(Item::Text(_) | Item::Bytes(_))
+            Kind::Static(Item::Text(_) | Item::View(_) | Item::Bytes(_))
             | Kind::DescriptorInfo { .. }
             | Kind::Interfaces(_)
                 if writes =>

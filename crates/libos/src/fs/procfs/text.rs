@@ -27,6 +27,10 @@ pub struct TextFile {
 pub fn generate(kind: &Kind, thread: Option<&Arc<Thread>>) -> Result<Vec<u8>> {
     match kind {
         Kind::Static(Item::Text(make)) => Ok(make().into_bytes()),
+        Kind::Static(Item::View(make)) => {
+            let reader = thread.ok_or(EINVAL.because("text for a reader"))?;
+            Ok(make(reader)?.into_bytes())
+        }
         Kind::Static(Item::Bytes(make)) => Ok(make()),
         Kind::Static(Item::Setting(setting)) => Ok(format!("{}\n", setting.value()).into_bytes()),
         Kind::Static(Item::Variable(get, _)) => Ok(get().into_bytes()),

@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +19,7 @@ use crate::net::{interfaces, listing};
 use crate::platform::platform;
 use crate::process::times::{CpuTime, ENDED};
 use crate::process::{core_dump, limits, load, table};
-use crate::{Kernel, Result, ipc, kernel, mm};
+use crate::{Kernel, Result, Thread, ipc, kernel, keys, mm};
 
 /// A name and what it stands for.
 pub type Children = &'static [(&'static str, Item)];
@@ -29,6 +30,8 @@ pub enum Item {
     Root(Children),
     Directory(Children),
     Text(fn() -> String),
+    /// What depends on who reads it.
+    View(fn(&Arc<Thread>) -> Result<String>),
     Bytes(fn() -> Vec<u8>),
     Setting(&'static Setting),
     /// Text that may be written too.
@@ -40,9 +43,11 @@ impl Item {
     pub fn kind(&self) -> FileType {
         match self {
             Item::Root(_) | Item::Directory(_) => FileType::Directory,
-            Item::Text(_) | Item::Bytes(_) | Item::Setting(_) | Item::Variable(..) => {
-                FileType::Regular
-            }
+            Item::Text(_)
+            | Item::View(_)
+            | Item::Bytes(_)
+            | Item::Setting(_)
+            | Item::Variable(..) => FileType::Regular,
             Item::Link(_) => FileType::Link,
         }
     }
@@ -135,6 +140,8 @@ pub static ROOT: Item = Item::Root(&[
         fixed!("Character devices:\n  1 mem\n  5 /dev/tty\n136 pts\n\nBlock devices:"),
     ),
     ("filesystems", Item::Text(filesystems)),
+    ("key-users", Item::Text(keys::users)),
+    ("keys", Item::View(keys::keys)),
     ("loadavg", Item::Text(loadavg)),
     ("meminfo", Item::Text(meminfo)),
     ("mounts", Item::Link("self/mounts")),
@@ -252,6 +259,20 @@ static SYS_KERNEL: Children = &[
     (
         "hostname",
         Item::Variable(|| line(&kernel().names().0), Kernel::set_host_name),
+    ),
+    (
+        "keys",
+        Item::Directory(&[
+            ("gc_delay", Item::Setting(&keys::COLLECT_DELAY)),
+            ("maxbytes", Item::Setting(&keys::BYTES_MAX)),
+            ("maxkeys", Item::Setting(&keys::KEYS_MAX)),
+            (
+                "persistent_keyring_expiry",
+                Item::Setting(&keys::PERSISTENT_EXPIRY),
+            ),
+            ("root_maxbytes", Item::Setting(&keys::ROOT_BYTES_MAX)),
+            ("root_maxkeys", Item::Setting(&keys::ROOT_KEYS_MAX)),
+        ]),
     ),
     ("msgmax", fixed!("8192")),
     ("msgmnb", fixed!("16384")),
