@@ -60,6 +60,11 @@ fn corners() {
 }
 
 #[test]
+fn keys() {
+    check("keys");
+}
+
+#[test]
 fn lists() {
     check("lists");
 }

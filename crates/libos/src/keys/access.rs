@@ -6,9 +6,7 @@ use super::key::Index;
 use super::operations::Owner;
 use super::store::{DEPTH_MAX, Quota};
 use super::{Key, Rings, State, Store, permission, special};
-use crate::errno::{
-    EACCES, EAGAIN, EINVAL, EKEYEXPIRED, EKEYREVOKED, ENOKEY, ENOTDIR,
-};
+use crate::errno::{EACCES, EAGAIN, EINVAL, EKEYEXPIRED, EKEYREVOKED, ENOKEY, ENOTDIR};
 use crate::process::credentials::Credentials;
 use crate::{Errno, Result};
 
@@ -136,7 +134,10 @@ impl Access<'_> {
 
     /// A key by its number, and whether the caller possesses it.
     fn by_serial(&self, serial: u32) -> Result<Found> {
-        let key = self.store.get(serial).ok_or(ENOKEY.because("no such key"))?;
+        let key = self
+            .store
+            .get(serial)
+            .ok_or(ENOKEY.because("no such key"))?;
         let wanted = Wanted {
             exactly: Some(serial),
             ..Wanted::by_name(key.index.clone())
@@ -155,12 +156,18 @@ impl Access<'_> {
             special::THREAD => self.rings.thread.ok_or(absent),
             special::PROCESS => self.rings.process.ok_or(absent),
             special::SESSION => self.session_ring(create),
-            special::USER => Ok(self.store.user_rings(self.who.ruid)?.0),
-            special::USER_SESSION => Ok(self.store.user_rings(self.who.ruid)?.1),
+            special::USER => Ok(self.user_rings()?.0),
+            special::USER_SESSION => Ok(self.user_rings()?.1),
             // There is none without /sbin/request-key.
             special::AUTHORITY | special::REQUESTOR => Err(absent),
             _ => Err(EINVAL.because("no keyring has this id")),
         }
+    }
+
+    /// The user's keyrings; for whatever reason they are not there, there is no such key.
+    fn user_rings(&mut self) -> Result<(u32, u32)> {
+        let rings = self.store.user_rings(self.who.ruid, self.now);
+        rings.map_err(|_| ENOKEY.because("the user's keyrings cannot be made, or were revoked"))
     }
 
     pub(super) fn thread_ring(&mut self) -> u32 {
@@ -186,13 +193,13 @@ impl Access<'_> {
         match self.rings.session {
             Some(ring) if create == Create::No || !self.store.held(ring).is_users => Ok(ring),
             None if create == Create::No => {
-                let (_, ring) = self.store.user_rings(self.who.ruid)?;
+                let (_, ring) = self.user_rings()?;
                 self.store.hold(ring);
                 self.rings.session = Some(ring);
                 Ok(ring)
             }
             _ => {
-                self.store.user_rings(self.who.ruid)?;
+                self.user_rings()?;
                 self.new_session()
             }
         }

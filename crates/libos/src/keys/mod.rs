@@ -1,5 +1,5 @@
 //! The kernel's keyrings (keyrings(7)): keys that programs leave with the kernel, which here is the
-//! enclave. No key and no name of one leaves it.
+//! enclave. No key leaves it.
 //!
 //! - [`Key`]: a type, a description, an owner, a permission mask, a payload. [`key`]
 //! - [`Store`]: all keys by serial number, what links to them, and what their owners have used up of
@@ -166,10 +166,7 @@ impl Drop for ThreadRings {
 }
 
 /// Does something with the keys as the calling thread sees them.
-pub fn with<T>(
-    thread: &Arc<Thread>,
-    work: impl FnOnce(&mut Access<'_>) -> Result<T>,
-) -> Result<T> {
+pub fn with<T>(thread: &Arc<Thread>, work: impl FnOnce(&mut Access<'_>) -> Result<T>) -> Result<T> {
     let who = thread.process.credentials.lock().clone();
     let mut rings = thread.keys.0.lock();
     let mut store = STORE.lock();
@@ -189,7 +186,9 @@ pub fn with<T>(
 /// thread and the caller's effective ids, three times each, as the sessions have.
 pub fn session_to_parent(thread: &Arc<Thread>) -> Result<()> {
     let process = &thread.process;
-    let parent = process.parent().ok_or(EPERM.because("started by the host"))?;
+    let parent = process
+        .parent()
+        .ok_or(EPERM.because("started by the host"))?;
     let threads = parent.live_threads();
     let [parent_thread] = &threads[..] else {
         return Err(EPERM.because("the parent has threads"));

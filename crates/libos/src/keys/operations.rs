@@ -6,14 +6,12 @@ use alloc::vec::Vec;
 use super::access::Wanted;
 use super::key::{Index, Payload};
 use super::store::Quota;
-use super::{
-    Access, COLLECT_DELAY, Create, Found, Kind, Need, PERSISTENT_EXPIRY, Secret, State, permission,
-};
+use super::{Access, Create, Found, Kind, Need, PERSISTENT_EXPIRY, Secret, State, permission};
+use crate::Result;
 use crate::errno::{
     EACCES, EAGAIN, EEXIST, EINVAL, ENODEV, ENOENT, ENOKEY, ENOTDIR, EOPNOTSUPP, EPERM,
 };
 use crate::process::credentials::{CAP_SETUID, CAP_SYS_ADMIN, Credentials};
-use crate::Result;
 
 /// Seconds that a key which nobody could make is known not to be there.
 const NEGATIVE_SECONDS: u64 = 60;
@@ -70,7 +68,9 @@ impl Destination {
             Destination::UserSession,
             Destination::Requestor,
         ];
-        let found = all.into_iter().find(|&destination| destination as i32 == number);
+        let found = all
+            .into_iter()
+            .find(|&destination| destination as i32 == number);
         found.ok_or(EINVAL.because("no such keyring"))
     }
 }
@@ -208,8 +208,8 @@ impl Access<'_> {
         };
         let ring = match (first, rings.destination) {
             (Some(ring), _) => ring,
-            (None, Destination::User) => self.store.user_rings(self.who.ruid)?.0,
-            (None, _) => self.store.user_rings(self.who.ruid)?.1,
+            (None, Destination::User) => self.store.user_rings(self.who.ruid, self.now)?.0,
+            (None, _) => self.store.user_rings(self.who.ruid, self.now)?.1,
         };
         let ring = Found::possessed(ring);
         self.check(ring, permission::WRITE)?;
@@ -228,9 +228,7 @@ impl Access<'_> {
                 serial,
                 is_possessed: false,
             };
-            key.index == index
-                && !key.is_revoked
-                && self.check(found, permission::SEARCH).is_ok()
+            key.index == index && !key.is_revoked && self.check(found, permission::SEARCH).is_ok()
         };
         let found = self.store.iter().find(joins).map(|(serial, _)| serial);
         let ring = match found {
@@ -282,7 +280,10 @@ impl Access<'_> {
             found => found?,
         };
         let serial = found.serial;
+        // It is unlinked as what has expired is.
+        let end = self.key(found).expiry.unwrap_or(u64::MAX).min(self.now);
         self.store.held_mut(serial).is_revoked = true;
+        self.store.expire(serial, end);
         match self.key(found).kind() {
             Kind::Keyring => self.store.clear(serial),
             _ => {
@@ -455,9 +456,7 @@ impl Access<'_> {
 
     fn expire(&mut self, serial: u32, seconds: u64) {
         let expiry = self.now.saturating_add(seconds);
-        self.store.held_mut(serial).expiry = Some(expiry);
-        self.store
-            .collect_by(expiry.saturating_add(COLLECT_DELAY.value()));
+        self.store.expire(serial, expiry);
     }
 
     /// KEYCTL_GET_PERSISTENT: a user's keyring that outlasts his sessions, linked to `into`; it lasts

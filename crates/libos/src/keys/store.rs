@@ -88,6 +88,16 @@ impl Store {
         self.keys.iter().map(|(&serial, key)| (serial, key))
     }
 
+    /// What the kernel itself holds.
+    #[cfg(test)]
+    pub fn kept(&self) -> impl Iterator<Item = u32> {
+        let users = self
+            .users
+            .values()
+            .flat_map(|&(user, session)| [user, session]);
+        users.chain(self.persistent.values().copied())
+    }
+
     /// A number that no key has, and that tells nothing of how many there are.
     fn free_serial(&self) -> u32 {
         loop {
@@ -301,9 +311,7 @@ impl Store {
         self.links(ring)?;
         let links = core::mem::take(self.links_mut(ring));
         self.charge(ring, 0)?;
-        links
-            .into_values()
-            .for_each(|serial| self.release(serial));
+        links.into_values().for_each(|serial| self.release(serial));
         Ok(())
     }
 
@@ -369,10 +377,13 @@ impl Store {
         made.expect("only a quota that is kept refuses")
     }
 
-    /// The keyrings of a user and of his sessions. EDQUOT when they are made.
-    pub fn user_rings(&mut self, uid: u32) -> Result<(u32, u32)> {
-        if let Some(&rings) = self.users.get(&uid) {
-            return Ok(rings);
+    /// The keyrings of a user and of his sessions: EDQUOT when they are made, EKEYREVOKED or
+    /// EKEYEXPIRED while one of them counts no more.
+    pub fn user_rings(&mut self, uid: u32, now: u64) -> Result<(u32, u32)> {
+        if let Some(&(user, session)) = self.users.get(&uid) {
+            self.held(user).check_valid(now)?;
+            self.held(session).check_valid(now)?;
+            return Ok((user, session));
         }
         let all = permission::ALL;
         let mask = permission::possessor(all & !permission::SETATTR) | permission::owner(all);
@@ -405,8 +416,8 @@ impl Store {
             return Ok(ring);
         }
         let own = permission::ALL & !permission::SETATTR;
-        let mask = permission::possessor(own)
-            | permission::owner(permission::VIEW | permission::READ);
+        let mask =
+            permission::possessor(own) | permission::owner(permission::VIEW | permission::READ);
         let owner = Owner { uid, gid: u32::MAX };
         let name = format!("_persistent.{uid}");
         let ring = self.ring(&name, owner, mask, Quota::DoesNotCount)?;
@@ -414,6 +425,12 @@ impl Store {
             self.release(revoked);
         }
         Ok(ring)
+    }
+
+    /// The key's last second, after which it is unlinked some time later.
+    pub fn expire(&mut self, serial: u32, expiry: u64) {
+        self.held_mut(serial).expiry = Some(expiry);
+        self.collect_by(expiry.saturating_add(COLLECT_DELAY.value()));
     }
 
     /// Something will have to be unlinked at that second.

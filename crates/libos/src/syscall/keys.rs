@@ -186,7 +186,9 @@ pub fn keyctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
         operation::GET_PERSISTENT => {
             accounting::admit()?;
             let uid = (id as u32 != UNCHANGED).then_some(id as u32);
-            context.keys(|keys| keys.persistent(uid, second)).map(number)
+            context
+                .keys(|keys| keys.persistent(uid, second))
+                .map(number)
         }
         operation::RESTRICT_KEYRING => restrict(context, arguments),
         operation::MOVE => {
@@ -219,7 +221,10 @@ fn join_session(context: &Context<'_>, name: u64) -> Result<usize> {
         0 => None,
         address => Some(context.key_description(address)?),
     };
-    if name.as_ref().is_some_and(|name| name.first() == Some(&b'.')) {
+    if name
+        .as_ref()
+        .is_some_and(|name| name.first() == Some(&b'.'))
+    {
         return Err(EPERM.because("the name of a keyring of the kernel's own"));
     }
     accounting::admit()?;

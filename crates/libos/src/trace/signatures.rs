@@ -42,6 +42,10 @@ pub enum Kind {
     /// An option of the level in the argument before.
     Option,
     Prctl,
+    /// A key's number, or one of the caller's keyrings.
+    Key,
+    /// What goes with keyctl's operation ([`of_keyctl`]).
+    KeyArgument,
     User,
     /// Bytes that the call reads; the argument after this one is their number.
     Input,
@@ -147,6 +151,33 @@ pub fn of(number: u64) -> &'static [Kind] {
         .iter()
         .find(|(known, _)| *known == name)
         .map_or(&[Kind::Hex; 6], |(_, kinds)| kinds)
+}
+
+/// The arguments of keyctl after the operation. Payloads are secrets: their addresses are shown, and
+/// their lengths.
+pub fn of_keyctl(operation: u64) -> &'static [Kind] {
+    use Kind::{Address, Choice, Flags, Hex, Int, Key, Size, Text, User};
+    match operation as u32 {
+        0 => &[Key, Int],
+        1 => &[Text],
+        2 | 6 | 11 | 17 => &[Key, Address, Size],
+        3 | 7 | 16 | 21 => &[Key],
+        4 => &[Key, User, User],
+        5 => &[Key, Flags(flags::KEY_PERMISSION)],
+        8 | 9 => &[Key, Key],
+        10 => &[Key, Text, Text, Key],
+        12 | 20 => &[Key, Address, Size, Key],
+        13 => &[Key, Size, Key],
+        14 => &[Choice(flags::KEY_DESTINATION)],
+        15 => &[Key, Size],
+        18 => &[],
+        19 => &[Key, Size, Int, Key],
+        22 => &[User, Key],
+        29 => &[Key, Text, Text],
+        30 => &[Key, Key, Key, Flags(flags::KEY_MOVE)],
+        31 => &[Address, Size],
+        _ => &[Hex; 4],
+    }
 }
 
 macro_rules! signatures {
@@ -293,6 +324,9 @@ signatures! {
     setpgid: [Int, Int];
     getpgid, getsid: [Int];
     prctl: [Prctl, Hex, Hex, Hex, Hex];
+    add_key: [Text, Text, Address, Size, Key];
+    request_key: [Text, Text, Text, Key];
+    keyctl: [Choice(flags::KEYCTL), KeyArgument, KeyArgument, KeyArgument, KeyArgument];
     arch_prctl: [Choice(flags::ARCH_PRCTL), Address];
     futex: [Address, Futex, Int, Time, Address, Hex];
     set_robust_list: [Address, Size];

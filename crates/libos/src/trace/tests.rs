@@ -42,6 +42,47 @@ fn only_arguments_that_matter_are_shown() {
     assert_eq!(values::arity(257, &[0, 0, 0o100, 0o644, 0, 0]), 4);
     assert_eq!(values::arity(72, &[3, 1, 0, 0, 0, 0]), 2);
     assert_eq!(values::arity(39, &[0; 6]), 0);
+    assert_eq!(values::arity(250, &[18, 0, 0, 0, 0, 0]), 1);
+}
+
+#[test]
+fn payloads_of_keys_are_not_shown() {
+    let thread = crate::testing::setup();
+    let mm = thread.mm();
+    let shown = |number: u64, arguments: [u64; 6]| {
+        let view = values::View {
+            mm: &mm,
+            arguments: &arguments,
+            result: Some(&Ok(5)),
+        };
+        let kinds = &super::signatures::of(number)[..values::arity(number, &arguments)];
+        text(|out| {
+            for (index, kind) in kinds.iter().enumerate() {
+                values::write(out, kind, index, &view);
+                out.push(' ');
+            }
+        })
+    };
+    let session = -3_i64 as u64;
+    let secret = crate::testing::alloc_user(&thread, 4096);
+    mm.write(secret, b"secret").unwrap();
+    let added = shown(248, [0, 0, secret, 6, session, 0]);
+    assert_eq!(
+        added,
+        alloc::format!("NULL NULL {secret:#x} 6 KEY_SPEC_SESSION_KEYRING ")
+    );
+    for operation in [2, 11, 12] {
+        let line = shown(250, [operation, 77, secret, 6, 0, 0]);
+        assert!(
+            line.contains(&alloc::format!("77 {secret:#x} 6 ")),
+            "{line}"
+        );
+    }
+    assert_eq!(
+        shown(250, [5, 77, 0x3f01_0000, 0, 0, 0]),
+        "KEYCTL_SETPERM 77 KEY_POS_VIEW|KEY_POS_READ|KEY_POS_WRITE|KEY_POS_SEARCH|KEY_POS_LINK|\
+         KEY_POS_SETATTR|KEY_USR_VIEW "
+    );
 }
 
 #[test]

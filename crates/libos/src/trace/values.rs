@@ -146,6 +146,20 @@ pub fn write(out: &mut String, kind: &Kind, index: usize, view: &View<'_>) {
             choice(out, flags::PRCTL, value & 0xffff_ffff);
             Ok(())
         }
+        Kind::Key => match value as u32 {
+            number @ 0..0x8000_0000 => write!(out, "{number}"),
+            _ => {
+                choice(out, flags::KEY_SPECIAL, value & 0xffff_ffff);
+                Ok(())
+            }
+        },
+        Kind::KeyArgument => {
+            let kinds = signatures::of_keyctl(view.argument(0));
+            if let Some(kind) = kinds.get(index - 1) {
+                write(out, kind, index, view);
+            }
+            Ok(())
+        }
         // All others are behind a pointer.
         _ => {
             if value == 0 {
@@ -435,6 +449,7 @@ pub fn arity(number: u64, arguments: &[u64; 6]) -> usize {
             0 | 6 | 13 => 4,
             _ => 6,
         },
+        "keyctl" => 1 + signatures::of_keyctl(arguments[0]).len(),
         "prctl" => match arguments[0] {
             3 | 7 | 21 | 27 | 30 => 1,
             1 | 2 | 4 | 8 | 15 | 16 | 23 | 24 | 28 | 29 | 36 | 37 => 2,
