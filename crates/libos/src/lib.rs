@@ -30,7 +30,7 @@ pub mod errno;
 pub mod fs;
 pub mod ipc;
 mod kernel;
-pub mod keys;
+mod keys;
 pub mod mm;
 pub mod net;
 pub mod platform;

@@ -192,6 +192,8 @@ impl Access<'_> {
         let linked = self.store.link(ring.serial, serial);
         linked.inspect_err(|_| self.store.discard(serial))?;
         self.expire(serial, NEGATIVE_SECONDS);
+        // That program would be told of the user's keyrings.
+        self.store.user_rings(self.who.ruid, self.now)?;
         Err(ENOENT.because("no /sbin/request-key"))
     }
 
@@ -239,6 +241,7 @@ impl Access<'_> {
                 ring
             }
             None => {
+                index.kind.check_description(name)?;
                 let all = permission::possessor(permission::ALL);
                 let own = permission::VIEW | permission::READ | permission::LINK;
                 let mask = all | permission::owner(own);

@@ -29,6 +29,12 @@ pub struct Usage {
     pub bytes: u64,
 }
 
+#[derive(Clone, Copy, Debug, Default)]
+struct UserRings {
+    user: Option<u32>,
+    session: Option<u32>,
+}
+
 /// How a new key counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quota {
@@ -42,8 +48,8 @@ pub enum Quota {
 pub struct Store {
     keys: BTreeMap<u32, Key>,
     pub usage: BTreeMap<u32, Usage>,
-    /// The keyrings of users and of their sessions, by real user id; kept for good.
-    users: BTreeMap<u32, (u32, u32)>,
+    /// The keyrings of users and of their sessions, by real user id; kept until they are invalidated.
+    users: BTreeMap<u32, UserRings>,
     /// Persistent keyrings by user id, kept until they expire.
     persistent: BTreeMap<u32, u32>,
     /// When something may have to be unlinked again.
@@ -91,10 +97,10 @@ impl Store {
     /// What the kernel itself holds.
     #[cfg(test)]
     pub fn kept(&self) -> impl Iterator<Item = u32> {
-        let users = self
-            .users
-            .values()
-            .flat_map(|&(user, session)| [user, session]);
+        let users = self.users.values();
+        let users = users
+            .flat_map(|rings| [rings.user, rings.session])
+            .flatten();
         users.chain(self.persistent.values().copied())
     }
 
@@ -380,32 +386,37 @@ impl Store {
     /// The keyrings of a user and of his sessions: EDQUOT when they are made, EKEYREVOKED or
     /// EKEYEXPIRED while one of them counts no more.
     pub fn user_rings(&mut self, uid: u32, now: u64) -> Result<(u32, u32)> {
-        if let Some(&(user, session)) = self.users.get(&uid) {
-            self.held(user).check_valid(now)?;
-            self.held(session).check_valid(now)?;
+        let rings = self.users.get(&uid).copied().unwrap_or_default();
+        for ring in [rings.user, rings.session].into_iter().flatten() {
+            self.held(ring).check_valid(now)?;
+        }
+        let user = match rings.user {
+            Some(user) => user,
+            None => self.user_ring(&format!("_uid.{uid}"), uid)?,
+        };
+        self.users.entry(uid).or_default().user = Some(user);
+        if let Some(session) = rings.session {
             return Ok((user, session));
         }
+        let session = self.user_ring(&format!("_uid_ses.{uid}"), uid)?;
+        self.link(session, user)
+            .inspect_err(|_| self.release(session))?;
+        self.users.entry(uid).or_default().session = Some(session);
+        Ok((user, session))
+    }
+
+    fn user_ring(&mut self, name: &str, uid: u32) -> Result<u32> {
         let all = permission::ALL;
         let mask = permission::possessor(all & !permission::SETATTR) | permission::owner(all);
         let owner = Owner { uid, gid: u32::MAX };
-        let user = self.ring(&format!("_uid.{uid}"), owner, mask, Quota::Keeps)?;
-        let session = self.ring(&format!("_uid_ses.{uid}"), owner, mask, Quota::Keeps);
-        let linked = session.and_then(|session| {
-            let linked = self.link(session, user);
-            linked
-                .map(|()| session)
-                .inspect_err(|_| self.release(session))
-        });
-        let session = linked.inspect_err(|_| self.release(user))?;
-        self.held_mut(user).is_users = true;
-        self.held_mut(session).is_users = true;
-        self.users.insert(uid, (user, session));
-        Ok((user, session))
+        let ring = self.ring(name, owner, mask, Quota::Keeps)?;
+        self.held_mut(ring).is_users = true;
+        Ok(ring)
     }
 
     /// The keyring of a user's sessions, if there is one.
     pub fn user_session(&self, uid: u32) -> Option<u32> {
-        self.users.get(&uid).map(|&(_, session)| session)
+        self.users.get(&uid)?.session
     }
 
     /// A user's persistent keyring.
@@ -480,11 +491,11 @@ impl Store {
             gone.extend((!stays).then_some(ring));
             stays
         });
-        self.users.retain(|_, &mut (user, session)| {
-            let stays = !has_ended(&user) && !has_ended(&session);
-            gone.extend((!stays).then_some([user, session]).into_iter().flatten());
-            stays
-        });
+        for rings in self.users.values_mut() {
+            for place in [&mut rings.user, &mut rings.session] {
+                gone.extend(place.take_if(|ring| has_ended(ring)));
+            }
+        }
         gone.into_iter().for_each(|ring| self.release(ring));
     }
 }

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::at::check_flags;
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EBADF, EBUSY, EINVAL, ENOTTY, EOVERFLOW, EPERM};
+use crate::errno::{EBADF, EBUSY, EINVAL, ENOPKG, ENOTTY, EOVERFLOW, EPERM};
 use crate::fs::async_io::{self, Target};
 use crate::fs::dnotify;
 use crate::fs::file::{OpenFile, flags};
@@ -387,7 +387,15 @@ pub fn ioctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
 }
 
 fn make_pipe(context: &Context<'_>, address: u64, flags: u32) -> Result<usize> {
-    check_flags(flags, flags::CLOEXEC | flags::NONBLOCK | flags::DIRECT)?;
+    /// O_NOTIFICATION_PIPE: a queue of the kernel's notifications, of which there are none.
+    const NOTIFICATIONS: u32 = flags::EXCL;
+    check_flags(
+        flags,
+        flags::CLOEXEC | flags::NONBLOCK | flags::DIRECT | NOTIFICATIONS,
+    )?;
+    if flags & NOTIFICATIONS != 0 {
+        return Err(ENOPKG.because("no watch queues"));
+    }
     let files = context.thread.files();
     let close_on_exec = flags & flags::CLOEXEC != 0;
     let limit = hooks::file_limit(context.thread);

@@ -8,7 +8,7 @@ use crate::keys::{
 };
 use crate::mm::accounting;
 use crate::sync::mutex::SleepLock;
-use crate::user::{check_range, read_string};
+use crate::user::{IoBuffer, RW_MAX, check_range, read_string};
 use crate::{Errno, Result};
 use alloc::vec::Vec;
 
@@ -164,7 +164,7 @@ pub fn keyctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             let payload = context.keys(|keys| keys.read(id))?;
             give(context, arguments, &payload)
         }
-        operation::INSTANTIATE | operation::INSTANTIATE_IOV => instantiate(arguments),
+        operation::INSTANTIATE | operation::INSTANTIATE_IOV => instantiate(context, arguments),
         operation::NEGATE => Err(without_authority()),
         operation::REJECT => reject(third),
         operation::SET_REQKEY_KEYRING => set_destination(context, id),
@@ -266,17 +266,24 @@ fn without_authority() -> Errno {
     EPERM.because("the caller was not asked to make a key")
 }
 
-fn instantiate(arguments: Arguments) -> Result<usize> {
-    if arguments.i32(0) == operation::INSTANTIATE {
-        let (payload, len) = (arguments.u64(2), arguments.usize(3));
-        if payload != 0 && len != 0 {
-            check_range(payload, len)?;
+fn instantiate(context: &Context<'_>, arguments: Arguments) -> Result<usize> {
+    let (from, count) = (arguments.u64(2), arguments.usize(3));
+    let len = match (arguments.i32(0), from) {
+        (operation::INSTANTIATE_IOV, 0) => 0,
+        (operation::INSTANTIATE_IOV, _) => {
+            IoBuffer::vector(&context.mm(), from, count as u32 as usize)?.remaining()
         }
-        if len > PAYLOAD_MAX {
-            return Err(EINVAL.because("a payload beyond 1 MiB"));
+        _ => {
+            if from != 0 {
+                check_range(from, count.min(RW_MAX))?;
+            }
+            count
         }
+    };
+    match len > PAYLOAD_MAX {
+        true => Err(EINVAL.because("a payload beyond 1 MiB")),
+        false => Err(without_authority()),
     }
-    Err(without_authority())
 }
 
 fn reject(error: i32) -> Result<usize> {
