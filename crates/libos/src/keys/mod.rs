@@ -37,7 +37,7 @@ use zeroize::Zeroizing;
 
 pub use access::{Access, Create, Found, Need};
 pub use key::{Key, Kind, State, permission};
-pub use operations::{Destination, Owner, Restriction};
+pub use operations::{Destination, IfAbsent, IfTaken, Owner, Restriction};
 pub use store::Store;
 pub use text::{keys, users};
 
@@ -97,6 +97,13 @@ impl Rings {
     }
 }
 
+/// What clone makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Child {
+    Thread,
+    Process,
+}
+
 /// A thread's keyrings, released with it.
 #[derive(Default)]
 pub struct ThreadRings(SpinLock<Rings>);
@@ -104,22 +111,24 @@ pub struct ThreadRings(SpinLock<Rings>);
 impl ThreadRings {
     /// A new thread or process: the session is shared, the process's keyring within the process. A
     /// thread gets a keyring of its own if its creator has one.
-    pub fn inherit(&self, parent: &Thread, same_process: bool) {
+    pub fn inherit(&self, parent: &Thread, child: Child) {
         let owner = Owner::of(&parent.process.credentials.lock());
         let from = parent.keys.0.lock();
         let mut rings = Rings {
             session: from.session,
-            process: from.process.filter(|_| same_process),
+            process: from.process.filter(|_| child == Child::Thread),
             destination: from.destination,
             owner: from.owner,
             ..Rings::default()
         };
-        let mut store = STORE.lock();
-        rings.all().for_each(|ring| store.hold(ring));
-        if same_process && from.thread.is_some() {
-            rings.thread = Some(store.thread_ring(owner));
+        // Most threads have none.
+        if from.all().next().is_some() {
+            let mut store = STORE.lock();
+            rings.all().for_each(|ring| store.hold(ring));
+            if child == Child::Thread && from.thread.is_some() {
+                rings.thread = Some(store.thread_ring(owner));
+            }
         }
-        drop(store);
         drop(from);
         // What was there before is nothing: the thread is new.
         *self.0.lock() = rings;
@@ -128,11 +137,10 @@ impl ThreadRings {
     /// execve: only the session stays.
     pub fn forget_own(&self) {
         let mut rings = self.0.lock();
-        let gone = [rings.thread.take(), rings.process.take()];
-        let mut store = STORE.lock();
-        gone.into_iter()
-            .flatten()
-            .for_each(|ring| store.release(ring));
+        let own = [rings.thread.take(), rings.process.take()];
+        for ring in own.into_iter().flatten() {
+            STORE.lock().release(ring);
+        }
     }
 
     /// Takes the session that another thread gives, if `may_change` allows it for what was there.

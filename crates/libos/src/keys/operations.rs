@@ -75,6 +75,20 @@ impl Destination {
     }
 }
 
+/// What request_key does where there is no key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfAbsent {
+    Fail,
+    Make,
+}
+
+/// What KEYCTL_MOVE does where another key of the same type and description is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IfTaken {
+    Replace,
+    Refuse,
+}
+
 /// What KEYCTL_RESTRICT_KEYRING asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Restriction<'a> {
@@ -138,13 +152,13 @@ impl Access<'_> {
 
     /// request_key: a key that the caller's keyrings lead to, linked to `ring` if that is not 0.
     ///
-    /// Where there is none and `is_made` says to have one made, Linux runs /sbin/request-key. This is
+    /// Where there is none and [`IfAbsent::Make`] says to have one made, Linux runs /sbin/request-key. This is
     /// a machine without that program: ENOENT, and for a minute ENOKEY, as a negative key says.
     pub fn request(
         &mut self,
         kind: &[u8],
         description: &[u8],
-        is_made: bool,
+        absent: IfAbsent,
         ring: i32,
     ) -> Result<u32> {
         let ring = match ring {
@@ -167,7 +181,7 @@ impl Access<'_> {
                 Ok(found.serial)
             }
             Err(error) if error != EAGAIN => Err(error),
-            Err(_) if !is_made => Err(ENOKEY.because("no such key")),
+            Err(_) if absent == IfAbsent::Fail => Err(ENOKEY.because("no such key")),
             Err(_) => self.negate(index, ring),
         }
     }
@@ -343,8 +357,8 @@ impl Access<'_> {
         self.store.unlink(ring.serial, &index)
     }
 
-    /// KEYCTL_MOVE. With `is_exclusive` it takes no other key's place.
-    pub fn move_key(&mut self, id: i32, from: i32, to: i32, is_exclusive: bool) -> Result<()> {
+    /// KEYCTL_MOVE.
+    pub fn move_key(&mut self, id: i32, from: i32, to: i32, taken: IfTaken) -> Result<()> {
         let key = self.lookup(id, Create::Yes, Need::Link)?;
         let from = self.lookup(from, Create::No, Need::Write)?;
         let to = self.lookup(to, Create::Yes, Need::Write)?;
@@ -357,7 +371,7 @@ impl Access<'_> {
         if !is_there {
             return Err(ENOENT.because("not in that keyring"));
         }
-        if is_taken && is_exclusive {
+        if is_taken && taken == IfTaken::Refuse {
             return Err(EEXIST);
         }
         // The one may be in the other, where what is moved takes its place.

@@ -229,10 +229,19 @@ fn a_moved_key_may_take_the_place_of_the_keyring_it_was_in() {
     let outer = world.ring("a", PROCESS);
     let inner = world.ring("a", outer);
     let mut access = world.access();
-    assert_eq!(access.move_key(inner, outer, PROCESS, true), Err(EEXIST));
-    assert_eq!(access.move_key(inner, outer, PROCESS, false), Ok(()));
+    assert_eq!(
+        access.move_key(inner, outer, PROCESS, IfTaken::Refuse),
+        Err(EEXIST)
+    );
+    assert_eq!(
+        access.move_key(inner, outer, PROCESS, IfTaken::Replace),
+        Ok(())
+    );
     assert_eq!(access.describe(outer), Err(ENOKEY));
-    assert_eq!(access.move_key(inner, PROCESS, PROCESS, false), Ok(()));
+    assert_eq!(
+        access.move_key(inner, PROCESS, PROCESS, IfTaken::Replace),
+        Ok(())
+    );
     world.check();
 }
 
@@ -245,7 +254,10 @@ fn ends_come_by_time_and_by_word() {
     assert_eq!(world.read(key), Ok(b"secret".to_vec()));
     world.now += 1;
     assert_eq!(world.read(key), Err(EKEYEXPIRED));
-    assert_eq!(world.access().request(b"user", b"a", false, 0), Err(ENOKEY));
+    assert_eq!(
+        world.access().request(b"user", b"a", IfAbsent::Fail, 0),
+        Err(ENOKEY)
+    );
     assert_eq!(
         world.access().search_in(PROCESS, b"user", b"a", 0),
         Err(EKEYEXPIRED)
@@ -274,17 +286,18 @@ fn ends_come_by_time_and_by_word() {
 #[test]
 fn what_nobody_could_make_is_known_for_a_minute() {
     let mut world = World::new(0);
-    let request =
-        |world: &mut World, is_made: bool| world.access().request(b"user", b"a", is_made, PROCESS);
-    assert_eq!(request(&mut world, false), Err(ENOKEY));
-    assert_eq!(request(&mut world, true), Err(ENOENT));
-    assert_eq!(request(&mut world, true), Err(ENOKEY));
+    let request = |world: &mut World, absent: IfAbsent| {
+        world.access().request(b"user", b"a", absent, PROCESS)
+    };
+    assert_eq!(request(&mut world, IfAbsent::Fail), Err(ENOKEY));
+    assert_eq!(request(&mut world, IfAbsent::Make), Err(ENOENT));
+    assert_eq!(request(&mut world, IfAbsent::Make), Err(ENOKEY));
     world.now += 60;
-    assert_eq!(request(&mut world, true), Err(ENOENT));
+    assert_eq!(request(&mut world, IfAbsent::Make), Err(ENOENT));
     let key = world.add("user", "a", b"secret", PROCESS).unwrap();
-    assert_eq!(request(&mut world, true), Ok(key as u32));
+    assert_eq!(request(&mut world, IfAbsent::Make), Ok(key as u32));
     assert_eq!(
-        world.access().request(b"keyring", b"a", true, 0),
+        world.access().request(b"keyring", b"a", IfAbsent::Make, 0),
         Err(EPERM)
     );
     world.check();
@@ -357,13 +370,13 @@ fn a_thread_passes_on_its_session_and_drops_its_own() {
     };
     let [own, process, session] = [THREAD, PROCESS, SESSION].map(before);
     let child = crate::testing::setup();
-    child.keys.inherit(&thread, false);
+    child.keys.inherit(&thread, Child::Process);
     let rings = child.keys.0.lock();
     assert_eq!((rings.thread, rings.process), (None, None));
     assert_eq!(rings.session, Some(session));
     drop(rings);
     let sibling = crate::testing::setup();
-    sibling.keys.inherit(&thread, true);
+    sibling.keys.inherit(&thread, Child::Thread);
     let rings = sibling.keys.0.lock();
     assert_eq!(rings.process, Some(process));
     assert!(rings.thread.is_some_and(|ring| ring != own));

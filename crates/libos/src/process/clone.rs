@@ -9,6 +9,7 @@ use super::limits::{RLIM_INFINITY, Resource};
 use super::thread::{StartState, Thread, Work};
 use super::{Process, table};
 use crate::errno::{EAGAIN, EINVAL, EPERM};
+use crate::keys::Child;
 use crate::platform::platform;
 use crate::user::UserPtr;
 use crate::{Registers, Result};
@@ -218,9 +219,11 @@ fn build(
     let name = thread.name.lock().clone();
     *child.name.lock() = name;
     child.seccomp.copy_from(&thread.seccomp);
-    child
-        .keys
-        .inherit(thread, flags.contains(CloneFlags::THREAD));
+    let kind = match flags.contains(CloneFlags::THREAD) {
+        true => Child::Thread,
+        false => Child::Process,
+    };
+    child.keys.inherit(thread, kind);
     let affinity = thread.affinity.load(Ordering::Relaxed);
     child.affinity.store(affinity, Ordering::Relaxed);
     // SCHED_RESET_ON_FORK itself is not inherited.

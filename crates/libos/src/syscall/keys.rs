@@ -3,8 +3,8 @@
 use super::{Arguments, Context};
 use crate::errno::{EFAULT, EINVAL, ENOKEY, ENOMEM, EOPNOTSUPP, EPERM};
 use crate::keys::{
-    self, Access, Create, DESCRIPTION_MAX, Destination, Need, PAYLOAD_MAX, Restriction, Secret,
-    TYPE_MAX,
+    self, Access, Create, DESCRIPTION_MAX, Destination, IfAbsent, IfTaken, Need, PAYLOAD_MAX,
+    Restriction, Secret, TYPE_MAX,
 };
 use crate::mm::accounting;
 use crate::sync::mutex::SleepLock;
@@ -121,12 +121,16 @@ pub fn add_key(context: &mut Context<'_>, arguments: Arguments) -> Result<usize>
 pub fn request_key(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
     let kind = context.key_type(arguments.u64(0))?;
     let description = context.key_description(arguments.u64(1))?;
-    let is_made = arguments.u64(2) != 0;
-    if is_made {
-        context.key_description(arguments.u64(2))?;
-    }
+    let absent = match arguments.u64(2) {
+        0 => IfAbsent::Fail,
+        callout => {
+            // For the program that would make the key.
+            context.key_description(callout)?;
+            IfAbsent::Make
+        }
+    };
     let ring = arguments.i32(3);
-    let serial = context.keys(|keys| keys.request(&kind, &description, is_made, ring))?;
+    let serial = context.keys(|keys| keys.request(&kind, &description, absent, ring))?;
     Ok(serial as usize)
 }
 
@@ -135,7 +139,10 @@ pub fn keyctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     let done = |()| 0;
     let number = |serial: u32| serial as usize;
     match arguments.i32(0) {
-        operation::GET_KEYRING_ID => ring_number(context, id, second != 0),
+        operation::GET_KEYRING_ID => {
+            let create = if second == 0 { Create::No } else { Create::Yes };
+            ring_number(context, id, create)
+        }
         operation::JOIN_SESSION_KEYRING => join_session(context, arguments.u64(1)),
         operation::UPDATE => update(context, arguments),
         operation::REVOKE => context.keys(|keys| keys.revoke(id)).map(done),
@@ -197,8 +204,11 @@ pub fn keyctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
             if flags & !KEYCTL_MOVE_EXCL != 0 {
                 return Err(EINVAL.because("unknown flags"));
             }
-            let is_exclusive = flags & KEYCTL_MOVE_EXCL != 0;
-            let moved = context.keys(|keys| keys.move_key(id, second, third, is_exclusive));
+            let taken = match flags {
+                0 => IfTaken::Replace,
+                _ => IfTaken::Refuse,
+            };
+            let moved = context.keys(|keys| keys.move_key(id, second, third, taken));
             moved.map(done)
         }
         operation::CAPABILITIES => capabilities(context, arguments),
@@ -207,9 +217,8 @@ pub fn keyctl(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> 
     }
 }
 
-fn ring_number(context: &Context<'_>, id: i32, is_made: bool) -> Result<usize> {
-    let create = if is_made { Create::Yes } else { Create::No };
-    if is_made {
+fn ring_number(context: &Context<'_>, id: i32, create: Create) -> Result<usize> {
+    if create == Create::Yes {
         accounting::admit()?;
     }
     let found = context.keys(|keys| keys.lookup(id, create, Need::Search))?;
