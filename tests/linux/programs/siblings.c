@@ -283,9 +283,11 @@ static void pipes(void) {
 
 /* An address in the lowest 2 GiB that both ask for without MAP_FIXED: each gets it, and its own page. */
 static void low_hints(void) {
-    void *wanted = (void *)0x50000000;
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_32BIT, ends[2], back[2];
     char word = 0;
+    /* A small enclave of fixed size has less than 2 GiB of addresses: one of those that there are. */
+    void *wanted = mmap(NULL, 16 * page, PROT_READ, flags, -1, 0);
+    CHECK(wanted != MAP_FAILED && munmap(wanted, 16 * page) == 0);
     CHECK(pipe(ends) == 0 && pipe(back) == 0);
     pid_t child = fork();
     char *at = mmap(wanted, 16 * page, PROT_READ | PROT_WRITE, flags, -1, 0);
@@ -302,6 +304,11 @@ static void low_hints(void) {
     reap(&child, 1);
     char *other = mmap(wanted, page, PROT_READ, flags, -1, 0);
     CHECK(other != wanted && (uintptr_t)other < 1u << 31);
+    /* Perhaps beyond what there is: then elsewhere. */
+    char *high = mmap((void *)0x7f000000, page, PROT_READ | PROT_WRITE, flags, -1, 0);
+    CHECK(high != MAP_FAILED && (uintptr_t)high < 1u << 31);
+    high[0] = 1;
+    munmap(high, page);
     munmap(at, 16 * page);
     munmap(other, page);
 }

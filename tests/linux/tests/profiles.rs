@@ -24,7 +24,15 @@ fn on(profiles: &[&str], names: &[&str], more: &[&str]) {
 /// Machines without EDMM, where a second view of shared memory is refused.
 #[test]
 fn without_dynamic_memory() {
-    let names = ["signals", "timers", "ipc", "processes", "restrictions"];
+    let names = [
+        "signals",
+        "timers",
+        "ipc",
+        "processes",
+        "restrictions",
+        "siblings",
+        "keys",
+    ];
     on(&["dcsv3-5.15"], &names, &["--threads", "128"]);
     // Some of the signals are of faults.
     let believing = ["--threads", "128", "--insecure-host-faults"];

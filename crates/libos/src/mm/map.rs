@@ -254,8 +254,9 @@ impl Locked<'_> {
     /// there rarely do with another (SBCL ends).
     fn settle_low_hint(&self, placement: Placement, len: u64) -> Placement {
         if let Placement::Low(hint) = placement
-            && let Some(at) = page_up(hint).filter(|&at| at >= platform().user_range().start)
+            && let Some(at) = page_up(hint)
             && let Some(end) = at.checked_add(len).filter(|&end| end <= LOW_END)
+            && allocator::is_user(&(at..end))
             && self.vmas.overlapping(&(at..end)).next().is_none()
         {
             return Placement::Free(at);
