@@ -74,6 +74,8 @@ pub mod features {
     pub const AES: u64 = 2;
     /// RDRAND. The runtime cannot do without; the emulator checks it at start.
     pub const RDRAND: u64 = 4;
+    /// VPCLMULQDQ.
+    pub const VPCLMULQDQ: u64 = 8;
 }
 
 /// Bits of [`BootParams::platform`].

@@ -6,12 +6,14 @@
 //! - `bulla-runtime` (src/runtime): entry and exception assembly, memory, host calls, and
 //!   [`bulla_libos::Platform`] on top.
 //!
-//! This library is what they share: [`sha256`], and the memory functions of a C library.
+//! This library is what they share: [`sha256`], [`fingerprint`], and the memory functions of a C
+//! library.
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
 
+pub mod fingerprint;
 pub mod sha256;
 
 #[cfg(any(test, feature = "enclave-bin"))]

@@ -212,6 +212,11 @@ pub trait Platform: Send + Sync {
     fn sha256_pair(&self, salt: &[u8; 32], blocks: [&[u8]; 2]) -> [[u8; 32]; 2] {
         blocks.map(|block| self.sha256(&[salt, block]))
     }
+    /// A fingerprint of each of these pages: two that differ have the same one by chance only, with a
+    /// probability of 2^-64. False where finding them takes longer than comparing.
+    fn fingerprints(&self, _pages: &[u8], _of: &mut [u128]) -> bool {
+        false
+    }
     fn cpus(&self) -> u32;
     /// Address user code jumps to for a system call from a trampoline (`jmp gs:[offset]`).
     fn gate_offset(&self) -> u32;

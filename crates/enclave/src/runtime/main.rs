@@ -21,6 +21,7 @@ mod clock;
 mod cpu;
 mod entry;
 mod exception;
+mod fingerprints;
 mod heap;
 mod hostcall;
 mod kept;

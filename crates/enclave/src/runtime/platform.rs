@@ -316,6 +316,10 @@ impl Platform for Enclave {
         sha256::pair(HOST.features.load(Ordering::Relaxed), salt, blocks)
     }
 
+    fn fingerprints(&self, pages: &[u8], of: &mut [u128]) -> bool {
+        crate::fingerprints::find(pages, of)
+    }
+
     fn cpus(&self) -> u32 {
         HOST.cpus.load(Ordering::Relaxed) as u32
     }

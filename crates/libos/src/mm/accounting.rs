@@ -50,6 +50,9 @@ pub(crate) fn charge(bytes: u64) -> Result<()> {
 /// with a lock held.
 pub(crate) fn admit() -> Result<()> {
     if platform().heap_is_short() {
+        super::residency::forget_kept();
+    }
+    if platform().heap_is_short() {
         return Err(ENOMEM.because("the kernel's memory for objects is used up"));
     }
     Ok(())

@@ -300,7 +300,7 @@ impl Locked<'_> {
         let is_guess = self.vmas.find(page).is_some_and(guessed);
         let is_used = |bytes: &[u8]| !is_guess || bytes.iter().any(|&byte| byte != 0);
         if let Some(saved) = self.saved.get(&page) {
-            return is_used(saved);
+            return is_used(saved.bytes());
         }
         let Some(at) = self.location(page) else {
             return false;

@@ -225,8 +225,8 @@ impl Space {
         if let Some(page) = locked.state.saved.get_mut(&page_down(at)) {
             let within = offset..offset + len as usize;
             let saved = match copier.access.contains(Protection::WRITE) {
-                true => SavedPart::Write(&mut alloc::sync::Arc::make_mut(page)[within]),
-                false => SavedPart::Read(&page[within]),
+                true => SavedPart::Write(&mut page.bytes_mut()[within]),
+                false => SavedPart::Read(&page.bytes()[within]),
             };
             (copier.saved)(saved, part.clone());
             return Ok(part.len());

@@ -7,6 +7,7 @@ use core::ops::Range;
 
 use alloc::sync::Arc;
 
+use super::saved::{SavedPage, Tag};
 use super::shared::SharedObject;
 use super::vma::{Around, FileBacking, page_protection};
 use super::{Backing, Locked, PAGE, Space, Vma, VmaFlags, accounting, allocator, page_down};
@@ -314,7 +315,8 @@ impl Locked<'_> {
                 .map_err(|_| Fault::Unreadable)?;
         }
         accounting::charge(PAGE).map_err(|_| Fault::NoMemory)?;
-        self.saved.insert(page, bytes.into());
+        self.saved
+            .insert(page, SavedPage::new(&bytes, Tag::UNKNOWN));
         Ok(())
     }
 

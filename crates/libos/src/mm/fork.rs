@@ -10,7 +10,8 @@ use core::sync::atomic::Ordering;
 
 use super::map::without;
 use super::residency::{self, Member};
-use super::swap::{SavedPage, read_run};
+use super::saved::{Kept, SavedPage};
+use super::swap::read_run;
 use super::{AddressSpace, Backing, PAGE, Space, Vma, VmaFlags, VmaMap, accounting, allocator};
 use crate::errno::ENOMEM;
 use crate::platform::platform;
@@ -87,11 +88,15 @@ impl Space {
             .flat_map(|vma| parent.live.runs(vma.range()))
             .map(|run| run.end - run.start)
             .sum();
-        let (_, available) = platform().heap_usage();
-        if available < copied + copied / 8 {
+        let is_short = || platform().heap_usage().1 < copied + copied / 8;
+        if is_short() {
+            parent.kept = Kept::default();
+        }
+        if is_short() {
             return Err(ENOMEM.because("no kernel memory for the pages of a second process"));
         }
         accounting::charge(copied)?;
+        let mut kept = core::mem::take(&mut parent.kept).into_cursor();
         let mut saved: Vec<(u64, SavedPage)> = Vec::with_capacity((copied / PAGE) as usize);
         for vma in &inherited {
             child.total += vma.len();
@@ -102,13 +107,16 @@ impl Space {
                 let runs: Vec<Range<u64>> = parent.live.runs(vma.range()).collect();
                 for run in runs {
                     if !vma.is_clean() {
-                        let known = |page: u64, bytes: &[u8]| {
-                            let saved = siblings.iter().filter_map(|state| state.saved.get(&page));
-                            saved.into_iter().find(|saved| ***saved == *bytes).cloned()
+                        let save = &mut |page, bytes: &[u8], tag| {
+                            let mut equal = siblings
+                                .iter()
+                                .filter_map(|state| state.saved.get(&page))
+                                .filter(|saved| saved.is(bytes, tag));
+                            let known = kept.find(page, tag).or_else(|| equal.next().cloned());
+                            let page_of = || SavedPage::new(bytes, tag);
+                            saved.push((page, known.unwrap_or_else(page_of)));
                         };
-                        let pages = read_run(&run, vma.page_protection(), &known);
-                        let numbers = run.clone().step_by(PAGE as usize);
-                        saved.extend(numbers.zip(pages));
+                        read_run(&run, vma.page_protection(), save);
                     }
                     parent.live.remove(run.clone());
                     if vma.flags.contains(VmaFlags::WIPEONFORK) {
@@ -340,11 +348,8 @@ mod tests {
         first.write(at + 0x1000, b"first.").unwrap();
         let second = parent.fork(&thread).unwrap();
         let saved = |space: &Space, page: u64| space.lock().saved[&page].clone();
-        assert!(Arc::ptr_eq(&saved(&first, at), &saved(&parent, at)));
-        assert!(!Arc::ptr_eq(
-            &saved(&first, at + 0x1000),
-            &saved(&parent, at + 0x1000)
-        ));
+        assert!(saved(&first, at).is_shared_with(&saved(&parent, at)));
+        assert!(!saved(&first, at + 0x1000).is_shared_with(&saved(&parent, at + 0x1000)));
         // Written by the kernel where it is saved, and by the program when it is live.
         first.write(at, b"1-one.").unwrap();
         second.write(at, b"2-two.").unwrap();
@@ -367,6 +372,61 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn what_was_saved_for_one_child_serves_for_the_next() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x3000, RW)).unwrap();
+        for (page, content) in [b"same..", b"of-par", b"of-chi"].into_iter().enumerate() {
+            parent.write(at + page as u64 * PAGE, content).unwrap();
+        }
+        let fork = || {
+            let child = parent.fork(&thread).unwrap();
+            let saved: [_; 3] = core::array::from_fn(|page| {
+                parent.lock().saved[&(at + page as u64 * PAGE)].clone()
+            });
+            (child, saved)
+        };
+        let (child, before) = fork();
+        child.write(at + 2 * PAGE, b"change").unwrap();
+        drop(child);
+        parent.enter_user(&thread);
+        assert_eq!(live(at + 2 * PAGE), "of-chi");
+        parent.write(at + PAGE, b"change").unwrap();
+        let (child, after) = fork();
+        // The page that the child has changed was exchanged and is the child's content.
+        let shared: [bool; 3] =
+            core::array::from_fn(|page| before[page].is_shared_with(&after[page]));
+        assert_eq!(shared, [true, false, false]);
+        drop(child);
+        parent.enter_user(&thread);
+        let found: [_; 3] = core::array::from_fn(|page| live(at + page as u64 * PAGE));
+        assert_eq!(found, ["same..", "change", "of-chi"]);
+        // Without memory to spare nothing is kept.
+        residency::forget_kept();
+        let (_child, later) = fork();
+        assert!(!after[0].is_shared_with(&later[0]));
+    }
+
+    #[test]
+    fn a_saved_page_that_was_written_to_is_not_taken_for_what_it_was() {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let at = parent.map(Request::anonymous(0x1000, RW)).unwrap();
+        parent.write(at, b"before").unwrap();
+        let child = parent.fork(&thread).unwrap();
+        // By the kernel, as a system call's answer to a thread of the parent that waits.
+        parent.write(at, b"answer").unwrap();
+        drop(child);
+        parent.enter_user(&thread);
+        assert_eq!(live(at), "answer");
+        let child = parent.fork(&thread).unwrap();
+        child.write(at, b"child!").unwrap();
+        drop(child);
+        parent.enter_user(&thread);
+        assert_eq!(live(at), "answer");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub mod maps;
 pub mod pages;
 pub mod remap;
 pub mod residency;
+mod saved;
 pub mod seal;
 pub mod shared;
 pub mod sites;
@@ -115,7 +116,9 @@ pub(crate) struct State {
     /// Committed pages with this space's content. Pages of shared objects are not among them.
     live: PageSet,
     /// Content of pages that cannot be live while another space is resident.
-    saved: BTreeMap<u64, swap::SavedPage>,
+    saved: BTreeMap<u64, saved::SavedPage>,
+    /// What was saved until this space became resident last.
+    kept: saved::Kept,
     /// Addresses taken from the allocator beyond the mappings (the program break's room).
     reserved: Vec<Range<u64>>,
     brk: brk::Brk,
@@ -294,6 +297,7 @@ impl State {
             vmas: VmaMap::default(),
             live: PageSet::new(),
             saved: BTreeMap::new(),
+            kept: saved::Kept::default(),
             reserved: Vec::new(),
             brk: brk::Brk::default(),
             mmap_base: layout.mmap_base,

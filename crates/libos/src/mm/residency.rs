@@ -19,6 +19,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
+use super::saved::Kept;
 use super::shared::{SharedObject, View};
 use super::swap::{evict, exchange, restore_all, return_aliases};
 use super::{Backing, PAGE, Space, State, Vma, accounting, allocator};
@@ -155,6 +156,13 @@ impl Residency {
             }
         }
         true
+    }
+}
+
+/// Gives up what is kept for the next fork: memory is short.
+pub(super) fn forget_kept() {
+    for space in &lock().spaces {
+        space.state.lock().kept = Kept::default();
     }
 }
 
@@ -378,6 +386,7 @@ impl Space {
             }
             accounting::uncharge(state.saved.len() as u64 * PAGE);
             state.saved.clear();
+            state.kept = Kept::default();
             state.program.execution = None;
         }
         if was_resident && let Some(heir) = heir(&guard, &neighbours) {

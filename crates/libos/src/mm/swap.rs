@@ -4,47 +4,38 @@
 //! two processes of some megabytes costs a comparison of what both have, and a copy of what
 //! differs.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::saved::{Kept, PAGE_LEN, SavedPage, Tag, each_page};
 use super::shared::View;
 use super::{PAGE, State, Vma, accounting, page_down};
 use crate::Result;
 use crate::platform::{Protection, platform};
 
-/// The content of a saved page. Spaces whose pages are equal share one.
-pub type SavedPage = Arc<[u8]>;
-
-const PAGE_LEN: usize = PAGE as usize;
 const READ_WRITE: Protection = Protection::READ.union(Protection::WRITE);
 
-/// Copies the content of live pages of one mapping, but for pages whose content is `known` to be
-/// saved elsewhere.
+/// Shows the live pages of one mapping: address, content and tag.
 pub(super) fn read_run(
     range: &Range<u64>,
     protection: Protection,
-    known: &dyn Fn(u64, &[u8]) -> Option<SavedPage>,
-) -> Vec<SavedPage> {
+    look: &mut dyn FnMut(u64, &[u8], Tag),
+) {
     let len = range.end - range.start;
-    let mut pages = Vec::with_capacity((len / PAGE) as usize);
     if !protection.contains(Protection::READ) {
         let _ = platform().protect(range.start, len, Protection::READ);
     }
     let _ = platform().fill(range.start, len, &mut |bytes| {
-        let numbers = range.clone().step_by(PAGE_LEN);
-        pages.extend(
-            bytes
-                .chunks_exact(PAGE_LEN)
-                .zip(numbers)
-                .map(|(page, at)| known(at, page).unwrap_or_else(|| Arc::from(page))),
-        );
+        let mut at = range.start;
+        each_page(bytes, &mut |page, tag| {
+            look(at, page, tag);
+            at += PAGE;
+        });
         Ok(())
     });
     if !protection.contains(Protection::READ) {
         let _ = platform().protect(range.start, len, protection);
     }
-    pages
 }
 
 /// Writes within a live page, whatever its protection.
@@ -97,9 +88,10 @@ pub(super) fn evict(leaver: &mut State, range: &Range<u64>) {
             if part.disposable {
                 accounting::uncharge(piece.end - piece.start);
             } else {
-                let numbers = piece.clone().step_by(PAGE_LEN);
-                let saved = read_run(&piece, part.protection, &|_, _| None);
-                leaver.saved.extend(numbers.zip(saved));
+                let saved = &mut leaver.saved;
+                read_run(&piece, part.protection, &mut |page, bytes, tag| {
+                    saved.insert(page, SavedPage::new(bytes, tag));
+                });
             }
         }
         platform().decommit(run.start, run.end - run.start);
@@ -222,6 +214,7 @@ fn swap_saved(leaver: &mut State, comer: &mut State) {
         comer.saved.extend(saved.remove_entry(&page));
     }
     if leaver.dead {
+        comer.kept = Kept::new(saved);
         return;
     }
     for page in disposable {
@@ -240,19 +233,12 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPag
         let _ = platform().protect(run.start, len, READ_WRITE);
     }
     let _ = platform().fill(run.start, len, &mut |bytes| {
-        for (live, saved) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages.iter_mut()) {
-            if *live == ***saved {
-                continue;
+        let mut saved = pages.iter_mut();
+        each_page(bytes, &mut |live, tag| {
+            if let Some(saved) = saved.next() {
+                saved.exchange(live, tag);
             }
-            match Arc::get_mut(saved) {
-                Some(saved) => live.swap_with_slice(saved),
-                None => {
-                    let old = Arc::from(&*live);
-                    live.copy_from_slice(saved);
-                    **saved = old;
-                }
-            }
-        }
+        });
         Ok(())
     });
     if !protection.contains(READ_WRITE) {
@@ -265,8 +251,10 @@ fn swap_run(run: &Range<u64>, protection: Protection, pages: &mut [&mut SavedPag
 fn is_run_equal(run: &Range<u64>, pages: &[&mut SavedPage]) -> bool {
     let mut equal = true;
     let read = platform().fill(run.start, run.end - run.start, &mut |bytes| {
-        let mut both = bytes.chunks_exact(PAGE_LEN).zip(pages);
-        equal = both.all(|(live, saved)| *live == ***saved);
+        let mut saved = pages.iter();
+        each_page(bytes, &mut |live, tag| {
+            equal &= saved.next().is_some_and(|saved| saved.is(live, tag));
+        });
         Ok(())
     });
     read.is_ok() && equal
@@ -301,7 +289,7 @@ pub(super) fn restore(state: &mut State, vma: &Vma, range: Range<u64>) -> Result
     platform().fill(range.start, len, &mut |bytes| {
         let pages = saved.range(range.clone()).map(|(_, page)| page);
         for (live, page) in bytes.chunks_exact_mut(PAGE_LEN).zip(pages) {
-            live.copy_from_slice(page);
+            live.copy_from_slice(page.bytes());
         }
         Ok(())
     })?;

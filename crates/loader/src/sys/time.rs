@@ -57,6 +57,9 @@ pub fn cpu_features() -> u64 {
     if is_x86_feature_detected!("rdrand") {
         bits |= features::RDRAND;
     }
+    if is_x86_feature_detected!("vpclmulqdq") {
+        bits |= features::VPCLMULQDQ;
+    }
     bits
 }
 
