@@ -18,8 +18,13 @@ build: ## Build bulla, the enclave included (target/release/bulla)
 	@# from build scripts and procedural macros.
 	RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --release --locked --package bulla-cli \
 	    --target $(TARGET)
-	@# Without symbols: what goes into every confidential image should be small.
-	@install -D -s -m 755 -t $(dir $(BULLA)) target/$(TARGET)/release/bulla{,-start}
+	@# Without symbols: what goes into every confidential image should be small. `strip` writes piecemeal,
+	@# and the kernel then keeps the file in small pieces, too, which makes each start slower: so a copy.
+	@mkdir -p $(dir $(BULLA))
+	@for program in bulla bulla-start; do \
+	    strip -o target/$(TARGET)/$$program.stripped target/$(TARGET)/release/$$program && \
+	    install -m 755 target/$(TARGET)/$$program.stripped $(dir $(BULLA))$$program && \
+	    rm target/$(TARGET)/$$program.stripped || exit 1; done
 
 .PHONY: images
 images: ## Build the test images once (cached in ~/.cache/bulla-tests)

@@ -220,6 +220,32 @@ fn update_both(both: &mut [Sha256; 2], [mut a, mut b]: [&[u8]; 2]) {
     other.update(b);
 }
 
+/// Four rounds of each hash, and, if more follow, the words that are needed sixteen rounds later.
+macro_rules! four_rounds {
+    ($abef:ident, $cdgh:ident, $w:ident, $quarter:expr, $group:literal, $more:literal) => {{
+        // SAFETY: 16 of the 256 bytes of the table, aligned.
+        let constants =
+            unsafe { _mm_load_si128(K.0.as_ptr().add($quarter * 16 + $group * 4).cast()) };
+        let sums: [__m128i; N] = core::array::from_fn(|n| _mm_add_epi32($w[n][$group], constants));
+        for n in 0..N {
+            $cdgh[n] = _mm_sha256rnds2_epu32($cdgh[n], $abef[n], sums[n]);
+        }
+        for n in 0..N {
+            let sum = _mm_shuffle_epi32(sums[n], 0x0E);
+            $abef[n] = _mm_sha256rnds2_epu32($abef[n], $cdgh[n], sum);
+        }
+        if $more {
+            for w in &mut $w {
+                let next = w[($group + 1) % 4];
+                let last = w[($group + 3) % 4];
+                let partial = _mm_sha256msg1_epu32(w[$group], next);
+                let shifted = _mm_alignr_epi8(last, w[($group + 2) % 4], 4);
+                w[$group] = _mm_sha256msg2_epu32(_mm_add_epi32(partial, shifted), last);
+            }
+        }
+    }};
+}
+
 /// The compression function with the SHA extensions (SDM volume 2, SHA256RNDS2 and following), of `N`
 /// independent hashes over the same number of blocks. All encodings are legacy SSE: the upper halves
 /// of vector registers survive.
@@ -258,29 +284,17 @@ unsafe fn compress_sha_ni<const N: usize>(states: [&mut [u32; 8]; N], blocks: [&
                 *words = _mm_shuffle_epi8(loaded, swap);
             }
         }
-        for group in 0..16 {
-            // SAFETY: 16 bytes at 16·group of the 256-byte table, aligned.
-            let constants = unsafe { _mm_load_si128(K.0.as_ptr().add(group * 4).cast()) };
-            let sums: [__m128i; N] =
-                core::array::from_fn(|n| _mm_add_epi32(w[n][group % 4], constants));
-            for n in 0..N {
-                cdgh[n] = _mm_sha256rnds2_epu32(cdgh[n], abef[n], sums[n]);
-            }
-            for n in 0..N {
-                let sum = _mm_shuffle_epi32(sums[n], 0x0E);
-                abef[n] = _mm_sha256rnds2_epu32(abef[n], cdgh[n], sum);
-            }
-            if group < 12 {
-                for w in &mut w {
-                    // The four words that are needed four groups later.
-                    let next = w[(group + 1) % 4];
-                    let last = w[(group + 3) % 4];
-                    let partial = _mm_sha256msg1_epu32(w[group % 4], next);
-                    let shifted = _mm_alignr_epi8(last, w[(group + 2) % 4], 4);
-                    w[group % 4] = _mm_sha256msg2_epu32(_mm_add_epi32(partial, shifted), last);
-                }
-            }
+        // Sixteen groups of four rounds. The words' places are constants, so that they stay in registers.
+        for quarter in 0..3 {
+            four_rounds!(abef, cdgh, w, quarter, 0, true);
+            four_rounds!(abef, cdgh, w, quarter, 1, true);
+            four_rounds!(abef, cdgh, w, quarter, 2, true);
+            four_rounds!(abef, cdgh, w, quarter, 3, true);
         }
+        four_rounds!(abef, cdgh, w, 3, 0, false);
+        four_rounds!(abef, cdgh, w, 3, 1, false);
+        four_rounds!(abef, cdgh, w, 3, 2, false);
+        four_rounds!(abef, cdgh, w, 3, 3, false);
         for n in 0..N {
             abef[n] = _mm_add_epi32(abef[n], before.0[n]);
             cdgh[n] = _mm_add_epi32(cdgh[n], before.1[n]);

@@ -1,9 +1,9 @@
 //! Static PIE programs, loaded as the enclave will see them.
 //!
 //! [`Program::load`] copies the segments of an ELF file to the address where they will run and
-//! applies `R_X86_64_RELATIVE` relocations; whatever else a dynamic linker would have to do is an
-//! error. The files come from our own build, but nothing here trusts them: every offset is
-//! checked.
+//! applies `R_X86_64_RELATIVE` relocations. Their table is left out then, as are those for unwinding;
+//! whatever else a dynamic linker would have to do is an error. The files come from our own build, but
+//! nothing here trusts them: every offset is checked.
 
 use bytes::Bytes;
 use object::elf::{
@@ -11,7 +11,7 @@ use object::elf::{
     FileHeader64, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_INTERP, PT_LOAD, PT_TLS, R_X86_64_NONE,
     R_X86_64_RELATIVE, Rela64,
 };
-use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, Sym};
+use object::read::elf::{Dyn, FileHeader, ProgramHeader, Rela, SectionHeader, Sym};
 use object::{LittleEndian, elf};
 use std::ops::Range;
 
@@ -142,6 +142,7 @@ impl Program {
             program.place(file, segment)?;
         }
         program.relocate(file, segments)?;
+        program.leave_out_unwinding(file, header)?;
         let entry_page = program.pages.get((header.e_entry(LE) / PAGE) as usize);
         if entry_page.is_none_or(|page| page.permissions & 4 == 0) {
             return Err(ElfError::Entry(header.e_entry(LE)));
@@ -288,7 +289,36 @@ impl Program {
             }
             self.memory[target].copy_from_slice(&value.to_le_bytes());
         }
+        self.leave_out(&range);
         Ok(())
+    }
+
+    /// Leaves out tables by which programs are unwound: nothing in an enclave is.
+    fn leave_out_unwinding(
+        &mut self,
+        file: &[u8],
+        header: &FileHeader64<LittleEndian>,
+    ) -> Result<(), ElfError> {
+        let sections = header.sections(LE, file).map_err(malformed)?;
+        for name in [".eh_frame_hdr", ".eh_frame"] {
+            let Some((_, section)) = sections.section_by_name(LE, name.as_bytes()) else {
+                continue;
+            };
+            let (at, len) = (section.sh_addr(LE), section.sh_size(LE));
+            let range = self.range(at, len);
+            self.leave_out(&range.ok_or_else(|| malformed(format!("{name} is cut off")))?);
+        }
+        Ok(())
+    }
+
+    /// Nobody in the enclave needs these bytes: constants in pages of their own are not added, and so
+    /// not hashed at every start.
+    fn leave_out(&mut self, range: &Range<usize>) {
+        let whole = range.start.div_ceil(PAGE as usize)..range.end / PAGE as usize;
+        let pages = self.pages.get_mut(whole).unwrap_or_default();
+        for page in pages.iter_mut().filter(|page| page.permissions & 6 == 0) {
+            *page = Page::default();
+        }
     }
 
     /// Offsets in memory of `len` bytes at the file's address `at`.
