@@ -21,7 +21,7 @@ build: ## Build bulla, the enclave included (target/release/bulla)
 	@# Without symbols: what goes into every confidential image should be small. `strip` writes piecemeal,
 	@# and the kernel then keeps the file in small pieces, too, which makes each start slower: so a copy.
 	@mkdir -p $(dir $(BULLA))
-	@for program in bulla bulla-start; do \
+	@for program in bulla bulla-run bulla-start; do \
 	    strip -o target/$(TARGET)/$$program.stripped target/$(TARGET)/release/$$program && \
 	    install -m 755 target/$(TARGET)/$$program.stripped $(dir $(BULLA))$$program && \
 	    rm target/$(TARGET)/$$program.stripped || exit 1; done

@@ -4,8 +4,9 @@
 //! enclave. Nothing is initialised that a command does not need: `bulla run` starts a small program
 //! in a few milliseconds.
 //!
-//! Two programs are made of it: `bulla`, and `bulla-start`, which is what a confidential image brings
-//! along: it can start that image and nothing else, and is a fraction of the size.
+//! Three programs are made of it: `bulla`; `bulla-start`, which is what a confidential image brings
+//! along: it can start that image and nothing else, and is a fraction of the size; and `bulla-run`,
+//! which takes over from `bulla run` where nothing but the start is left to do, see [`quick`].
 #![forbid(unsafe_code)]
 
 mod agent;
@@ -35,6 +36,7 @@ mod manifest;
 mod measure;
 mod platform;
 mod proxy;
+mod quick;
 mod quoter;
 mod registry;
 mod run;
@@ -55,12 +57,12 @@ use std::process::ExitCode;
 
 /// The program `bulla`.
 pub fn main() -> ExitCode {
-    let arguments = match quickly_run().map_or_else(parse, Ok) {
+    let arguments = match quick::arguments().map_or_else(parse, Ok) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };
     let (result, json) = match &arguments.command {
-        Command::Run(arguments) => (run::run(arguments), arguments.json),
+        Command::Run(arguments) => (run::run(arguments, workload::prepare), arguments.json),
         Command::Measure(arguments) => (measure::run(arguments).map(|()| 0), false),
         Command::Inspect(arguments) => (inspect::run(arguments).map(|()| 0), false),
         Command::Build(arguments) => (build::run(arguments).map(|()| 0), false),
@@ -111,16 +113,12 @@ pub fn main_of_image() -> ExitCode {
     }
 }
 
-/// The arguments of a well-formed `bulla run`, without the definition of all other commands, whose
-/// making takes longer than what `run` itself does before its enclave starts. Anything else is
-/// left to the whole definition, which knows what to say.
-fn quickly_run() -> Option<Arguments> {
-    if std::env::args_os().nth(1)? != "run" {
-        return None;
+/// The program `bulla-run`.
+pub fn main_of_run() -> ExitCode {
+    match quick::run() {
+        Some((result, json)) => exit(result, json),
+        None => exit(Err(quick::leave_to_whole()), false),
     }
-    let args::RunAlone::Run(arguments) = args::RunAlone::try_parse().ok()?;
-    let command = Command::Run(arguments);
-    Some(Arguments { command })
 }
 
 fn parse<A: Parser>() -> Result<A, ExitCode> {

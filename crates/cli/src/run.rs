@@ -1,6 +1,6 @@
 //! `bulla run`.
 
-use crate::args::{Layout, PlatformArguments, RunArguments};
+use crate::args::{Layout, PlatformArguments, RunArguments, Workload};
 use crate::banner::{self, Start, Style};
 use crate::containers;
 use crate::debugger::Debugger;
@@ -9,9 +9,10 @@ use crate::exec;
 use crate::failure::{BULLA_FAILED, Failure};
 use crate::image_key;
 use crate::platform;
+use crate::quick;
 use crate::quoter;
 use crate::state::{State, hex};
-use crate::workload::{self, Prepared};
+use crate::workload::Prepared;
 use bulla_abi::config::Insecure;
 use bulla_abi::input::Refused;
 use bulla_abi::layout::LayoutKind;
@@ -21,8 +22,11 @@ use std::fs::File;
 use std::io::IsTerminal;
 use std::os::fd::{AsRawFd, IntoRawFd};
 
-/// Runs the command; the result is the exit code.
-pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
+/// Runs the command, with what `prepare` makes of the image; the result is the exit code.
+pub fn run(
+    arguments: &RunArguments,
+    prepare: impl FnOnce(&Workload) -> Result<Prepared, Failure>,
+) -> Result<u8, Failure> {
     for publish in &arguments.publish {
         check_free(publish, check_port(publish)?)?;
     }
@@ -35,7 +39,7 @@ pub fn run(arguments: &RunArguments) -> Result<u8, Failure> {
     if arguments.detach {
         return detach(arguments);
     }
-    let prepared = workload::prepare(&arguments.workload)?;
+    let prepared = prepare(&arguments.workload)?;
     let id = match &arguments.container_id {
         Some(id) => {
             // Away from the terminal that started it.
@@ -103,7 +107,7 @@ fn detach(arguments: &RunArguments) -> Result<u8, Failure> {
     let failed =
         |error: std::io::Error| Failure::new(format!("cannot start in the background: {error}"));
     let other = log.try_clone().map_err(failed)?;
-    let own = std::env::current_exe().map_err(failed)?;
+    let own = quick::whole().map_err(failed)?;
     // Options end at the image: what follows may look like ours.
     let given: Vec<OsString> = std::env::args_os().skip(1).collect();
     let split = given.len() - arguments.workload.words.len();

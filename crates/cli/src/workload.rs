@@ -18,7 +18,7 @@ use bulla_image::SigStruct;
 use bulla_image::manifest::Manifest;
 use bulla_oci::built::Built;
 use bulla_oci::source::ImageSource;
-use bulla_oci::{Cache, Digest, ImageConfig, Stored, registry};
+use bulla_oci::{Cache, Digest, ImageConfig, Reference, Stored, registry};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -142,12 +142,10 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
             (Source::Image(image), arguments)
         }
     };
-    check_options(workload)?;
+    let volumes = check_options(workload)?;
     let registry = workload.registry.options();
-    let volumes = VolumeOptions::parse(&workload.volume, workload.insecure_volume_key.as_deref())?;
-    let volumes = volumes.with_passed(&workload.insecure_passthrough)?;
-    let stored = match source.open(&registry)? {
-        Opened::Plain(stored) => *stored,
+    match source.open(&registry)? {
+        Opened::Plain(stored) => of_stored(*stored, workload, arguments, volumes),
         Opened::Built(built) => {
             if workload.manifest.is_some() {
                 return Err(Failure::new(
@@ -164,9 +162,35 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
                 Prepared::of_built(&built, |config| host_input(config, workload, arguments))?;
             volumes.check(&prepared.configs[0])?;
             prepared.volumes = volumes;
-            return Ok(prepared);
+            Ok(prepared)
         }
-    };
+    }
+}
+
+/// An ordinary image in an archive or a layout that has not changed since it was last used.
+pub fn known(workload: &Workload) -> Option<Stored> {
+    if workload.rootfs.is_some() {
+        return None;
+    }
+    let reference = Reference::parse(workload.words.first()?).ok()?;
+    Cache::of_user().ok()?.known_image(&reference).ok()?
+}
+
+/// Makes the configuration for the image that was found [`known`].
+pub fn prepare_stored(workload: &Workload, stored: Stored) -> Result<Prepared, Failure> {
+    let volumes = check_options(workload)?;
+    stored.touch();
+    let arguments = workload.words.get(1..).unwrap_or_default();
+    of_stored(stored, workload, arguments, volumes)
+}
+
+/// Makes the configuration for an ordinary image.
+fn of_stored(
+    stored: Stored,
+    workload: &Workload,
+    arguments: &[OsString],
+    volumes: VolumeOptions,
+) -> Result<Prepared, Failure> {
     let manifest = workload
         .manifest
         .as_deref()
@@ -207,11 +231,12 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
 }
 
 /// What is wrong whatever the image may be is said before a registry is asked for it.
-fn check_options(workload: &Workload) -> Result<(), Failure> {
+fn check_options(workload: &Workload) -> Result<VolumeOptions, Failure> {
     workload.memory.as_deref().map(parse_size).transpose()?;
     hostname(workload)?;
     added_hosts(&workload.add_host)?;
-    Ok(())
+    let volumes = VolumeOptions::parse(&workload.volume, workload.insecure_volume_key.as_deref())?;
+    volumes.with_passed(&workload.insecure_passthrough)
 }
 
 /// Whether a variable of the environment is meant for bulla itself.

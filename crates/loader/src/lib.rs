@@ -40,3 +40,4 @@ pub use host::{Debugger, PassedDirectory, Quoter, VolumeFiles};
 pub use launch::{ExitStatus, Finished, Options, launch};
 pub use stats::{Phase, Stats};
 pub use sys::dcap::{LibraryError, QuoteLibrary};
+pub use sys::entry::{WHOLE, is_of_this_build};

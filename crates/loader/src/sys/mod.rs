@@ -7,7 +7,7 @@
 pub mod area;
 pub mod cpu;
 pub mod dcap;
-mod entry;
+pub mod entry;
 pub mod file;
 pub mod map;
 pub mod netlink;
