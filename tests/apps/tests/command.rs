@@ -711,3 +711,74 @@ fn completions_are_generated() {
         );
     }
 }
+
+/// Whether the programs are linked statically: only then does one become another.
+fn is_static() -> bool {
+    let linked = Command::new("ldd").arg(bulla()).output().unwrap();
+    !text(&linked.stdout).contains("libc")
+}
+
+/// Starts a container of a known image, and says by which program of `directory` it is run.
+fn runner(directory: &std::path::Path) -> String {
+    let mut child = Command::new(directory.join("bulla"))
+        .args(["run", "-i", "--quiet", "--entrypoint", ""])
+        .args(platform_options())
+        .arg(image("busybox").archive)
+        .args(["/bin/sh", "-c", "echo ready; cat"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut answer = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut answer, &mut line).unwrap();
+    assert_eq!(line, "ready\n");
+    let process = std::path::PathBuf::from(format!("/proc/{}", child.id()));
+    let program = std::fs::read_link(process.join("exe")).unwrap();
+    let name = std::fs::read_to_string(process.join("comm")).unwrap();
+    assert_eq!(name, "bulla\n");
+    drop(child.stdin.take());
+    assert!(child.wait().unwrap().success());
+    program.file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_known_image_is_run_by_the_small_program_of_the_same_build() {
+    if !only_enclave() || !is_static() {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let small = bulla().with_file_name("bulla-run");
+    let whole = directory.path().join("bulla");
+    std::fs::copy(bulla(), &whole).unwrap();
+    assert_eq!(runner(directory.path()), "bulla");
+    std::fs::copy(&small, directory.path().join("bulla-run")).unwrap();
+    assert_eq!(runner(directory.path()), "bulla-run");
+    // Mistakes are explained by the whole program, and so is what is not known yet.
+    let output = Command::new(&whole)
+        .args(["run", "--no-such-option"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("--no-such-option"));
+    // Another build's.
+    let mut bytes = std::fs::read(&whole).unwrap();
+    let note = b"bulla\0\0\0";
+    let at = bytes[..4096]
+        .windows(note.len())
+        .position(|part| part == note);
+    bytes[at.unwrap() + note.len()] ^= 1;
+    std::fs::remove_file(&whole).unwrap();
+    std::fs::write(&whole, bytes).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&whole, mode).unwrap();
+    assert_eq!(runner(directory.path()), "bulla");
+    // Alone it can do nothing.
+    std::fs::remove_file(&whole).unwrap();
+    let output = Command::new(directory.path().join("bulla-run"))
+        .arg("run")
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(text(&output.stderr).contains("install both"));
+}
