@@ -220,12 +220,18 @@ fn update_both(both: &mut [Sha256; 2], [mut a, mut b]: [&[u8]; 2]) {
     other.update(b);
 }
 
+/// Four constants from the one with this number on.
+#[inline(always)]
+fn constants(at: usize) -> __m128i {
+    let four = &K.0[at..at + 4];
+    // SAFETY: 16 bytes; unaligned load.
+    unsafe { _mm_loadu_si128(four.as_ptr().cast()) }
+}
+
 /// Four rounds of each hash, and, if more follow, the words that are needed sixteen rounds later.
 macro_rules! four_rounds {
     ($abef:ident, $cdgh:ident, $w:ident, $quarter:expr, $group:literal, $more:literal) => {{
-        // SAFETY: 16 of the 256 bytes of the table, aligned.
-        let constants =
-            unsafe { _mm_load_si128(K.0.as_ptr().add($quarter * 16 + $group * 4).cast()) };
+        let constants = constants($quarter * 16 + $group * 4);
         let sums: [__m128i; N] = core::array::from_fn(|n| _mm_add_epi32($w[n][$group], constants));
         for n in 0..N {
             $cdgh[n] = _mm_sha256rnds2_epu32($cdgh[n], $abef[n], sums[n]);
