@@ -14,6 +14,7 @@ use crate::platform::platform;
 use crate::platform::{Exception, Platform, Protection};
 use crate::process::thread::Work;
 use crate::process::{exit, host_exec, string_move, table};
+use crate::ptrace::step;
 use crate::signal::send::{Origin, to_group, to_process};
 use crate::signal::{self, SigInfo, info};
 use crate::sync::SpinLock;
@@ -147,12 +148,16 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         },
         0 => SigInfo::fault(signal::SIGFPE, info::FPE_INTDIV, at),
         1 => SigInfo::fault(signal::SIGTRAP, info::TRAP_TRACE, at),
-        3 => {
-            // In an enclave INT3 is a fault (SDM volume 3, "INT3 Consideration"); to programs it is a
-            // trap: a handler sees what comes after it, and returns there.
-            registers.rip = at.wrapping_add(1);
-            SigInfo::kernel(signal::SIGTRAP)
-        }
+        3 => match step::at_breakpoint(thread, at) {
+            Some(step::Met::Other) => return,
+            Some(step::Met::Own) => SigInfo::fault(signal::SIGTRAP, info::TRAP_TRACE, at),
+            None => {
+                // In an enclave INT3 is a fault (SDM volume 3, "INT3 Consideration"); to programs it is a
+                // trap: a handler sees what comes after it, and returns there.
+                registers.rip = at.wrapping_add(1);
+                SigInfo::kernel(signal::SIGTRAP)
+            }
+        },
         4 | 5 => SigInfo::kernel(signal::SIGSEGV),
         // What only an enclave calls undefined: outside, the CPU says that it is not permitted.
         6 if is_port_access(thread, at) => SigInfo::kernel(signal::SIGSEGV),
@@ -164,7 +169,10 @@ pub fn handle_exception(thread: &Arc<Thread>, registers: &mut Registers, excepti
         _ => SigInfo::kernel(signal::SIGSEGV),
     };
     signal::note_fault(thread, exception);
-    if thread.process.signals.action(info.number()).handler == signal::action::SIG_DFL {
+    // What a tracer gets to see need not be the end.
+    let is_default =
+        thread.process.signals.action(info.number()).handler == signal::action::SIG_DFL;
+    if is_default && !thread.tracee.is_set() {
         report_fault(thread, registers, &exception, &info);
     }
     signal::send::force(thread, info);
@@ -316,14 +324,14 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
     loop {
         let work = thread.work();
         if work.contains(Work::EXIT) {
-            exit::finish(thread);
+            exit::finish(thread, registers);
             return Next::Exit;
         }
         if work.contains(Work::HOST_EXEC) {
             thread.clear_work(Work::HOST_EXEC);
             host_exec::begin(thread, registers);
         } else if work.contains(Work::STOP) {
-            signal::deliver::rest(thread);
+            signal::deliver::rest(thread, registers);
         } else if work.intersects(Work::SIGNAL | Work::RESTORE_MASK) {
             signal::deliver::deliver(thread, registers);
         } else if work.contains(Work::RESIDENCY) {
@@ -331,6 +339,9 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
             if crate::debugger::is_wanted() {
                 crate::debugger::announce(thread);
             }
+        } else if work.contains(Work::STEP) {
+            thread.clear_work(Work::STEP);
+            step::begin(thread, registers);
         } else {
             return Next::User;
         }

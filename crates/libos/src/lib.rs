@@ -35,6 +35,7 @@ pub mod mm;
 pub mod net;
 pub mod platform;
 pub mod process;
+pub mod ptrace;
 pub mod registers;
 pub mod signal;
 pub mod sync;

@@ -14,6 +14,11 @@ fn processes() {
 }
 
 #[test]
+fn tracing() {
+    check("tracing");
+}
+
+#[test]
 fn threads() {
     check("threads");
 }

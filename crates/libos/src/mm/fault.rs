@@ -201,7 +201,7 @@ impl Locked<'_> {
     }
 
     /// Brings in the page of a mapping and some of its neighbours.
-    fn bring_in(&mut self, vma: &Vma, page: u64) -> core::result::Result<(), Fault> {
+    pub(super) fn bring_in(&mut self, vma: &Vma, page: u64) -> core::result::Result<(), Fault> {
         if let Backing::Shared(object, _) = &vma.backing {
             let max = if object.is_file() {
                 FILE_AROUND_MAX

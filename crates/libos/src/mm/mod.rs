@@ -13,6 +13,7 @@
 //!   elsewhere.
 //! - [`sysv`]: System V segments.
 //! - [`warm`]: file pages that wait for the next process.
+//! - [`debug`]: memory as a debugger reads and writes it.
 //! - [`sites`]: system-call sites in program text, rewritten before they can trap.
 //!
 //! # Invariants
@@ -27,6 +28,7 @@ pub mod advise;
 pub mod allocator;
 pub mod brk;
 pub mod copy;
+pub mod debug;
 pub mod fault;
 pub mod fork;
 pub mod map;

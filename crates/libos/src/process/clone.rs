@@ -11,6 +11,8 @@ use super::{Process, table};
 use crate::errno::{EAGAIN, EINVAL, EPERM};
 use crate::keys::Child;
 use crate::platform::platform;
+use crate::ptrace::{self, Event};
+use crate::signal::SIGCHLD;
 use crate::user::UserPtr;
 use crate::{Registers, Result};
 
@@ -101,7 +103,7 @@ fn check(thread: &Arc<Thread>, flags: CloneFlags) -> Result<()> {
 /// vfork returns only when the child has executed a program or ended.
 pub fn clone(
     thread: &Arc<Thread>,
-    registers: &Registers,
+    registers: &mut Registers,
     arguments: &CloneArguments,
 ) -> Result<u32> {
     let flags = arguments.flags;
@@ -136,10 +138,28 @@ pub fn clone(
             return Err(error);
         }
     }
+    let event = event_of(arguments);
+    if let Some(event) = event {
+        ptrace::stop::event(thread, registers, event, tid.into());
+    }
     if flags.contains(CloneFlags::VFORK) {
         wait_for_vfork(thread, &child.process);
+        ptrace::stop::event(thread, registers, Event::VforkDone, tid.into());
     }
     Ok(tid)
+}
+
+/// As what a tracer sees it.
+fn event_of(arguments: &CloneArguments) -> Option<Event> {
+    let flags = arguments.flags;
+    if flags.contains(CloneFlags::UNTRACED) {
+        return None;
+    }
+    Some(match flags.contains(CloneFlags::VFORK) {
+        true => Event::Vfork,
+        false if arguments.exit_signal != SIGCHLD => Event::Clone,
+        false => Event::Fork,
+    })
 }
 
 /// RLIMIT_NPROC: threads of the caller's user; root has no limit.
@@ -252,9 +272,16 @@ fn fork_process(
     let mm = if flags.contains(CloneFlags::VM) {
         mm
     } else {
-        mm.fork(thread)?
+        let copy = mm.fork(thread)?;
+        ptrace::step::forked(&mm, &copy);
+        copy
     };
     let process = Process::new(pid, mm);
+    *process.creator.lock() = if flags.contains(CloneFlags::PARENT) {
+        parent.creator.lock().clone()
+    } else {
+        Arc::downgrade(thread)
+    };
     *process.credentials.lock() = parent.credentials.lock().clone();
     *process.attestation.lock() = parent.attestation.lock().clone();
     process.limits.copy_from(&parent.limits);
@@ -344,7 +371,13 @@ fn start(thread: &Arc<Thread>, child: &Arc<Thread>, arguments: &CloneArguments) 
     if parent.group_exit().is_some() && flags.contains(CloneFlags::THREAD) {
         return Err(EAGAIN.because("the process ends"));
     }
-    platform().spawn(child.clone())
+    let is_wanted = event_of(arguments).is_some_and(|event| ptrace::stop::wants(thread, event));
+    if is_wanted || flags.contains(CloneFlags::PTRACE) {
+        ptrace::relation::inherit(thread, child);
+    }
+    platform()
+        .spawn(child.clone())
+        .inspect_err(|_| ptrace::relation::never_ran(child))
 }
 
 /// Sleeps until the child has executed a program or ended. Only a fatal signal ends the wait.

@@ -322,37 +322,7 @@ impl Dump<'_> {
         put(&mut out, 16, &process.signals.pending_mask().to_le_bytes());
         put(&mut out, 24, &self.thread.signals.blocked().to_le_bytes());
         put(&mut out, 32, self.ids().as_bytes());
-        let r = registers;
-        // struct user_regs_struct; CS and SS are those of user code.
-        let words = [
-            r.r15,
-            r.r14,
-            r.r13,
-            r.r12,
-            r.rbp,
-            r.rbx,
-            r.r11,
-            r.r10,
-            r.r9,
-            r.r8,
-            r.rax,
-            r.rcx,
-            r.rdx,
-            r.rsi,
-            r.rdi,
-            r.orig_rax,
-            r.rip,
-            0x33,
-            r.rflags,
-            r.rsp,
-            0x2b,
-            platform().fs_base(),
-            0,
-            0,
-            0,
-            0,
-            0,
-        ];
+        let words = crate::ptrace::registers::words(registers, platform().fs_base());
         put(&mut out, 112, words.as_bytes());
         put(&mut out, 328, &1u32.to_le_bytes());
         out

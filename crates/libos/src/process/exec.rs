@@ -14,6 +14,7 @@ use crate::{Result, Thread};
 pub fn prepare(thread: &Arc<Thread>) -> Result<()> {
     exit::end_other_threads(thread)?;
     table::lock().take_over_id(thread);
+    crate::ptrace::relation::took_over_id(thread);
     Ok(())
 }
 

@@ -15,12 +15,12 @@ use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
 use crate::platform::{Atomic, platform};
 use crate::signal::action::{SA_NOCLDWAIT, SIG_IGN};
-use crate::signal::info::{CLD_DUMPED, CLD_EXITED, CLD_KILLED, SI_USER, SigInfo};
+use crate::signal::info::{SI_USER, SigInfo};
 use crate::signal::send::{Origin, child_info, to_group, to_process};
 use crate::signal::{SIGCHLD, SIGCONT, SIGHUP, SIGKILL, SIGNAL_MAX};
 use crate::sync::futex;
 use crate::sync::wait::Events;
-use crate::{Result, Thread};
+use crate::{Registers, Result, Thread, ptrace};
 
 /// What a thread leaves behind when it ends.
 #[derive(Default)]
@@ -61,8 +61,16 @@ pub fn group_exit(process: &Arc<Process>, status: u32) {
 }
 
 /// Carries out a thread's end. Called once, by the thread itself; afterwards it runs no user code.
-pub fn finish(thread: &Arc<Thread>) {
+pub fn finish(thread: &Arc<Thread>, registers: &mut Registers) {
     let process = &thread.process;
+    let status = |thread: &Thread| {
+        let own = thread.exit.status.load(Ordering::Relaxed);
+        process.group_exit().unwrap_or(own)
+    };
+    let message = status(thread).into();
+    ptrace::stop::event(thread, registers, ptrace::Event::Exit, message);
+    ptrace::step::cancel(thread);
+    ptrace::relation::tracer_ends(thread);
     let mm = thread.mm();
     release_futexes(thread, &mm);
     thread.clock.finish();
@@ -84,11 +92,9 @@ pub fn finish(thread: &Arc<Thread>) {
         table.remove_thread(thread.tid());
         is_last
     };
+    ptrace::report::thread_ended(thread, status(thread));
     if is_last {
-        let status = process
-            .group_exit()
-            .unwrap_or(thread.exit.status.load(Ordering::Relaxed));
-        process_end(thread, status);
+        process_end(thread, status(thread));
     } else {
         // exec waits for the others to go; a stop may have waited for this one.
         for other in process.live_threads() {
@@ -171,7 +177,8 @@ fn release_children(process: &Arc<Process>) {
             let _ = to_process(&child, info, Origin::Inside);
         }
         child.exit_signal.store(SIGCHLD, Ordering::Relaxed);
-        if let (Some(status), Some(_)) = (zombie, &reaper) {
+        let is_traced = ptrace::relation::of_leader(&child).is_some();
+        if let (Some(status), Some(_), false) = (zombie, &reaper, is_traced) {
             announce(&child, status);
         }
     }
@@ -195,7 +202,10 @@ fn orphan_group(process: &Arc<Process>) -> Vec<u32> {
 }
 
 /// The process becomes a zombie, or vanishes when its parent does not want to know.
-fn announce(process: &Arc<Process>, status: u32) {
+pub(crate) fn announce(process: &Arc<Process>, status: u32) {
+    if let Some(tracee) = traced_zombie(process, status) {
+        return ptrace::report::process_ended(&tracee, status);
+    }
     let parent = process.parent();
     let signal = process.exit_signal.load(Ordering::Relaxed);
     let action = parent.as_ref().map(|parent| parent.signals.action(SIGCHLD));
@@ -212,15 +222,22 @@ fn announce(process: &Arc<Process>, status: u32) {
     let Some(parent) = parent else { return };
     // clone takes any number for the signal; there is none beyond the last.
     if (1..=SIGNAL_MAX).contains(&signal) && action.is_none_or(|action| action.handler != SIG_IGN) {
-        let (code, value) = match status & 0x7f {
-            0 => (CLD_EXITED, status >> 8 & 0xff),
-            signal if status & 0x80 != 0 => (CLD_DUMPED, signal),
-            signal => (CLD_KILLED, signal),
-        };
+        let (code, value) = ptrace::report::end_of(status);
         let info = child_info(process, signal, code, value);
         let _ = to_process(&parent, info, Origin::Inside);
     }
     parent.children_changed.wake(Events::empty());
+}
+
+/// A process whose first thread is traced becomes a zombie for its tracer, which comes before the
+/// parent.
+fn traced_zombie(process: &Process, status: u32) -> Option<Arc<ptrace::Tracee>> {
+    let mut table = table::lock();
+    let tracee = ptrace::relation::of_leader(process)?;
+    if let Some(node) = table.node_mut(process.pid) {
+        node.zombie = Some(status);
+    }
+    Some(tracee)
 }
 
 /// Ends every other thread of the process and waits until they are gone (execve). EAGAIN (which

@@ -32,6 +32,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::mm::AddressSpace;
+use crate::ptrace::Tracee;
 use crate::signal::ProcessSignals;
 use crate::sync::SpinLock;
 use crate::sync::wait::WaitQueue;
@@ -71,6 +72,12 @@ pub struct Process {
     pub barriers: AtomicU32,
     /// The thread whose vfork waits for this process.
     vfork_parent: SpinLock<Option<Weak<Thread>>>,
+    /// The thread that forked this process: PTRACE_TRACEME makes it the tracer.
+    pub creator: SpinLock<Weak<Thread>>,
+    /// That the first thread is traced, which outlives it.
+    pub leader_tracee: SpinLock<Option<Arc<Tracee>>>,
+    /// The threads that those of this process trace.
+    pub tracees: SpinLock<Vec<Arc<Tracee>>>,
     /// This is the container's agent, which will become its application (see `exec::commit`).
     pub agent: AtomicBool,
     /// prctl: PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_PDEATHSIG.
@@ -130,6 +137,9 @@ impl Process {
             io_priority: AtomicU32::new(Process::IO_PRIORITY_NONE),
             barriers: AtomicU32::new(0),
             vfork_parent: SpinLock::new(None),
+            creator: SpinLock::new(Weak::new()),
+            leader_tracee: SpinLock::new(None),
+            tracees: SpinLock::new(Vec::new()),
             agent: AtomicBool::new(false),
             subreaper: AtomicBool::new(false),
             dumpable: AtomicU32::new(1),

@@ -2,8 +2,8 @@
 //!
 //! Filters are classic BPF programs ([`super::bpf`]). A thread's filters form a list whose tails
 //! are shared with the threads it was cloned from; all of them run at every call, and the strictest
-//! answer counts. Tracers and supervisors (SECCOMP_RET_TRACE, SECCOMP_RET_USER_NOTIF) do not exist
-//! here: such calls answer ENOSYS, as on Linux when nobody listens.
+//! answer counts. Supervisors (SECCOMP_RET_USER_NOTIF) do not exist here: such calls answer ENOSYS, as
+//! on Linux when nobody listens, and so do those for a tracer (SECCOMP_RET_TRACE) that there is not.
 
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -15,12 +15,14 @@ use crate::errno::{EACCES, EINVAL, ENOMEM, ENOSYS, ESRCH, Errno};
 use crate::signal::info::SigInfo;
 use crate::signal::{SIGKILL, SIGSYS};
 use crate::sync::SpinLock;
-use crate::{Registers, Result, Thread};
+use crate::{Registers, Result, Thread, ptrace};
 
 /// Modes as PR_GET_SECCOMP tells them.
 pub const DISABLED: u8 = 0;
 pub const STRICT: u8 = 1;
 pub const FILTER: u8 = 2;
+/// Beside the mode: a tracer looks at the thread's calls ([`crate::ptrace`]).
+const TRACED: u8 = 0x80;
 
 /// Most instructions of all filters of a thread, with 4 more for each filter (Linux's
 /// MAX_INSNS_PER_PATH).
@@ -66,13 +68,33 @@ impl Drop for Filter {
 /// A thread's state.
 #[derive(Default)]
 pub struct Seccomp {
-    mode: AtomicU8,
+    /// The mode, and [`TRACED`]: whoever looks at calls at all costs others one load.
+    word: AtomicU8,
     filters: SpinLock<Option<Arc<Filter>>>,
 }
 
 impl Seccomp {
     pub fn mode(&self) -> u8 {
-        self.mode.load(Ordering::Relaxed)
+        self.word.load(Ordering::Relaxed) & !TRACED
+    }
+
+    /// Whether anything looks at the thread's calls.
+    pub fn is_watched(&self) -> bool {
+        self.word.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a tracer does.
+    pub fn is_traced(&self) -> bool {
+        self.word.load(Ordering::Relaxed) & TRACED != 0
+    }
+
+    /// A tracer begins to look at the thread's calls, or no longer does.
+    pub fn set_traced(&self, traced: bool) {
+        if traced {
+            self.word.fetch_or(TRACED, Ordering::Relaxed);
+        } else {
+            self.word.fetch_and(!TRACED, Ordering::Relaxed);
+        }
     }
 
     /// Filters of the thread.
@@ -87,7 +109,7 @@ impl Seccomp {
     pub fn copy_from(&self, other: &Seccomp) {
         let filters = other.filters.lock().clone();
         *self.filters.lock() = filters;
-        self.mode.store(other.mode(), Ordering::Relaxed);
+        self.word.store(other.mode(), Ordering::Relaxed);
     }
 
     /// SECCOMP_SET_MODE_STRICT. EINVAL with filters.
@@ -95,7 +117,7 @@ impl Seccomp {
         if self.mode() == FILTER {
             return Err(EINVAL.because("the thread has filters"));
         }
-        self.mode.store(STRICT, Ordering::Relaxed);
+        self.word.fetch_or(STRICT, Ordering::Relaxed);
         Ok(())
     }
 
@@ -171,7 +193,7 @@ pub fn add(thread: &Arc<Thread>, program: Program, scope: Scope) -> Result<usize
     });
     for one in others.iter().chain([thread]) {
         *one.seccomp.filters.lock() = Some(filter.clone());
-        one.seccomp.mode.store(FILTER, Ordering::SeqCst);
+        one.seccomp.word.fetch_or(FILTER, Ordering::SeqCst);
     }
     drop(adding);
     Ok(0)
@@ -186,12 +208,29 @@ fn others(process: &Process, thread: &Arc<Thread>) -> alloc::vec::Vec<Arc<Thread
 }
 
 /// Asks the thread's restrictions about the call in `registers`. `None`: it is allowed; else what
-/// happens instead.
-pub fn check(thread: &Arc<Thread>, registers: &Registers) -> Option<Result<usize>> {
+/// happens instead. A tracer that a filter asks may change the call.
+pub fn check(thread: &Arc<Thread>, registers: &mut Registers) -> Option<Result<usize>> {
     match thread.seccomp.mode() {
         DISABLED => None,
         STRICT => strict(thread, registers),
-        _ => filtered(thread, registers),
+        _ => {
+            let value = strictest(thread, &data(registers));
+            if value & action::MASK != action::TRACE {
+                return filtered(thread, registers, value);
+            }
+            match ptrace::stop::seccomp(thread, registers, value & !action::MASK) {
+                None => Some(Err(ENOSYS.because("nobody listens"))),
+                Some(false) => Some(Ok(registers.rax as usize)),
+                // It may be another call now; the tracer is asked once.
+                Some(true) => {
+                    let value = strictest(thread, &data(registers));
+                    match value & action::MASK {
+                        action::TRACE => None,
+                        _ => filtered(thread, registers, value),
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -205,9 +244,9 @@ fn strict(thread: &Arc<Thread>, registers: &Registers) -> Option<Result<usize>> 
     Some(Ok(registers.orig_rax as usize))
 }
 
-fn filtered(thread: &Arc<Thread>, registers: &Registers) -> Option<Result<usize>> {
+/// What happens at a filter's answer.
+fn filtered(thread: &Arc<Thread>, registers: &Registers, value: u32) -> Option<Result<usize>> {
     let number = registers.orig_rax;
-    let value = strictest(thread, &data(registers));
     let low = value & !action::MASK;
     let rolled_back = Some(Ok(number as usize));
     match value & action::MASK {
@@ -218,7 +257,7 @@ fn filtered(thread: &Arc<Thread>, registers: &Registers) -> Option<Result<usize>
             // Beyond are the kernel's own, which must not restart anything here.
             code => Some(Ok(code.wrapping_neg() as usize)),
         },
-        action::TRACE | action::USER_NOTIF => Some(Err(ENOSYS.because("nobody listens"))),
+        action::USER_NOTIF => Some(Err(ENOSYS.because("nobody listens"))),
         action::TRAP => {
             crate::signal::send::force(thread, signal(registers, low as i32));
             rolled_back
@@ -292,11 +331,11 @@ mod tests {
     #[test]
     fn the_strictest_filter_counts() {
         let thread = process();
-        let registers = Registers {
+        let mut registers = Registers {
             orig_rax: 39,
             ..Registers::default()
         };
-        assert_eq!(check(&thread, &registers), None);
+        assert_eq!(check(&thread, &mut registers), None);
         let own = |program| add(&thread, program, Scope::Thread);
         // Root without CAP_SYS_ADMIN is nobody special here.
         thread.process.credentials.lock().effective = 0;
@@ -307,10 +346,13 @@ mod tests {
             .store(true, Ordering::Relaxed);
         assert_eq!(own(returning(action::ERRNO | 1)), Ok(0));
         assert_eq!(own(returning(action::ALLOW)), Ok(0));
-        assert_eq!(check(&thread, &registers), Some(Err(EPERM)));
+        assert_eq!(check(&thread, &mut registers), Some(Err(EPERM)));
         assert_eq!(own(returning(action::ERRNO | 2)), Ok(0));
         // Of equal actions the newest filter's data counts.
-        assert_eq!(check(&thread, &registers), Some(Err(crate::errno::ENOENT)));
+        assert_eq!(
+            check(&thread, &mut registers),
+            Some(Err(crate::errno::ENOENT))
+        );
         assert_eq!(thread.seccomp.count(), 3);
         assert_eq!(thread.seccomp.set_strict(), Err(EINVAL));
         let mut added = 0;

@@ -90,7 +90,7 @@ pub(crate) fn arguments(flags: CloneFlags) -> CloneArguments {
 fn fork(parent: &Arc<Thread>) -> Arc<Thread> {
     let tid = clone(
         parent,
-        &Registers::default(),
+        &mut Registers::default(),
         &arguments(CloneFlags::empty()),
     )
     .unwrap();
@@ -285,7 +285,7 @@ fn a_thread_shares_and_a_fatal_signal_ends_all() {
         | CloneFlags::SIGHAND
         | CloneFlags::THREAD
         | CloneFlags::SETTLS;
-    let registers = Registers {
+    let mut registers = Registers {
         rip: 0x1000,
         rax: 56,
         rsp: 0x7000,
@@ -296,7 +296,7 @@ fn a_thread_shares_and_a_fatal_signal_ends_all() {
         tls: 0x1234,
         ..arguments(flags)
     };
-    let tid = clone(&main, &registers, &wanted).unwrap();
+    let tid = clone(&main, &mut registers, &wanted).unwrap();
     let second = table::thread(tid).unwrap();
     assert!(Arc::ptr_eq(&second.process, &main.process));
     assert!(Arc::ptr_eq(&second.files(), &main.files()));
@@ -326,7 +326,8 @@ fn vfork_waits_for_the_child() {
     let parent = process();
     let waiter = parent.clone();
     let flags = CloneFlags::VM | CloneFlags::VFORK;
-    let host = std::thread::spawn(move || clone(&waiter, &Registers::default(), &arguments(flags)));
+    let host =
+        std::thread::spawn(move || clone(&waiter, &mut Registers::default(), &arguments(flags)));
     let child = loop {
         let node = table::lock()
             .node(parent.process.pid)
@@ -353,7 +354,7 @@ fn exec_from_another_thread_takes_over_the_process() {
     let main = fork(&parent);
     let pid = main.process.pid;
     let flags = CloneFlags::VM | CloneFlags::SIGHAND | CloneFlags::THREAD;
-    let tid = clone(&main, &Registers::default(), &arguments(flags)).unwrap();
+    let tid = clone(&main, &mut Registers::default(), &arguments(flags)).unwrap();
     let second = table::thread(tid).unwrap();
     let first = main.clone();
     let host = std::thread::spawn(move || {
@@ -385,7 +386,7 @@ fn clone_refuses_what_linux_refuses() {
     ];
     for (flags, error) in refused {
         assert_eq!(
-            clone(&parent, &Registers::default(), &arguments(flags)),
+            clone(&parent, &mut Registers::default(), &arguments(flags)),
             Err(error)
         );
     }

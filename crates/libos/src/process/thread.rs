@@ -31,6 +31,8 @@ bitflags::bitflags! {
         const RESTORE_MASK = 16;
         /// A program of the host's is to be brought in (`process::host_exec`).
         const HOST_EXEC = 32;
+        /// A tracer wants one step ([`crate::ptrace::step`]).
+        const STEP = 64;
     }
 }
 
@@ -86,6 +88,8 @@ pub struct Thread {
     pub timer_slack_default: AtomicU64,
     /// Its keyrings, its process's and its session's.
     pub keys: crate::keys::ThreadRings,
+    /// That it is traced.
+    pub tracee: crate::ptrace::Slot,
     /// The call that `--strace` will print when it returns.
     pub trace: SpinLock<Option<crate::trace::Pending>>,
 }
@@ -122,6 +126,7 @@ impl Thread {
             timer_slack: AtomicU64::new(TIMER_SLACK_NS),
             timer_slack_default: AtomicU64::new(TIMER_SLACK_NS),
             keys: Default::default(),
+            tracee: Default::default(),
             trace: SpinLock::new(None),
         }
     }

@@ -7,6 +7,8 @@ use super::Process;
 use super::table::{self, Node};
 use super::times::CpuTime;
 use crate::errno::ECHILD;
+use crate::ptrace::relation;
+use crate::ptrace::report::{self, Report};
 use crate::signal::info::{
     CLD_CONTINUED, CLD_DUMPED, CLD_EXITED, CLD_KILLED, CLD_STOPPED, SigInfo,
 };
@@ -51,6 +53,8 @@ pub struct Change {
 
 enum Scan {
     Found(Change, Option<Node>),
+    /// The end of another's child that a tracer was told of: its parent is next.
+    OtherZombie(Change, Arc<Process>, u32),
     Nothing,
     NoChildren,
 }
@@ -58,13 +62,17 @@ enum Scan {
 /// Waits for a change. `None` with WNOHANG when nothing has changed. ECHILD.
 pub fn wait(thread: &Arc<Thread>, which: &Which, options: WaitOptions) -> Result<Option<Change>> {
     let process = &thread.process;
-    let attempt = || match scan(process, which, options) {
+    let attempt = || match scan(thread, which, options) {
         Scan::Found(change, reaped) => {
             if let Some(node) = reaped {
                 account(process, &node.process, &change);
                 // The last reference may go here: not under the table's lock.
                 drop(node);
             }
+            Some(Ok(Some(change)))
+        }
+        Scan::OtherZombie(change, process, status) => {
+            super::exit::announce(&process, status);
             Some(Ok(Some(change)))
         }
         Scan::NoChildren => Some(Err(ECHILD)),
@@ -89,7 +97,8 @@ fn account(process: &Process, child: &Process, change: &Change) {
         .fetch_add(change.sleeps, Ordering::Relaxed);
 }
 
-fn scan(process: &Arc<Process>, which: &Which, options: WaitOptions) -> Scan {
+fn scan(thread: &Arc<Thread>, which: &Which, options: WaitOptions) -> Scan {
+    let process = &thread.process;
     let mut table = table::lock();
     let Some(own) = table.node(process.pid) else {
         return Scan::NoChildren;
@@ -104,9 +113,31 @@ fn scan(process: &Arc<Process>, which: &Which, options: WaitOptions) -> Scan {
             continue;
         }
         any = true;
+        let mut options = options;
+        if relation::of_leader(&child.process).is_some() {
+            // Its end is its tracer's first; its stops too, if that is of this process.
+            options -= WaitOptions::EXITED;
+            if report::is_traced_by(&child.process, process) {
+                options -= WaitOptions::STOPPED;
+            }
+        }
         if let Some(change) = change_of(child, options) {
             found = Some(change);
             break;
+        }
+    }
+    if found.is_none() {
+        let (has_tracees, report) = report::scan(&table, thread, which, options);
+        any |= has_tracees;
+        match report {
+            None => {}
+            Some(Report::Change(change)) => return Scan::Found(change, None),
+            Some(Report::OtherZombie(change, process, status)) => {
+                return Scan::OtherZombie(change, process, status);
+            }
+            Some(Report::OwnZombie(pid)) => {
+                found = table.node(pid).and_then(|node| change_of(node, options));
+            }
         }
     }
     let Some(change) = found else {
@@ -116,6 +147,12 @@ fn scan(process: &Arc<Process>, which: &Which, options: WaitOptions) -> Scan {
         return Scan::Found(change, None);
     }
     if matches!(change.info.code, CLD_EXITED | CLD_KILLED | CLD_DUMPED) {
+        if let Some(tracee) = table
+            .node(change.pid)
+            .and_then(|node| relation::of_leader(&node.process))
+        {
+            relation::forget(&tracee);
+        }
         let node = table.reap(change.pid);
         return Scan::Found(change, node);
     }
@@ -147,11 +184,8 @@ fn change_of(child: &Node, options: WaitOptions) -> Option<Change> {
         .zombie
         .filter(|_| options.contains(WaitOptions::EXITED))
     {
-        match status & 0x7f {
-            0 => (CLD_EXITED, status, status >> 8 & 0xff),
-            signal if status & 0x80 != 0 => (CLD_DUMPED, status, signal),
-            signal => (CLD_KILLED, status, signal),
-        }
+        let (code, value) = report::end_of(status);
+        (code, status, value)
     } else if let Some(signal) = child
         .stopped
         .filter(|_| options.contains(WaitOptions::STOPPED))

@@ -9,7 +9,7 @@ use super::{
 use crate::errno::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS};
 use crate::process::thread::Work;
 use crate::process::{core_dump, exit, table};
-use crate::{Registers, Thread};
+use crate::{Registers, Thread, ptrace};
 
 /// Number of `restart_syscall`.
 const RESTART_SYSCALL: u64 = 219;
@@ -38,6 +38,10 @@ pub fn deliver(thread: &Arc<Thread>, registers: &mut Registers) {
             blocked |= bit(signal);
         }
         super::set_blocked(thread, blocked);
+        if thread.work().contains(Work::STEP) {
+            // The handler's first instruction is where a step into it ends.
+            ptrace::stop::stepped(thread, registers);
+        }
     }
     if thread.work().intersects(Work::EXIT | Work::STOP) {
         // Comes back here afterwards, unless it ends: the call may have to be restarted.
@@ -83,18 +87,24 @@ fn interrupt_call(registers: &mut Registers, handler: Option<&Action>) {
 }
 
 /// The next signal that has a handler. Default actions are carried out on the way.
-fn next_handler(thread: &Arc<Thread>, registers: &Registers) -> Option<(SigInfo, Action)> {
+fn next_handler(thread: &Arc<Thread>, registers: &mut Registers) -> Option<(SigInfo, Action)> {
     let process = &thread.process;
     loop {
         if thread.work().intersects(Work::EXIT | Work::STOP) {
             return None;
         }
+        if ptrace::stop::trap(thread, registers) {
+            continue;
+        }
         let continuations = process.signals.group.lock().continuations;
         let info = super::next_of(thread, !thread.signals.blocked())?;
-        let signal = info.number();
         if crate::trace::is_enabled() {
             crate::trace::signal(thread, &info);
         }
+        let Some(info) = ptrace::stop::signal(thread, registers, info) else {
+            continue;
+        };
+        let signal = info.number();
         let action = {
             let actions = process.signals.actions();
             let mut actions = actions.lock();
@@ -138,7 +148,15 @@ fn begin_stop(thread: &Arc<Thread>, signal: u32, continuations: u32) {
     let process = &thread.process;
     {
         let mut group = process.signals.group.lock();
-        if group.continuations != continuations || group.stopped_by != 0 {
+        if group.continuations != continuations {
+            return;
+        }
+        if group.stopped_by != 0 {
+            drop(group);
+            if thread.tracee.is_set() {
+                // Its tracer lets it run in a process that has stopped: it stops again.
+                thread.add_own_work(Work::STOP);
+            }
             return;
         }
         group.stopped_by = signal;
@@ -153,8 +171,9 @@ fn begin_stop(thread: &Arc<Thread>, signal: u32, continuations: u32) {
     thread.add_own_work(Work::STOP);
 }
 
-/// Work::STOP: sleeps until the process continues or the thread must end.
-pub fn rest(thread: &Arc<Thread>) {
+/// Work::STOP: sleeps until the process continues or the thread must end. A traced thread goes on
+/// when its tracer says so.
+pub fn rest(thread: &Arc<Thread>, registers: &mut Registers) {
     let process = &thread.process;
     let mut counted = false;
     loop {
@@ -162,7 +181,7 @@ pub fn rest(thread: &Arc<Thread>) {
         if thread.work().contains(Work::EXIT) {
             break;
         }
-        {
+        let signal = {
             let mut group = process.signals.group.lock();
             if group.stopped_by == 0 {
                 break;
@@ -171,8 +190,16 @@ pub fn rest(thread: &Arc<Thread>) {
                 group.stopped_threads += 1;
                 counted = true;
             }
-        }
+            group.stopped_by
+        };
         complete_stop(process, 0);
+        if thread.tracee.is_set() {
+            thread.clear_work(Work::STOP);
+            if ptrace::stop::group(thread, registers, signal) {
+                return;
+            }
+            continue;
+        }
         thread.sleep(seen, None);
     }
     thread.clear_work(Work::STOP);

@@ -21,6 +21,7 @@ pub mod send;
 mod tests;
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::platform::Exception;
@@ -162,6 +163,17 @@ impl ThreadSignals {
         self.pending.lock().has_timer(id)
     }
 
+    /// Adds a signal without looking at what becomes of it (a thread that does not run yet).
+    pub fn add_raw(&self, info: SigInfo) {
+        // A standard signal is always accepted.
+        let _ = self.with_pending(|pending| pending.add(info, usize::MAX));
+    }
+
+    /// What is queued for the thread alone.
+    pub fn queued(&self) -> Vec<SigInfo> {
+        self.with_pending(|pending| pending.infos())
+    }
+
     fn with_pending<T>(&self, change: impl FnOnce(&mut Pending) -> T) -> T {
         let mut pending = self.pending.lock();
         let result = change(&mut pending);
@@ -223,6 +235,11 @@ impl ProcessSignals {
         let result = change(&mut pending);
         self.pending_mask.store(pending.mask(), Ordering::SeqCst);
         result
+    }
+
+    /// What is queued for the process as a whole.
+    pub fn queued_infos(&self) -> Vec<SigInfo> {
+        self.with_pending(|pending| pending.infos())
     }
 
     pub fn actions(&self) -> Arc<SpinLock<Actions>> {

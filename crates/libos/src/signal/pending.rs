@@ -1,6 +1,7 @@
 //! A queue of pending signals.
 
 use alloc::collections::VecDeque;
+use alloc::vec::Vec;
 
 use super::info::{SI_TIMER, SI_USER};
 use super::{SIGRTMIN, SYNCHRONOUS, SigInfo, bit};
@@ -46,6 +47,11 @@ impl Pending {
     /// Signals that are queued with their information.
     pub fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// They, in order of arrival.
+    pub fn infos(&self) -> Vec<SigInfo> {
+        self.queue.iter().copied().collect()
     }
 
     /// The number of the signal of `wanted` that is next.

@@ -41,11 +41,12 @@ pub fn to_process(process: &Arc<Process>, info: SigInfo, origin: Origin) -> Resu
     let threads = process.live_threads();
     let signal = info.number();
     let blocked = threads.first().map_or(0, |thread| held_back(thread));
-    if !prepare(process, signal, blocked, origin) {
+    let traced = threads.first().is_some_and(|t| t.tracee.is_set());
+    if !prepare(process, signal, blocked, traced, origin) {
         return Ok(());
     }
     if signal == SIGKILL {
-        crate::process::exit::group_exit(process, SIGKILL);
+        kill(process);
         return Ok(());
     }
     let limit = queue_limit(process, signal);
@@ -68,11 +69,12 @@ pub fn to_thread(thread: &Arc<Thread>, info: SigInfo, origin: Origin) -> Result<
     if process.has_ended() {
         return Ok(());
     }
-    if !prepare(process, signal, held_back(thread), origin) {
+    let traced = thread.tracee.is_set();
+    if !prepare(process, signal, held_back(thread), traced, origin) {
         return Ok(());
     }
     if signal == SIGKILL {
-        crate::process::exit::group_exit(process, SIGKILL);
+        kill(process);
         return Ok(());
     }
     // One limit for both queues.
@@ -86,6 +88,11 @@ pub fn to_thread(thread: &Arc<Thread>, info: SigInfo, origin: Origin) -> Result<
     }
     process.signals.queued.wake(Events::IN);
     Ok(())
+}
+
+fn kill(process: &Arc<Process>) {
+    crate::process::exit::group_exit(process, SIGKILL);
+    crate::ptrace::stop::killed(process);
 }
 
 /// Sends to every process of a group, without a check of rights (terminals, the kernel). ESRCH
@@ -180,8 +187,14 @@ fn held_back(thread: &Thread) -> u64 {
 }
 
 /// What generation itself does: stop signals and SIGCONT cancel each other. Whether the signal is
-/// to be queued.
-fn prepare(process: &Arc<Process>, signal: u32, blocked: u64, origin: Origin) -> bool {
+/// to be queued: for a traced thread also one that it ignores, since its tracer may want to see it.
+fn prepare(
+    process: &Arc<Process>,
+    signal: u32,
+    blocked: u64,
+    traced: bool,
+    origin: Origin,
+) -> bool {
     if process.group_exit().is_some() {
         return signal == SIGKILL;
     }
@@ -190,6 +203,7 @@ fn prepare(process: &Arc<Process>, signal: u32, blocked: u64, origin: Origin) ->
     } else if signal == SIGCONT {
         discard(process, STOPPING);
         resume(process);
+        crate::ptrace::stop::continued(process);
     }
     let action = process.signals.action(signal);
     let spared = action.handler == SIG_DFL
@@ -198,7 +212,7 @@ fn prepare(process: &Arc<Process>, signal: u32, blocked: u64, origin: Origin) ->
     if blocked & bit(signal) & !UNBLOCKABLE != 0 {
         return true;
     }
-    !spared && !action.ignores(signal)
+    traced && signal != SIGKILL || !spared && !action.ignores(signal)
 }
 
 fn discard(process: &Process, mask: u64) {

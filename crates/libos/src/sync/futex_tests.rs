@@ -17,7 +17,7 @@ fn threads(count: usize) -> (u64, Vec<Arc<Thread>>) {
     let flags = CloneFlags::VM | CloneFlags::SIGHAND | CloneFlags::THREAD;
     let mut all = Vec::new();
     for _ in 1..count {
-        let tid = clone(&main, &Registers::default(), &arguments(flags)).unwrap();
+        let tid = clone(&main, &mut Registers::default(), &arguments(flags)).unwrap();
         let thread = crate::process::table::thread(tid).unwrap();
         thread.clear_work(Work::all());
         all.push(thread);

@@ -13,6 +13,7 @@ use crate::fs::permission::Caller;
 use crate::mm::AddressSpace;
 use crate::platform::{FPU_STATE_MAX, platform};
 use crate::process::{boot, exec, program};
+use crate::ptrace;
 use crate::user::{self, UserPtr};
 
 /// Longest single argument (MAX_ARG_STRLEN).
@@ -119,7 +120,7 @@ fn run(
     let no_new_privileges = process
         .no_new_privileges
         .load(core::sync::atomic::Ordering::Relaxed);
-    let (set_uid, set_gid) = if no_new_privileges {
+    let (set_uid, set_gid) = if no_new_privileges || ptrace::keeps_rights(thread) {
         (None, None)
     } else {
         program::set_ids(&file)
@@ -140,11 +141,13 @@ fn run(
     let fs = thread.fs();
     let mut open = |path: &[u8]| program::find(Caller::new(thread), &fs, path);
     let loaded = elf::load(program, &mut open)?;
+    let old_tid = thread.tid();
     exec::prepare(thread)?;
     exec::commit(thread, loaded.mm, &name.short, set_uid, set_gid);
     *context.registers = boot::initial_registers(loaded.entry, loaded.stack_pointer);
     platform().set_fs_base(0);
     restore_initial_fpu();
+    ptrace::stop::executed(thread, context.registers, old_tid);
     Ok(0)
 }
 

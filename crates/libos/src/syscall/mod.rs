@@ -33,6 +33,7 @@ pub mod open;
 pub mod poll;
 pub mod prctl;
 pub mod process_vm;
+pub mod ptrace;
 pub mod sched;
 pub mod seccomp;
 pub mod semaphore;
@@ -167,12 +168,12 @@ static HANDLERS: [Handler; NUMBERS] = {
 pub fn dispatch(thread: &Arc<Thread>, registers: &mut Registers) {
     let number = registers.rax;
     registers.orig_rax = number;
-    let result = match thread.seccomp.mode() == restrictions::DISABLED && !trace::is_enabled() {
+    let result = match !thread.seccomp.is_watched() && !trace::is_enabled() {
         true => {
             let arguments = Arguments(registers.arguments());
             handler(number)(&mut Context { thread, registers }, arguments)
         }
-        false => watched(thread, registers),
+        false => return watched(thread, registers),
     };
     registers.rax = match result {
         Ok(value) => value as u64,
@@ -184,16 +185,40 @@ fn handler(number: u64) -> Handler {
     HANDLERS.get(number as usize).copied().unwrap_or(missing)
 }
 
-/// A call that is traced, or that a filter looks at first.
+/// A call that somebody looks at: a tracer, a filter or `--strace`.
 #[cold]
 #[inline(never)]
-fn watched(thread: &Arc<Thread>, registers: &mut Registers) -> Result<usize> {
-    let number = registers.rax;
-    let arguments = Arguments(registers.arguments());
+fn watched(thread: &Arc<Thread>, registers: &mut Registers) {
+    let is_traced = thread.seccomp.is_traced();
+    if !is_traced || crate::ptrace::stop::enter_call(thread, registers) {
+        let number = registers.orig_rax;
+        let result = filtered(thread, registers);
+        let replaced = registers.orig_rax == u64::MAX;
+        registers.rax = match result {
+            Ok(value) => value as u64,
+            Err(errno) => refused(thread, registers, errno),
+        };
+        if is_traced && replaced && number as usize != RT_SIGRETURN {
+            // execve: debuggers want to see of which call this is the end.
+            registers.orig_rax = number;
+        }
+    }
+    // execve and clone may have begun it.
+    if thread.seccomp.is_traced() {
+        crate::ptrace::stop::leave_call(thread, registers);
+    }
+}
+
+const RT_SIGRETURN: usize = 15;
+
+/// The call after its tracer has seen it.
+fn filtered(thread: &Arc<Thread>, registers: &mut Registers) -> Result<usize> {
     let refused = match thread.seccomp.mode() {
         restrictions::DISABLED => None,
         _ => restrictions::check(thread, registers),
     };
+    let number = registers.orig_rax;
+    let arguments = Arguments(registers.arguments());
     let mut context = Context { thread, registers };
     if trace::is_enabled() {
         trace::enter(thread, number, &arguments.0);

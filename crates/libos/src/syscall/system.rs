@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::{Arguments, Context};
 use crate::Result;
-use crate::errno::{EINVAL, EIO, ENOENT, ENOSYS, EPERM, ESRCH};
+use crate::errno::{EINVAL, ENOENT, ENOSYS, EPERM};
 use crate::fs::procfs::namespace_flag;
 use crate::platform::platform;
 use crate::process::clone::CloneFlags;
@@ -145,16 +145,6 @@ pub fn setns(context: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
         return Err(EINVAL.because("neither a namespace nor a process with kinds of them"));
     }
     Err(EPERM.because("namespaces cannot be entered in a container"))
-}
-
-/// ptrace: no process can be traced. TRACEME and ATTACH say so as a container without
-/// CAP_SYS_PTRACE would see it.
-pub fn ptrace(_: &mut Context<'_>, arguments: Arguments) -> Result<usize> {
-    match arguments.u64(0) {
-        0 | 16 | 0x4206 => Err(EPERM.because("tracing is not offered")),
-        1..=3 => Err(EIO.because("the process is not traced")),
-        _ => Err(ESRCH.because("the process is not traced")),
-    }
 }
 
 /// acct needs CAP_SYS_PACCT.

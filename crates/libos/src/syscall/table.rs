@@ -74,7 +74,7 @@ table! {
     53 socketpair super::socket::socketpair, Full, "";
     54 setsockopt super::socket::setsockopt, Full, "";
     55 getsockopt super::socket::getsockopt, Full, "";
-    56 clone super::clone::clone, Partial, "no new namespaces, no tracing";
+    56 clone super::clone::clone, Partial, "no new namespaces";
     57 fork super::clone::fork, Full, "";
     58 vfork super::clone::vfork, Full, "";
     59 execve super::exec::execve, Full, "";
@@ -119,7 +119,7 @@ table! {
     98 getrusage super::limits::getrusage, Partial, "CPU time is the time outside of sleeps; no fault counts";
     99 sysinfo super::limits::sysinfo, Partial, "no load averages";
     100 times super::limits::times, Partial, "all CPU time is user time";
-    101 ptrace super::system::ptrace, Missing, "refused: no process can be traced";
+    101 ptrace super::ptrace::ptrace, Partial, "no debug registers; steps as breakpoints make them";
     102 getuid super::identity::getuid, Full, "";
     103 syslog super::system::syslog, Partial, "the kernel log belongs to the host";
     104 getgid super::identity::getgid, Full, "";
@@ -335,7 +335,7 @@ table! {
     314 sched_setattr super::sched::sched_setattr, Partial, "no real-time scheduling";
     315 sched_getattr super::sched::sched_getattr, Full, "";
     316 renameat2 super::names::renameat2, Full, "";
-    317 seccomp super::seccomp::seccomp, Partial, "no tracers, no notifications";
+    317 seccomp super::seccomp::seccomp, Partial, "no notifications";
     318 getrandom super::system::getrandom, Full, "";
     319 memfd_create super::memfd::memfd_create, Full, "";
     320 kexec_file_load super::system::not_permitted, Partial, "EPERM";

@@ -327,6 +327,7 @@ signatures! {
     add_key: [Text, Text, Address, Size, Key];
     request_key: [Text, Text, Text, Key];
     keyctl: [Choice(flags::KEYCTL), KeyArgument, KeyArgument, KeyArgument, KeyArgument];
+    ptrace: [Choice(flags::PTRACE), Int, Hex, Hex];
     arch_prctl: [Choice(flags::ARCH_PRCTL), Address];
     futex: [Address, Futex, Int, Time, Address, Hex];
     set_robust_list: [Address, Size];

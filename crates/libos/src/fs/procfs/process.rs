@@ -314,7 +314,7 @@ pub fn read_memory(process: &Process, to: &mut IoBuffer<'_>, offset: u64) -> Res
     let mut at = offset;
     while !to.is_empty() {
         let len = to.remaining().min(4096 - (at & 4095) as usize);
-        if mm.read(at, &mut chunk[..len]).is_err() {
+        if mm.peek(at, &mut chunk[..len]).is_err() {
             return if at == offset {
                 Err(EIO)
             } else {
@@ -326,8 +326,7 @@ pub fn read_memory(process: &Process, to: &mut IoBuffer<'_>, offset: u64) -> Res
     Ok((at - offset) as usize)
 }
 
-/// Writes to /proc/<pid>/mem. EIO where the program itself could not write: unlike Linux, which lets
-/// debuggers write into read-only private memory this way.
+/// Writes to /proc/<pid>/mem. EIO where not even a debugger may write.
 pub fn write_memory(process: &Process, from: &mut IoBuffer<'_>, offset: u64) -> Result<usize> {
     let mm = process.mm();
     let mut chunk = [0u8; 4096];
@@ -335,7 +334,7 @@ pub fn write_memory(process: &Process, from: &mut IoBuffer<'_>, offset: u64) -> 
     while !from.is_empty() {
         let len = from.remaining().min(4096 - (at & 4095) as usize);
         let taken = from.take(&mut chunk[..len])?;
-        if mm.write(at, &chunk[..taken]).is_err() {
+        if mm.poke(at, &chunk[..taken]).is_err() {
             return if at == offset {
                 Err(EIO)
             } else {
@@ -443,10 +442,14 @@ fn state(process: &Process, thread: Option<&Thread>) -> (char, &'static str) {
     if node.is_some_and(|node| node.zombie.is_some()) || thread.is_none() {
         return ('Z', "zombie");
     }
-    if node.is_some_and(|node| node.stopped.is_some()) {
-        return ('T', "stopped");
-    }
     drop(table);
+    match thread.and_then(|thread| thread.tracee.get()) {
+        Some(tracee) if tracee.is_stopped() => return ('t', "tracing stop"),
+        // Its tracer lets it run in a process that has stopped.
+        Some(_) => {}
+        None if process.signals.group.lock().stop_complete => return ('T', "stopped"),
+        None => {}
+    }
     match thread {
         Some(thread) if thread.asleep.load(Ordering::Relaxed) => ('S', "sleeping"),
         _ => ('R', "running"),
@@ -572,10 +575,14 @@ fn status(process: &Arc<Process>, tid: Option<u32>) -> Result<String> {
     let _ = write!(
         text,
         "Name:\t{}\nUmask:\t{umask:04o}\nState:\t{letter} ({word})\nTgid:\t{pid}\nNgid:\t0\n\
-         Pid:\t{}\nPPid:\t{}\nTracerPid:\t0\n",
+         Pid:\t{}\nPPid:\t{}\nTracerPid:\t{}\n",
         name_of(thread.as_ref()),
         tid.unwrap_or(pid),
         process.parent_pid(),
+        thread
+            .as_ref()
+            .and_then(|thread| thread.tracee.get())
+            .map_or(0, |tracee| tracee.tracer_id()),
     );
     let c = &credentials;
     let _ = write!(

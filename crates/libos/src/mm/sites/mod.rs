@@ -121,12 +121,21 @@ pub fn canonical(rip: u64) -> u64 {
 }
 
 /// Where to continue for a canonical address: itself, or its copy in a trampoline when the bytes
-/// there were rewritten.
+/// there were rewritten. The space that is about to run is resident.
 pub fn resume_address(rip: u64) -> u64 {
     if !PATCHED.load(Ordering::Acquire) {
         return rip;
     }
-    TABLE.read().resume_address(rip)
+    let Some((resume, patch)) = TABLE.read().resume_address(rip) else {
+        return rip;
+    };
+    // This process may have got its instructions back (see [`super::debug`]).
+    let mut there = vec![0; patch.original.len()];
+    let read = platform().copy_from_user(patch.range().start, &mut there);
+    match read.is_ok() && there != patch.replacement() {
+        true => rip,
+        false => resume,
+    }
 }
 
 /// Rewrites the known sites in text that was just brought in: its pages are readable and writable
@@ -218,6 +227,14 @@ pub(super) fn dropped(range: &Range<u64>) {
         }
     }
     PATCHED.store(table.has_moved(), Ordering::Release);
+}
+
+/// The patches whose bytes touch a range.
+pub(super) fn patches(range: &Range<u64>) -> Vec<Patch> {
+    match PATCHED.load(Ordering::Acquire) {
+        true => TABLE.read().overlapping(range),
+        false => Vec::new(),
+    }
 }
 
 /// Puts the original bytes back: the mapping becomes writable, or moves. `live` says which pages

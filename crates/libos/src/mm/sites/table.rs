@@ -363,14 +363,16 @@ impl Table {
         }
     }
 
-    /// See [`super::resume_address`].
-    pub fn resume_address(&self, rip: u64) -> u64 {
-        let near = rip.saturating_sub(32)..rip + 32;
+    /// The copy of the instruction at an address in the trampoline of a patch that moved it.
+    pub fn resume_address(&self, rip: u64) -> Option<(u64, Patch)> {
+        let near = rip.saturating_sub(32)..rip.saturating_add(32);
         let found = self
             .patches
             .range(near)
             .find(|(_, patch)| patch.range().contains(&rip));
-        found.map_or(rip, |(_, patch)| patch.resume_at(rip))
+        let (_, patch) = found?;
+        let resume = patch.resume_at(rip);
+        (resume != rip).then(|| (resume, patch.clone()))
     }
 
     /// Whether any patch has moved instructions that a canonical address can point into.

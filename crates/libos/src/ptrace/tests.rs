@@ -1,0 +1,1 @@
+//! Who traces whom, stops and what wait tells of them, on the test host.
