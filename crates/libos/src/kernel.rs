@@ -324,6 +324,7 @@ pub fn before_user(thread: &Arc<Thread>, registers: &mut Registers) -> Next {
     loop {
         let work = thread.work();
         if work.contains(Work::EXIT) {
+            thread.process.dumped.leave(thread, registers);
             exit::finish(thread, registers);
             return Next::Exit;
         }

@@ -15,6 +15,36 @@ static int child_fn(void *arg) { *(int *)arg = 99; return 5; }
 
 static void *exec_thread(void *arg) { char *argv[] = {arg, "--pid", 0}; execv(arg, argv); return 0; }
 
+/* All threads of a process do the same at once; one does it for all. */
+static pthread_barrier_t barrier;
+static void *exec_at_once(void *arg) { pthread_barrier_wait(&barrier); return exec_thread(arg); }
+static void *crash_at_once(void *arg) {
+    pthread_barrier_wait(&barrier);
+    raise(SIGABRT);
+    return arg;
+}
+
+static int at_once(void *(*body)(void *), void *arg) {
+    pid_t p = fork();
+    if (p == 0) {
+        struct rlimit core = {RLIM_INFINITY, RLIM_INFINITY};
+        pthread_t t;
+        setrlimit(RLIMIT_CORE, &core);
+        if (chdir("/tmp")) _exit(1);
+        pthread_barrier_init(&barrier, 0, 5);
+        for (int i = 0; i < 4; i++) pthread_create(&t, 0, body, arg);
+        body(arg);
+        pause();
+    }
+    int status = -1;
+    CHECK(waitpid(p, &status, 0) == p);
+    char name[32];
+    snprintf(name, sizeof name, "/tmp/core.%d", p);
+    unlink("/tmp/core");
+    unlink(name);
+    return status;
+}
+
 /* Memory of all kinds: what a process leaves in it, its successor must not find. */
 static char zeros[300 << 10];
 static char ones[300 << 10] = {1};
@@ -92,6 +122,13 @@ int main(int argc, char **argv) {
     p = fork();
     if (p == 0) { pthread_t t; pthread_create(&t, 0, exec_thread, argv[0]); pause(); }
     CHECK(waitpid(p, &status, 0) == p && WEXITSTATUS(status) == 17);
+
+    for (int i = 0; i < 10; i++) {
+        status = at_once(exec_at_once, argv[0]);
+        CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 17);
+        status = at_once(crash_at_once, 0);
+        CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
+    }
 
     /* clone with shared memory */
     int seen = 0;

@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/msg.h>
 #include <sys/prctl.h>
+#include <sys/procfs.h>
 #include <sys/resource.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
@@ -121,7 +122,19 @@ static void strict_killed(void) {
 }
 
 static const char pattern[] = "in the core file, once";
+static pid_t *others; /* threads that are there when the process dies */
+static void *waits(void *at) {
+    *(pid_t *)at = syscall(SYS_gettid);
+    pause();
+    return 0;
+}
+
 static void dies(void) {
+    pthread_t thread;
+    for (int i = 0; i < 2; i++) {
+        pthread_create(&thread, 0, waits, &others[i]);
+        while (*(volatile pid_t *)&others[i] == 0) usleep(1000);
+    }
     char *memory = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     char *secret = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     madvise(secret, 8192, MADV_DONTDUMP);
@@ -139,7 +152,20 @@ static int contains(const char *bytes, size_t len, int with) {
     return memmem(bytes, len, wanted, sizeof pattern - 1) != 0;
 }
 
+/* Whether the notes tell of a thread that waits in a system call. */
+static int tells_of(const char *notes, size_t len, pid_t thread) {
+    for (size_t at = 0; at + sizeof(Elf64_Nhdr) <= len;) {
+        Elf64_Nhdr *note = (void *)(notes + at);
+        const struct elf_prstatus *status = (void *)(notes + at + sizeof *note + 8);
+        if (note->n_type == NT_PRSTATUS && status->pr_pid == thread)
+            return status->pr_reg[15] == SYS_pause && status->pr_reg[19] != 0;
+        at += sizeof *note + 8 + (note->n_descsz + 3) / 4 * 4;
+    }
+    return 0;
+}
+
 static void core(void) {
+    others = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     char directory[] = "/tmp/coreXXXXXX", text[64] = "";
     CHECK(mkdtemp(directory) && chdir(directory) == 0);
     int fd = open("/proc/sys/kernel/core_pattern", O_RDONLY);
@@ -155,6 +181,7 @@ static void core(void) {
         return; /* this machine's core files go elsewhere */
     limit.rlim_cur = limit.rlim_max;
     setrlimit(RLIMIT_CORE, &limit);
+    memset(others, 0, 4096);
     status = apart(dies);
     CHECK(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && WCOREDUMP(status));
     struct stat stat;
@@ -169,6 +196,8 @@ static void core(void) {
     CHECK(header->e_type == ET_CORE && header->e_machine == EM_X86_64 && header->e_phnum > 2);
     Elf64_Phdr *entry = (void *)(bytes + header->e_phoff);
     CHECK(entry->p_type == PT_NOTE && entry[1].p_type == PT_LOAD);
+    for (int i = 0; i < 2; i++)
+        CHECK(tells_of(bytes + entry->p_offset, entry->p_filesz, others[i]));
     int found = 0, secret = 0;
     for (int i = 0; i < header->e_phnum; i++)
         if (entry[i].p_type == PT_LOAD && entry[i].p_filesz) {

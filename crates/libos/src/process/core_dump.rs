@@ -1,7 +1,7 @@
 //! Core files: what a process that a signal ends leaves for a debugger (core(5)).
 //!
 //! Written inside the container only, where RLIMIT_CORE and PR_SET_DUMPABLE allow it. The other
-//! threads have ended before, so the file shows the registers of the one that got the signal.
+//! threads end before, and leave their registers for it ([`OtherThreads`]).
 //! `|program` as a pattern is refused: nothing would run it.
 
 use alloc::format;
@@ -65,28 +65,99 @@ pub fn set_pattern(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Writes the core file of a process that `info` ends. Whether there is one.
-pub fn write(thread: &Arc<Thread>, registers: &Registers, info: &SigInfo) -> bool {
+/// A thread's state as its process's core file shows it.
+struct State {
+    tid: u32,
+    blocked: u64,
+    registers: Registers,
+    fs_base: u64,
+    /// The part of FXSAVE.
+    fpu: Vec<u8>,
+}
+
+impl State {
+    /// Of the calling thread.
+    fn of(thread: &Thread, registers: &Registers) -> State {
+        /// Bytes of `struct user_fpregs_struct`.
+        const FXSAVE: usize = 512;
+        let mut fpu = alloc::vec![0; platform().fpu_size()];
+        platform().fpu_save(&mut fpu);
+        fpu.truncate(FXSAVE);
+        State {
+            tid: thread.tid(),
+            blocked: thread.signals.blocked(),
+            registers: *registers,
+            fs_base: platform().fs_base(),
+            fpu,
+        }
+    }
+}
+
+/// What the threads of a process that a core file is made of leave as they end.
+#[derive(Default)]
+pub struct OtherThreads(SpinLock<Option<Vec<State>>>);
+
+impl OtherThreads {
+    /// From now on they do.
+    fn collect(&self) {
+        *self.0.lock() = Some(Vec::new());
+    }
+
+    fn take(&self) -> Vec<State> {
+        self.0.lock().take().unwrap_or_default()
+    }
+
+    /// The calling thread, one of them, is about to end.
+    pub fn leave(&self, thread: &Thread, registers: &Registers) {
+        if self.0.lock().is_none() {
+            return;
+        }
+        let state = State::of(thread, registers);
+        // Nobody will join it, and a debugger finds the id there.
+        thread.exit.clear_child_tid.store(0, Ordering::Relaxed);
+        if let Some(others) = &mut *self.0.lock() {
+            others.push(state);
+        }
+    }
+}
+
+/// What became of a core file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Written,
+    NoFile,
+    /// Another thread of the process writes one, or executes a program: the caller ends alone.
+    AnotherStays,
+}
+
+/// Writes the core file of a process that `info` ends.
+pub fn write(thread: &Arc<Thread>, registers: &Registers, info: &SigInfo) -> Outcome {
     let process = &thread.process;
     let limit = process.limits.get(Resource::Core).soft;
     if limit < LIMIT_MIN || process.dumpable.load(Ordering::Relaxed) != 1 {
-        return false;
+        return Outcome::NoFile;
     }
-    if exit::end_other_threads(thread).is_err() {
-        return false;
+    if exit::end_other_threads(thread, || process.dumped.collect()).is_err() {
+        return match process.group_exit() {
+            Some(_) => Outcome::NoFile,
+            None => Outcome::AnotherStays,
+        };
     }
     let Ok(file) = open(thread, info.number()) else {
-        return false;
+        return Outcome::NoFile;
     };
+    let mut states = process.dumped.take();
+    states.insert(0, State::of(thread, registers));
     let mut dump = Dump {
         thread,
+        states,
         file,
         limit,
         at: 0,
     };
     // As on Linux, a file that the limit or a full disk cuts short is still a core file.
-    let _ = dump.write_all(registers, info);
-    true
+    let _ = dump.write_all(info);
+    Outcome::Written
 }
 
 fn open(thread: &Arc<Thread>, signal: u32) -> Result<Arc<OpenFile>> {
@@ -154,18 +225,20 @@ struct Piece {
 
 struct Dump<'a> {
     thread: &'a Arc<Thread>,
+    /// The one that got the signal first.
+    states: Vec<State>,
     file: Arc<OpenFile>,
     limit: u64,
     at: u64,
 }
 
 impl Dump<'_> {
-    fn write_all(&mut self, registers: &Registers, info: &SigInfo) -> Result<()> {
+    fn write_all(&mut self, info: &SigInfo) -> Result<()> {
         /// ELF header and one program header.
         const HEADER: u64 = 64;
         const ENTRY: u64 = 56;
         let pieces = self.pieces();
-        let notes = self.notes(registers, info);
+        let notes = self.notes(info);
         let count = pieces.len() as u64 + 1;
         let notes_at = HEADER + count * ENTRY;
         let memory_at = (notes_at + notes.len() as u64).next_multiple_of(PAGE);
@@ -293,7 +366,7 @@ impl Dump<'_> {
             .collect()
     }
 
-    fn notes(&self, registers: &Registers, info: &SigInfo) -> Vec<u8> {
+    fn notes(&self, info: &SigInfo) -> Vec<u8> {
         const PRSTATUS: u32 = 1;
         const FPREGSET: u32 = 2;
         const PRPSINFO: u32 = 3;
@@ -301,28 +374,31 @@ impl Dump<'_> {
         const SIGINFO: u32 = 0x5349_4749;
         const FILE: u32 = 0x4649_4c45;
         let mut out = Vec::new();
-        note(&mut out, PRSTATUS, &self.status(registers, info));
-        note(&mut out, PRPSINFO, &self.description());
-        note(&mut out, SIGINFO, &info.to_user());
-        note(&mut out, AUXV, &self.thread.mm().program().auxv);
-        note(&mut out, FILE, &self.files());
-        let mut state = alloc::vec![0; platform().fpu_size()];
-        platform().fpu_save(&mut state);
-        note(&mut out, FPREGSET, &state[..512.min(state.len())]);
+        for (index, state) in self.states.iter().enumerate() {
+            note(&mut out, PRSTATUS, &self.status(state, info));
+            if index == 0 {
+                note(&mut out, PRPSINFO, &self.description());
+                note(&mut out, SIGINFO, &info.to_user());
+                note(&mut out, AUXV, &self.thread.mm().program().auxv);
+                note(&mut out, FILE, &self.files());
+            }
+            note(&mut out, FPREGSET, &state.fpu);
+        }
         out
     }
 
     /// `struct elf_prstatus`.
-    fn status(&self, registers: &Registers, info: &SigInfo) -> [u8; 336] {
+    fn status(&self, state: &State, info: &SigInfo) -> [u8; 336] {
         let process = &self.thread.process;
         let mut out = [0; 336];
         put(&mut out, 0, &info.signal.to_le_bytes());
         put(&mut out, 4, &info.code.to_le_bytes());
         put(&mut out, 12, &(info.signal as u16).to_le_bytes());
         put(&mut out, 16, &process.signals.pending_mask().to_le_bytes());
-        put(&mut out, 24, &self.thread.signals.blocked().to_le_bytes());
-        put(&mut out, 32, self.ids().as_bytes());
-        let words = crate::ptrace::registers::words(registers, platform().fs_base());
+        put(&mut out, 24, &state.blocked.to_le_bytes());
+        let [_, parent, group, session] = self.ids();
+        put(&mut out, 32, [state.tid, parent, group, session].as_bytes());
+        let words = crate::ptrace::registers::words(&state.registers, state.fs_base);
         put(&mut out, 112, words.as_bytes());
         put(&mut out, 328, &1u32.to_le_bytes());
         out

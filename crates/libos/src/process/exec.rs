@@ -12,7 +12,7 @@ use crate::{Result, Thread};
 /// The point of no return: every other thread of the process ends, the caller takes over the
 /// process's id. An error means that the process is being killed; the caller returns it.
 pub fn prepare(thread: &Arc<Thread>) -> Result<()> {
-    exit::end_other_threads(thread)?;
+    exit::end_other_threads(thread, || {})?;
     table::lock().take_over_id(thread);
     crate::ptrace::relation::took_over_id(thread);
     Ok(())

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use super::thread::Work;
 use super::times::ENDED;
 use super::{Process, table};
+use crate::errno::EAGAIN;
 use crate::fs::context::FsContext;
 use crate::fs::table::FdTable;
 use crate::mm::AddressSpace;
@@ -240,9 +241,26 @@ fn traced_zombie(process: &Process, status: u32) -> Option<Arc<ptrace::Tracee>> 
     Some(tracee)
 }
 
-/// Ends every other thread of the process and waits until they are gone (execve). EAGAIN (which
-/// nobody sees) when the thread must end itself.
-pub fn end_other_threads(thread: &Arc<Thread>) -> Result<()> {
+/// Ends every other thread of the process and waits until they are gone (execve, a core file). EAGAIN
+/// (which nobody sees) when the thread must end itself: of several that want to stay the first does.
+/// `first` is done once that is settled.
+pub fn end_other_threads(thread: &Arc<Thread>, first: impl FnOnce()) -> Result<()> {
+    let process = &thread.process;
+    let stays = |from: u32, to: u32| {
+        let order = Ordering::SeqCst;
+        process.staying.compare_exchange(from, to, order, order)
+    };
+    if stays(0, thread.tid()).is_err() {
+        thread.add_own_work(Work::EXIT);
+        return Err(EAGAIN.because("another thread of the process stays"));
+    }
+    first();
+    let result = wait_for_other_threads(thread);
+    let _ = stays(thread.tid(), 0);
+    result
+}
+
+fn wait_for_other_threads(thread: &Arc<Thread>) -> Result<()> {
     let process = &thread.process;
     let others = |process: &Process| -> Vec<Arc<Thread>> {
         let mut threads = process.live_threads();
@@ -258,7 +276,7 @@ pub fn end_other_threads(thread: &Arc<Thread>) -> Result<()> {
             }
         }
         if process.group_exit().is_some() {
-            return Err(crate::errno::EAGAIN.because("the process ends"));
+            return Err(EAGAIN.because("the process ends"));
         }
         // By the list, not by upgrades: a thread that is dropped is still on its way out.
         if process.threads.lock().len() <= 1 {

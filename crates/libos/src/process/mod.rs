@@ -64,6 +64,8 @@ pub struct Process {
     pub exit_signal: AtomicU32,
     /// Bit 32: the whole group ends, with the status in the lower half.
     group_exit: AtomicU64,
+    /// The thread that ends all others and stays, while it does; or 0.
+    staying: AtomicU32,
     /// execve has run since fork (setpgid by the parent is then refused).
     pub has_executed: AtomicBool,
     /// ioprio_set: class and level.
@@ -92,6 +94,8 @@ pub struct Process {
     /// oom_score_adj of /proc, kept as written.
     pub oom_score_adj: AtomicU32,
     pub personality: AtomicU32,
+    /// What the other threads leave for a core file.
+    pub dumped: core_dump::OtherThreads,
     /// /proc/<pid>/coredump_filter.
     pub core_filter: AtomicU32,
     /// What was written to /dev/attestation for the next report or quote.
@@ -133,6 +137,7 @@ impl Process {
             ended: WaitQueue::new(),
             exit_signal: AtomicU32::new(crate::signal::SIGCHLD),
             group_exit: AtomicU64::new(0),
+            staying: AtomicU32::new(0),
             has_executed: AtomicBool::new(false),
             io_priority: AtomicU32::new(Process::IO_PRIORITY_NONE),
             barriers: AtomicU32::new(0),
@@ -149,6 +154,7 @@ impl Process {
             login_uid: AtomicU32::new(u32::MAX),
             oom_score_adj: AtomicU32::new(0),
             personality: AtomicU32::new(0),
+            dumped: Default::default(),
             core_filter: AtomicU32::new(core_dump::FILTER_DEFAULT),
             attestation: SpinLock::new(None),
         })

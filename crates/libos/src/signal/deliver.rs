@@ -7,8 +7,9 @@ use super::{
     Action, DUMPING, IGNORED_BY_DEFAULT, SIGSTOP, STOPPING, SigInfo, UNBLOCKABLE, bit, frame,
 };
 use crate::errno::{EINTR, ERESTART_RESTARTBLOCK, ERESTARTNOHAND, ERESTARTSYS};
+use crate::process::core_dump::{self, Outcome};
 use crate::process::thread::Work;
-use crate::process::{core_dump, exit, table};
+use crate::process::{exit, table};
 use crate::{Registers, Thread, ptrace};
 
 /// Number of `restart_syscall`.
@@ -138,7 +139,15 @@ fn next_handler(thread: &Arc<Thread>, registers: &mut Registers) -> Option<(SigI
             }
             continue;
         }
-        let has_core = bit(signal) & DUMPING != 0 && core_dump::write(thread, registers, &info);
+        let outcome = match bit(signal) & DUMPING {
+            0 => Outcome::NoFile,
+            _ => core_dump::write(thread, registers, &info),
+        };
+        let has_core = match outcome {
+            Outcome::Written => true,
+            Outcome::NoFile => false,
+            Outcome::AnotherStays => return None,
+        };
         exit::group_exit(process, signal | if has_core { CORE_DUMPED } else { 0 });
     }
 }
