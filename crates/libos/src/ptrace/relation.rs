@@ -183,11 +183,9 @@ pub fn never_ran(child: &Thread) {
 /// A thread ends whose tracees nobody traces from now on. Before its own end is told.
 pub fn tracer_ends(thread: &Arc<Thread>) {
     let process = &thread.process;
-    if process.tracees.lock().is_empty() {
-        return;
-    }
     let (mut doomed, mut zombies) = (Vec::new(), Vec::new());
     {
+        // Whoever wants it as a tracer after this sees that it ends.
         let table = table::lock();
         let all = process.tracees.lock().clone();
         for tracee in all.iter().filter(|tracee| tracee.is_tracer(thread)) {
