@@ -2,6 +2,8 @@
 #include "check.h"
 #include <elf.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
@@ -524,6 +526,7 @@ static void events(void) {
     expect_stop(pid, SIGTRAP, PTRACE_EVENT_FORK);
     CHECK(request(PTRACE_GETEVENTMSG, pid, 0, (unsigned long)&child) == 0);
     CHECK((pid_t)child > 0 && (pid_t)child != pid);
+    CHECK(registers_of(pid).rax == -ENOSYS);
     expect_stop(child, SIGSTOP, 0);
     go(PTRACE_CONT, child, 0);
     expect_stop(child, SIGTRAP, PTRACE_EVENT_EXIT);
@@ -587,12 +590,53 @@ static void executes(void) {
     expect_stop(pid, SIGTRAP, PTRACE_EVENT_EXEC);
     unsigned long old;
     CHECK(request(PTRACE_GETEVENTMSG, pid, 0, (unsigned long)&old) == 0 && (pid_t)old == pid);
+    CHECK(registers_of(pid).orig_rax == SYS_execve && registers_of(pid).rax == -ENOSYS);
     go(PTRACE_SYSCALL, pid, 0);
     expect_stop(pid, SIGTRAP | 0x80, 0);
     struct user_regs_struct r = registers_of(pid);
     CHECK(r.orig_rax == SYS_execve && r.rax == 0);
     go(PTRACE_CONT, pid, 0);
     expect_exit(pid, 17);
+}
+
+/* ---- filters ------------------------------------------------------------------------------- */
+
+static void filtered(void) {
+    struct sock_filter code[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRACE | 77),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    struct sock_fprog program = {4, code};
+    long own = getpid();
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+        _exit(1);
+    /* Another call, then another result, then nobody to ask. */
+    if (syscall(SYS_getppid) != own)
+        _exit(2);
+    if (syscall(SYS_getppid) != 4711)
+        _exit(3);
+    _exit(syscall(SYS_getppid) == -1 && errno == ENOSYS ? 12 : 4);
+}
+
+static void filters(void) {
+    pid_t pid = traced(filtered);
+    unsigned long message;
+    CHECK(request(PTRACE_SETOPTIONS, pid, 0, PTRACE_O_TRACESECCOMP) == 0);
+    go(PTRACE_CONT, pid, 0);
+    expect_stop(pid, SIGTRAP, PTRACE_EVENT_SECCOMP);
+    CHECK(request(PTRACE_GETEVENTMSG, pid, 0, (unsigned long)&message) == 0 && message == 77);
+    CHECK(registers_of(pid).orig_rax == SYS_getppid);
+    CHECK(request(PTRACE_POKEUSER, pid, offsetof(struct user, regs.orig_rax), SYS_getpid) == 0);
+    go(PTRACE_CONT, pid, 0);
+    expect_stop(pid, SIGTRAP, PTRACE_EVENT_SECCOMP);
+    CHECK(request(PTRACE_POKEUSER, pid, offsetof(struct user, regs.orig_rax), -1) == 0);
+    CHECK(request(PTRACE_POKEUSER, pid, offsetof(struct user, regs.rax), 4711) == 0);
+    CHECK(request(PTRACE_SETOPTIONS, pid, 0, 0) == 0);
+    go(PTRACE_CONT, pid, 0);
+    expect_exit(pid, 12);
 }
 
 /* ---- attaching ---------------------------------------------------------------------------- */
@@ -864,7 +908,7 @@ int main(int argc, char **argv) {
         {"calls", see_calls}, {"emulate", emulate}, {"errors", errors}, {"signals", signals},
         {"restarts", restarts}, {"registers", registers}, {"breakpoints", breakpoints},
         {"after calls", after_calls}, {"steps", steps}, {"handler", step_into_handler},
-        {"events", events}, {"executes", executes}, {"attaching", attaching},
+        {"events", events}, {"filters", filters}, {"executes", executes}, {"attaching", attaching},
         {"seizing", seizing}, {"stopping", stopping}, {"in between", in_between},
         {"tracers end", tracers_end}, {"threads", threads}, {"memory", memory},
         {"forbidden", forbidden},

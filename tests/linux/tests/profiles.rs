@@ -31,6 +31,7 @@ fn without_dynamic_memory() {
         "processes",
         "restrictions",
         "siblings",
+        "tracing",
         "keys",
     ];
     on(&["dcsv3-5.15"], &names, &["--threads", "128"]);
@@ -47,6 +48,7 @@ fn with_dynamic_memory() {
         "ipc",
         "futexes",
         "restrictions",
+        "tracing",
         "aliases",
     ];
     on(&["dcsv3-6.8", "full"], &names, &[]);

@@ -23,6 +23,8 @@ enum Outcome {
     Again,
 }
 
+/// In rax while a call is under way, as Linux has it.
+const NO_RESULT: u64 = (ENOSYS.code() as u64).wrapping_neg();
 /// Bit of the signal in a status that tells a system call from a signal (PTRACE_O_TRACESYSGOOD).
 const SYSGOOD: u32 = 0x80;
 /// PTRACE_GETEVENTMSG at the two stops of a system call.
@@ -208,6 +210,10 @@ pub fn wants(thread: &Thread, event: Event) -> bool {
 /// Stops for an event that the tracer asked for.
 pub fn event(thread: &Arc<Thread>, registers: &mut Registers, event: Event, message: u64) {
     if wants(thread, event) {
+        if event != Event::Exit {
+            // In the middle of a call, which has no result yet.
+            registers.rax = NO_RESULT;
+        }
         let code = SIGTRAP | (event as u32) << 8;
         let info = own_info(thread, SIGTRAP, code);
         halt(
@@ -242,7 +248,7 @@ pub fn executed(thread: &Arc<Thread>, registers: &mut Registers, old_tid: u32) {
 /// A system call begins: whether it is carried out. The number and the arguments are those in
 /// `registers` afterwards, and rax is the result of a call that is not.
 pub fn enter_call(thread: &Arc<Thread>, registers: &mut Registers) -> bool {
-    registers.rax = i64::from(ENOSYS.code()).wrapping_neg() as u64;
+    registers.rax = NO_RESULT;
     let mode = mode(thread);
     if mode == Mode::Run {
         if !thread.tracee.is_set() {
@@ -308,7 +314,6 @@ pub fn seccomp(thread: &Arc<Thread>, registers: &mut Registers, data: u32) -> Op
     if !wants(thread, Event::Seccomp) {
         return None;
     }
-    registers.rax = i64::from(ENOSYS.code()).wrapping_neg() as u64;
     event(thread, registers, Event::Seccomp, data.into());
     Some(registers.orig_rax as i32 != -1 && !thread.work().contains(Work::EXIT))
 }

@@ -4,7 +4,6 @@ use alloc::format;
 use alloc::vec::Vec;
 
 use super::{Arguments, Context};
-use crate::Result;
 use crate::elf::{self, Executable, Program};
 use crate::errno::{E2BIG, EINVAL, ELOOP, ENAMETOOLONG};
 use crate::fs::inode::FileType;
@@ -15,6 +14,7 @@ use crate::platform::{FPU_STATE_MAX, platform};
 use crate::process::{boot, exec, program};
 use crate::ptrace;
 use crate::user::{self, UserPtr};
+use crate::{Registers, Result};
 
 /// Longest single argument (MAX_ARG_STRLEN).
 const ARGUMENT_MAX: usize = 128 << 10;
@@ -144,7 +144,11 @@ fn run(
     let old_tid = thread.tid();
     exec::prepare(thread)?;
     exec::commit(thread, loaded.mm, &name.short, set_uid, set_gid);
-    *context.registers = boot::initial_registers(loaded.entry, loaded.stack_pointer);
+    // Tracers see of which call this is the end.
+    *context.registers = Registers {
+        orig_rax: context.registers.orig_rax,
+        ..boot::initial_registers(loaded.entry, loaded.stack_pointer)
+    };
     platform().set_fs_base(0);
     restore_initial_fpu();
     ptrace::stop::executed(thread, context.registers, old_tid);

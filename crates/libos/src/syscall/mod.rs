@@ -191,25 +191,17 @@ fn handler(number: u64) -> Handler {
 fn watched(thread: &Arc<Thread>, registers: &mut Registers) {
     let is_traced = thread.seccomp.is_traced();
     if !is_traced || crate::ptrace::stop::enter_call(thread, registers) {
-        let number = registers.orig_rax;
         let result = filtered(thread, registers);
-        let replaced = registers.orig_rax == u64::MAX;
         registers.rax = match result {
             Ok(value) => value as u64,
             Err(errno) => refused(thread, registers, errno),
         };
-        if is_traced && replaced && number as usize != RT_SIGRETURN {
-            // execve: debuggers want to see of which call this is the end.
-            registers.orig_rax = number;
-        }
     }
-    // execve and clone may have begun it.
+    // Looking may have begun in the call, at one of its events.
     if thread.seccomp.is_traced() {
         crate::ptrace::stop::leave_call(thread, registers);
     }
 }
-
-const RT_SIGRETURN: usize = 15;
 
 /// The call after its tracer has seen it.
 fn filtered(thread: &Arc<Thread>, registers: &mut Registers) -> Result<usize> {
