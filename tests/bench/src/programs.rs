@@ -52,8 +52,14 @@ static BENCH_WORK: [Work; 9] = [
     ("fork", "fork + wait", Target::None, false),
     ("spawn", "posix_spawn + wait", Target::Ratio(2.0), false),
 ];
-static MORE_WORK: [Work; 5] = [
-    ("clock_gettime", "clock_gettime", Target::None, true),
+static MORE_WORK: [Work; 6] = [
+    ("clock_gettime", "clock_gettime (vDSO)", Target::None, true),
+    (
+        "clock-call",
+        "clock_gettime (system call)",
+        Target::Ratio(0.5),
+        true,
+    ),
     ("futex-wake", "futex wake", Target::Ratio(0.5), true),
     ("eventfd", "eventfd write + read", Target::Ratio(0.5), true),
     (

@@ -39,6 +39,13 @@ static void bench_clock(void)
 	clock_gettime(CLOCK_MONOTONIC, &t);
 }
 
+// Past the vDSO.
+static void bench_clock_call(void)
+{
+	struct timespec t;
+	syscall(SYS_clock_gettime, CLOCK_MONOTONIC, &t);
+}
+
 // Nobody waits, as in most wakes.
 static void bench_futex(void) { syscall(SYS_futex, &word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
 
@@ -112,6 +119,7 @@ static const struct {
 	int times;
 } benches[] = {
 	{"clock_gettime", bench_clock, 100000},
+	{"clock-call", bench_clock_call, 100000},
 	{"futex-wake", bench_futex, 100000},
 	{"eventfd", bench_eventfd, 20000},
 	{"pipe-16m", bench_pipe, 2},

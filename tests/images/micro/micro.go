@@ -23,6 +23,10 @@ func main() {
 		run   func()
 	}{
 		{"clock_gettime", 100000, func() { _ = time.Now() }},
+		{"clock-call", 100000, func() {
+			var now [2]int64
+			syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, 1, uintptr(unsafe.Pointer(&now)), 0)
+		}},
 		{"futex-wake", 100000, func() {
 			syscall.RawSyscall6(syscall.SYS_FUTEX, uintptr(unsafe.Pointer(&word)), 1|128, 1, 0, 0, 0)
 		}},
