@@ -139,6 +139,13 @@ pub fn prepare(workload: &Workload) -> Result<Prepared, Failure> {
                 .words
                 .split_first()
                 .ok_or_else(|| Failure::new("no image given; see `bulla run --help`"))?;
+            // Whatever follows the image may look like an option, so this one was taken for it.
+            if image.as_bytes().starts_with(b"-") {
+                let shown = image.to_string_lossy();
+                return Err(Failure::new(format!(
+                    "there is no option {shown}; see `--help` (a file of that name is ./{shown})"
+                )));
+            }
             (Source::Image(image), arguments)
         }
     };

@@ -760,7 +760,7 @@ fn a_known_image_is_run_by_the_small_program_of_the_same_build() {
         .output()
         .unwrap();
     assert_eq!(output.status.code(), Some(125));
-    assert!(text(&output.stderr).contains("--no-such-option"));
+    assert!(text(&output.stderr).contains("no option --no-such-option"));
     // Another build's.
     let mut bytes = std::fs::read(&whole).unwrap();
     let note = b"bulla\0\0\0";
