@@ -1,5 +1,5 @@
 //! `make bench`: every figure in the enclave, natively and under gVisor in the same run, in turn,
-//! written as a table to docs/manual/performance.md.
+//! written as a table to docs/manual/performance.md, above the notes that are there.
 //!
 //! Each row is measured by a process of its own (this program with `--row`), so that one that fails
 //! or hangs costs its row only. What was measured is kept in a file of results: a row measured
@@ -219,10 +219,12 @@ fn measure_all(options: &Options) -> ExitCode {
         false => println!("{}", table::markdown(&results)),
     }
     if let Some(out) = &options.table {
+        let old = std::fs::read_to_string(out).unwrap_or_default();
         let text = format!(
-            "{}\n{}",
+            "{}\n{}{}",
             table::preface(&results),
-            table::markdown(&results)
+            table::markdown(&results),
+            table::notes(&old)
         );
         if let Err(error) = std::fs::write(out, text) {
             eprintln!("cannot write {}: {error}", out.display());

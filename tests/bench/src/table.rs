@@ -117,6 +117,11 @@ fn count(number: f64) -> String {
     }
 }
 
+/// What people have written below the table that is there.
+pub fn notes(old: &str) -> &str {
+    old.find("\n## Notes\n").map_or("", |start| &old[start..])
+}
+
 /// What stands above the table.
 pub fn preface(results: &Results) -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
