@@ -9,8 +9,8 @@
 pub const HEADER_SYMBOL: &str = "BULLA_BOOT_HEADER";
 /// First field of the header ("bullaBH1", little endian).
 pub const MAGIC: u64 = u64::from_le_bytes(*b"bullaBH1");
-/// Every range in [`BootHeader::hashed`] is hashed in pieces of this many bytes; the last one of a
-/// range may be shorter.
+/// Every range in [`BootHeader::hashed`] is hashed in pieces that end where the address is a multiple of
+/// this; the first and the last one of a range may be shorter.
 pub const HASH_PIECE: u64 = 64 << 10;
 /// Entries in each of the two tables.
 pub const RANGES_MAX: usize = 8;

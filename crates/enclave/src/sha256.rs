@@ -182,14 +182,20 @@ pub fn pair(hints: u64, prefix: &[u8; 32], [a, b]: [&[u8]; 2]) -> [[u8; 32]; 2] 
     both.map(Sha256::finish)
 }
 
-/// SHA-256 of the SHA-256 of all pieces of `ranges`, each cut into pieces of `len` bytes.
+/// SHA-256 of the SHA-256 of all pieces of `ranges` (address and content): each range is cut where
+/// addresses are multiples of `len`.
 pub fn of_pieces<'a>(
     hints: u64,
-    ranges: impl IntoIterator<Item = &'a [u8]>,
+    ranges: impl IntoIterator<Item = (u64, &'a [u8])>,
     len: usize,
 ) -> [u8; 32] {
     let mut outer = Sha256::new(hints);
-    let mut pieces = ranges.into_iter().flat_map(|range| range.chunks(len));
+    let mut pieces = ranges.into_iter().flat_map(|(address, range)| {
+        let first = len - (address % len as u64) as usize;
+        let (first, rest) = range.split_at(first.min(range.len()));
+        // Of an empty range there is no piece.
+        first.chunks(len).chain(rest.chunks(len))
+    });
     while let Some(first) = pieces.next() {
         let mut both = [Sha256::new(hints), Sha256::new(hints)];
         let second = pieces.next();
@@ -379,16 +385,17 @@ mod tests {
         for hints in [0, hardware] {
             for first in [0, 1, 63, 128, 200, 300, 640] {
                 let (a, b) = data.split_at(first);
-                let expected: std::vec::Vec<u8> = a
-                    .chunks(128)
-                    .chain(b.chunks(128))
-                    .flat_map(reference)
-                    .collect();
-                assert_eq!(
-                    of_pieces(hints, [a, b], 128),
-                    reference(&expected),
-                    "{first}"
-                );
+                for start in [0, 1, 50, 127] {
+                    let (head, rest) = b.split_at((128 - start).min(b.len()));
+                    let pieces = a.chunks(128).chain([head]).chain(rest.chunks(128));
+                    let expected: std::vec::Vec<u8> = pieces.flat_map(reference).collect();
+                    let ranges = [(0x1000, a), (0x2000 + start as u64, b)];
+                    assert_eq!(
+                        of_pieces(hints, ranges, 128),
+                        reference(&expected),
+                        "{first} {start}"
+                    );
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The hash in the boot header: over the hashes of pieces, so that the bootstrap can hash two at a
 //! time, and so that pieces of the embedded runtime, most of the enclave, need no hashing when a
-//! container starts.
+//! container starts. Pieces end where addresses are multiples of their length, so that what is left
+//! out of a program does not move those behind it.
 
 use bulla_abi::boot::HASH_PIECE;
 use bytes::Bytes;
@@ -75,7 +76,8 @@ impl<'a> Pieces<'a> {
         let mut rest: &[u8] = &[];
         loop {
             let mut piece = Vec::with_capacity(2);
-            let mut room = HASH_PIECE as usize;
+            let len = (HASH_PIECE - self.address % HASH_PIECE) as usize;
+            let mut room = len;
             while room > 0 {
                 if rest.is_empty() {
                     let Some(next) = parts.next() else { break };
@@ -96,7 +98,7 @@ impl<'a> Pieces<'a> {
                 hash.finalize().into()
             });
             self.outer.update(hash);
-            self.address += HASH_PIECE - room as u64;
+            self.address += (len - room) as u64;
         }
     }
 
@@ -112,10 +114,12 @@ mod tests {
 
     const PIECE: usize = HASH_PIECE as usize;
 
-    fn plainly(ranges: &[&[u8]]) -> [u8; 32] {
+    fn plainly(ranges: &[(u64, &[u8])]) -> [u8; 32] {
         let mut outer = Sha256::new();
-        for range in ranges {
-            for piece in range.chunks(PIECE) {
+        for (address, range) in ranges {
+            let first = PIECE - *address as usize % PIECE;
+            let (first, rest) = range.split_at(first.min(range.len()));
+            for piece in std::iter::once(first).chain(rest.chunks(PIECE)) {
                 outer.update(Sha256::digest(piece));
             }
         }
@@ -131,7 +135,8 @@ mod tests {
         pieces.add(0x1000 + PIECE as u64 / 2, &part(PIECE / 2..2 * PIECE + 50));
         pieces.add(0x9000_0000, &part(2 * PIECE + 50..bytes.len()));
         let (first, second) = bytes.split_at(2 * PIECE + 50);
-        assert_eq!(pieces.finish(), plainly(&[first, second]));
+        let ranges = [(0x1000, first), (0x9000_0000, second)];
+        assert_eq!(pieces.finish(), plainly(&ranges));
     }
 
     #[test]
@@ -156,11 +161,11 @@ mod tests {
             hash(0xf_0000, &file[PIECE..][..PIECE]),
             Sha256::digest([2; 32])[..]
         );
-        assert_eq!(hash(0, &file), plainly(&[&file]));
-        assert_eq!(hash(0xf_f000, &file), plainly(&[&file]));
+        assert_eq!(hash(0, &file), plainly(&[(0x10_0000, &file)]));
+        assert_eq!(hash(0xf_f000, &file), plainly(&[(0x10_0000, &file)]));
         let mut other = file.clone();
         other[PIECE - 1] ^= 1;
         other[PIECE] ^= 1;
-        assert_eq!(hash(0x10_0000, &other), plainly(&[&other]));
+        assert_eq!(hash(0x10_0000, &other), plainly(&[(0x10_0000, &other)]));
     }
 }

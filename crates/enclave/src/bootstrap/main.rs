@@ -129,7 +129,10 @@ extern "C" fn bootstrap_main(params: u64) -> u32 {
     };
     // SAFETY: the ranges are measured, hence what the image builder put there: pages of this
     // enclave, readable, that no other code touches before `BOOTSTRAP_READY`.
-    let ranges = header.hashed.iter().map(|range| unsafe { slice(range) });
+    let ranges = header
+        .hashed
+        .iter()
+        .map(|range| (range.start, unsafe { slice(range) }));
     if of_pieces(features, ranges, HASH_PIECE as usize) != header.hash {
         return 0;
     }
