@@ -32,6 +32,11 @@ pub struct Start<'a> {
     pub insecure: Vec<&'static str>,
 }
 
+/// The options' names.
+pub fn names(options: &[Insecure]) -> Vec<&'static str> {
+    options.iter().map(|&option| insecure(option).0).collect()
+}
+
 /// An option's name and what it gives away.
 pub fn insecure(option: Insecure) -> (&'static str, &'static str) {
     match option {

@@ -1,5 +1,6 @@
 //! `bulla build`: from an image to a confidential image.
 
+use crate::banner;
 use crate::enclave::{self, Programs};
 use crate::failure::Failure;
 use crate::image_key;
@@ -94,6 +95,8 @@ pub struct Report {
     pub product_id: u16,
     pub security_version: u16,
     pub development_key: bool,
+    /// The manifest's insecure options.
+    pub insecure: Vec<&'static str>,
 }
 
 /// Runs the command.
@@ -193,7 +196,8 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         .map(|entries| output::write_layer(&store, entries, compression))
         .collect::<Result<_, _>>()?;
 
-    let report = report(&name, &enclaves, signer.is_development());
+    let insecure = &draft.config.insecure;
+    let report = report(&name, &enclaves, signer.is_development(), insecure);
     let digest = write(&store, &stored.config, &report, &layers)?;
     cache.keep_built(&store.open(&digest)?, entries.into_iter().flatten())?;
     let report = Report {
@@ -276,7 +280,12 @@ fn sign(
     Ok((config.to_bytes(), image, sigstruct, kind))
 }
 
-fn report(name: &str, enclaves: &[Enclave], development_key: bool) -> Report {
+fn report(
+    name: &str,
+    enclaves: &[Enclave],
+    development_key: bool,
+    insecure: &[Insecure],
+) -> Report {
     let of = |wanted: LayoutKind| enclaves.iter().find(|(.., kind)| *kind == wanted);
     let mrenclave = |kind| of(kind).map_or(String::new(), |(_, image, ..)| hex(&image.mrenclave));
     let signed = enclaves.first().map(|(_, _, signed, _)| signed);
@@ -289,6 +298,7 @@ fn report(name: &str, enclaves: &[Enclave], development_key: bool) -> Report {
         product_id: signed.map_or(0, |signed| signed.isv_prod_id),
         security_version: signed.map_or(0, |signed| signed.isv_svn),
         development_key,
+        insecure: banner::names(insecure),
     }
 }
 
@@ -301,7 +311,7 @@ pub fn file(name: &str, bytes: Vec<u8>) -> Entry {
     }
 }
 
-/// Labels and annotations that name an image's identity.
+/// Labels and annotations that name an image's identity, and its insecure options.
 pub fn identity(report: &Report) -> BTreeMap<String, String> {
     let entries = [
         ("mrenclave.dynamic", report.mrenclave_dynamic.clone()),
@@ -311,7 +321,9 @@ pub fn identity(report: &Report) -> BTreeMap<String, String> {
         ("svn", report.security_version.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
-    let named = entries.into_iter();
+    // Nobody who looks at the image should have to look for them.
+    let insecure = (!report.insecure.is_empty()).then(|| ("insecure", report.insecure.join(",")));
+    let named = entries.into_iter().chain(insecure);
     named
         .map(|(name, value)| (format!("org.bulla.{name}"), value))
         .collect()

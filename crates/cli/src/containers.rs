@@ -11,14 +11,22 @@
 //! recognised by its id and start time, so an id that the kernel gave to another one is not
 //! mistaken for it. Files appear whole, by renaming.
 
+use crate::banner;
 use crate::failure::Failure;
 use crate::state::State;
+use bulla_abi::config::Insecure;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Label of a container: `emulated` or `hardware`.
+const PLATFORM_LABEL: &str = "org.bulla.platform";
+/// Label of a container, and of an image that is built: insecure options, separated by commas.
+const INSECURE_LABEL: &str = "org.bulla.insecure";
 
 /// A container as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +42,9 @@ pub struct Record {
     started: u64,
     pub stop_signal: u32,
     pub mrenclave: String,
+    /// What whoever lists containers must not overlook: see [`labels`].
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
     /// Whether it is listed after its end.
     #[serde(default = "yes")]
     keep: bool,
@@ -75,6 +86,17 @@ pub struct New<'a> {
     pub command: String,
     pub stop_signal: u32,
     pub mrenclave: String,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Labels of a container: its platform, and the insecure options in use, if there are any.
+pub fn labels(platform: &str, insecure: &[Insecure]) -> BTreeMap<String, String> {
+    let mut labels = BTreeMap::from([(PLATFORM_LABEL.to_owned(), platform.to_owned())]);
+    if !insecure.is_empty() {
+        let names = banner::names(insecure).join(",");
+        labels.insert(INSECURE_LABEL.to_owned(), names);
+    }
+    labels
 }
 
 /// The container of this process. Dropping it does nothing: see [`finish`](Own::finish).
@@ -119,6 +141,7 @@ impl Own {
             started: start_time(pid).unwrap_or(0),
             stop_signal: new.stop_signal,
             mrenclave: new.mrenclave,
+            labels: new.labels,
             keep,
         };
         write(&dir.join("container.json"), &record)?;
@@ -234,6 +257,18 @@ impl Record {
         Ok(directory()?.join(&self.id))
     }
 
+    /// What makes the container worthless as a proof or insecure; empty if nothing does.
+    fn warnings(&self) -> String {
+        let platform = self.labels.get(PLATFORM_LABEL);
+        let emulated = platform.filter(|name| *name == "emulated");
+        let parts = [
+            emulated.map(|name| name.to_uppercase()),
+            self.labels.get(INSECURE_LABEL).cloned(),
+        ];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        parts.join(",")
+    }
+
     fn status(&self, dir: &Path) -> Status {
         let exit = || read::<Exit>(&dir.join("exit.json")).map(|exit| Status::Exited(exit.code));
         match exit() {
@@ -345,18 +380,19 @@ pub fn ps(arguments: &PsArguments) -> Result<(), Failure> {
     let mut text = String::new();
     if !arguments.quiet {
         text.push_str(&format!(
-            "{:<12}  {:<20}  {:<12}  {:<24}  {}\n",
-            "ID", "NAME", "STATUS", "IMAGE", "COMMAND"
+            "{:<12}  {:<20}  {:<12}  {:<8}  {:<24}  {}\n",
+            "ID", "NAME", "STATUS", "WARNINGS", "IMAGE", "COMMAND"
         ));
     }
     for (record, status) in shown {
         match arguments.quiet {
             true => text.push_str(&format!("{}\n", record.id)),
             false => text.push_str(&format!(
-                "{:<12}  {:<20}  {:<12}  {:<24}  {}\n",
+                "{:<12}  {:<20}  {:<12}  {:<8}  {:<24}  {}\n",
                 record.id,
                 record.name,
                 status.to_string(),
+                record.warnings(),
                 record.image,
                 record.command.escape_debug()
             )),

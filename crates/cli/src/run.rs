@@ -216,11 +216,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
             mrenclave: hex(&image.mrenclave),
             mrsigner: hex(&signature.mrsigner()),
             image: prepared.digest.to_string(),
-            insecure: config
-                .insecure
-                .iter()
-                .map(|&option| banner::insecure(option).0)
-                .collect(),
+            insecure: banner::names(&config.insecure),
         },
         &config.insecure,
         how.style,
@@ -234,6 +230,7 @@ pub fn enter(prepared: Prepared, how: Launch<'_>) -> Result<u8, Failure> {
             command: register.command,
             stop_signal: config.stop_signal,
             mrenclave,
+            labels: containers::labels(platform_name, &config.insecure),
         };
         containers::Own::register(new, &register.id, register.keep)
     });

@@ -1,5 +1,6 @@
 //! `bulla sign`: signs a confidential image again, at once or in two steps.
 
+use crate::banner;
 use crate::build::{self, OutputArguments, Report};
 use crate::enclave::{self, Programs};
 use crate::failure::Failure;
@@ -135,6 +136,7 @@ pub fn run(arguments: &Arguments) -> Result<(), Failure> {
         product_id: signed[0].isv_prod_id,
         security_version: signed[0].isv_svn,
         development_key: development,
+        insecure: banner::names(&read_config(&built, kinds[0])?.insecure),
     };
     let entries = entries(&built, &kinds, &signed);
     let compression = match arguments.output.push {

@@ -868,6 +868,11 @@ fn containers_are_listed_stopped_and_removed() {
         (&listed[0]["name"], &listed[0]["status"]),
         (&"web".into(), &"running".into())
     );
+    if platform.contains(&"emulated".to_owned()) {
+        assert_eq!(listed[0]["labels"]["org.bulla.platform"], "emulated");
+        assert!(place.succeed(&["ps"]).contains("EMULATED"));
+    }
+    assert_eq!(listed[0]["labels"]["org.bulla.insecure"], Value::Null);
     assert_eq!(
         place.json(&["inspect", "web"])["id"],
         Value::from(id.clone())
@@ -886,6 +891,48 @@ fn containers_are_listed_stopped_and_removed() {
     assert!(place.fail(&["kill", "web"]).contains("does not run"));
     place.succeed(&["rm", "web"]);
     assert!(place.fail(&["logs", "web"]).contains("no container web"));
+}
+
+#[test]
+fn insecure_options_are_labels_of_containers_and_images() {
+    let place = Place::new();
+    let image = busybox();
+    let platform = platform_options();
+    let mut words = vec!["run", "-d", "--name", "open", "--insecure-exec"];
+    words.extend(platform.iter().map(String::as_str));
+    words.extend([&image[..], "sh", "-c", "sleep 60"]);
+    place.succeed(&words);
+    let listed = place.json(&["ps", "--json"]);
+    assert_eq!(
+        listed[0]["labels"]["org.bulla.insecure"], "insecure_exec",
+        "{listed}"
+    );
+    assert!(place.succeed(&["ps"]).contains("insecure_exec"));
+    place.succeed(&["kill", "open"]);
+    place.succeed(&["wait", "open"]);
+
+    let open = format!("insecure_exec = true\n{MANIFEST}");
+    let manifest = place.write("open.toml", &open);
+    let built = place.json(&[
+        "build",
+        &image,
+        "-t",
+        "open:sgx",
+        "--manifest",
+        &manifest,
+        "--json",
+    ]);
+    assert_eq!(built["insecure"][0], "insecure_exec", "{built}");
+    let label = |name: &str| {
+        let shown = place.json(&["inspect", "--json", name]);
+        let labels = shown["config"]["labels"].as_array().unwrap();
+        let named = labels.iter().find(|label| label[0] == "org.bulla.insecure");
+        named.map(|label| label[1].as_str().unwrap().to_owned())
+    };
+    assert_eq!(label("open:sgx").as_deref(), Some("insecure_exec"));
+    // Signing anew keeps it.
+    place.succeed(&["sign", "open:sgx", "-t", "open:again"]);
+    assert_eq!(label("open:again").as_deref(), Some("insecure_exec"));
 }
 
 #[test]
