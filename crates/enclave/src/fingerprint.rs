@@ -9,8 +9,7 @@
 //! given back as they were, upper halves included: they are the program's.
 
 use crate::sha256::Sha256;
-use core::arch::asm;
-use core::mem::MaybeUninit;
+use core::arch::global_asm;
 
 /// Bytes of a page.
 pub const PAGE: usize = 4096;
@@ -42,14 +41,111 @@ impl Key {
     }
 }
 
-/// The program's registers while they are in use.
-#[repr(C, align(64))]
-struct Saved([MaybeUninit<u8>; 512]);
+global_asm!(
+    // `bulla_fingerprint_…(pages, count, key, out)`: each saves the registers that it uses, all of
+    // them, and gives them back.
+    ".macro FINGERPRINT_BEGIN name",
+    ".globl \\name",
+    ".type \\name, @function",
+    ".p2align 5",
+    "\\name:",
+    "push rbp",
+    "mov rbp, rsp",
+    "and rsp, -64",
+    "sub rsp, 64 * 5",
+    ".endm",
+    // The sums are complete: the next page, or the end.
+    ".macro FINGERPRINT_NEXT",
+    "add rdi, {PAGE}",
+    "add rcx, 16",
+    "dec rsi",
+    "jnz 2b",
+    "4:",
+    ".endm",
+    ".macro FINGERPRINT_END name",
+    "mov rsp, rbp",
+    "pop rbp",
+    "ret",
+    ".size \\name, . - \\name",
+    ".endm",
+    //
+    "FINGERPRINT_BEGIN bulla_fingerprint_ymm",
+    ".irp n, 0,1,2,3,4",
+    "vmovdqa [rsp + 64 * \\n], ymm\\n",
+    ".endr",
+    "test rsi, rsi",
+    "jz 4f",
+    "2:",
+    ".irp n, 0,1,2,3",
+    "vpxor ymm\\n, ymm\\n, ymm\\n",
+    ".endr",
+    "xor eax, eax",
+    "3:",
+    ".irp n, 0,1,2,3",
+    "vmovdqu ymm4, [rdi + rax + 32 * \\n]",
+    "vpxor ymm4, ymm4, [rdx + rax + 32 * \\n]",
+    "vpclmulqdq ymm4, ymm4, ymm4, 0x10",
+    "vpxor ymm\\n, ymm\\n, ymm4",
+    ".endr",
+    "add rax, 128",
+    "cmp rax, {PAGE}",
+    "jb 3b",
+    "vpxor ymm0, ymm0, ymm1",
+    "vpxor ymm2, ymm2, ymm3",
+    "vpxor ymm0, ymm0, ymm2",
+    "vextracti128 xmm1, ymm0, 1",
+    "vpxor xmm0, xmm0, xmm1",
+    "vmovdqu [rcx], xmm0",
+    "FINGERPRINT_NEXT",
+    ".irp n, 0,1,2,3,4",
+    "vmovdqa ymm\\n, [rsp + 64 * \\n]",
+    ".endr",
+    "FINGERPRINT_END bulla_fingerprint_ymm",
+    //
+    "FINGERPRINT_BEGIN bulla_fingerprint_zmm",
+    ".irp n, 16,17,18,19,20",
+    "vmovdqa64 [rsp + 64 * (\\n - 16)], zmm\\n",
+    ".endr",
+    "test rsi, rsi",
+    "jz 4f",
+    "2:",
+    ".irp n, 16,17,18,19",
+    "vpxorq zmm\\n, zmm\\n, zmm\\n",
+    ".endr",
+    "xor eax, eax",
+    "3:",
+    ".irp n, 16,17,18,19",
+    "vmovdqu64 zmm20, [rdi + rax + 64 * (\\n - 16)]",
+    "vpxorq zmm20, zmm20, [rdx + rax + 64 * (\\n - 16)]",
+    "vpclmulqdq zmm20, zmm20, zmm20, 0x10",
+    "vpxorq zmm\\n, zmm\\n, zmm20",
+    ".endr",
+    "add rax, 256",
+    "cmp rax, {PAGE}",
+    "jb 3b",
+    "vpxorq zmm16, zmm16, zmm17",
+    "vpxorq zmm18, zmm18, zmm19",
+    "vpxorq zmm16, zmm16, zmm18",
+    // The upper parts stay as they are while the lowest collects them.
+    ".irp n, 1,2,3",
+    "vextracti32x4 xmm17, zmm16, \\n",
+    "vpxorq zmm16, zmm16, zmm17",
+    ".endr",
+    "vextracti32x4 [rcx], zmm16, 0",
+    "FINGERPRINT_NEXT",
+    ".irp n, 16,17,18,19,20",
+    "vmovdqa64 zmm\\n, [rsp + 64 * (\\n - 16)]",
+    ".endr",
+    "FINGERPRINT_END bulla_fingerprint_zmm",
+    ".purgem FINGERPRINT_BEGIN",
+    ".purgem FINGERPRINT_NEXT",
+    ".purgem FINGERPRINT_END",
+    PAGE = const PAGE,
+);
 
-impl Saved {
-    fn new() -> Saved {
-        Saved([MaybeUninit::uninit(); 512])
-    }
+unsafe extern "sysv64" {
+    fn bulla_fingerprint_ymm(pages: *const u8, count: usize, key: *const Key, out: *mut u128);
+    fn bulla_fingerprint_zmm(pages: *const u8, count: usize, key: *const Key, out: *mut u128);
 }
 
 /// The fingerprints of the first whole pages, one for each of `out`.
@@ -61,128 +157,19 @@ impl Saved {
 /// If there are fewer pages than that.
 pub unsafe fn of_pages(width: Width, key: &Key, pages: &[u8], out: &mut [u128]) {
     assert!(pages.len() >= out.len() * PAGE);
-    let mut saved = Saved::new();
-    // SAFETY: the registers are there, by contract. Compiled code in between uses no upper halves and
-    // none of AVX-512's own registers; what it has in lower halves it knows to be lost.
-    unsafe {
-        save(width, &mut saved);
-        let (pages, _) = pages.as_chunks::<PAGE>();
-        for (page, out) in pages.iter().zip(out) {
-            *out = sum(width, key, page);
-        }
-        restore(width, &saved);
-    }
-}
-
-/// # Safety
-/// As for [`of_pages`].
-unsafe fn save(width: Width, to: &mut Saved) {
-    // SAFETY: eight registers of 32 or 64 bytes into 512 bytes, aligned to 64.
-    unsafe {
-        match width {
-            Width::Ymm => asm!(
-                ".irp n, 0,1,2,3,4,5,6,7",
-                "vmovdqa [{to} + 32 * \\n], ymm\\n",
-                ".endr",
-                to = in(reg) to, options(nostack, preserves_flags)),
-            Width::Zmm => asm!(
-                ".irp n, 16,17,18,19,20,21,22,23",
-                "vmovdqa64 [{to} + 64 * (\\n - 16)], zmm\\n",
-                ".endr",
-                to = in(reg) to, options(nostack, preserves_flags)),
-        }
-    }
-}
-
-/// # Safety
-/// As for [`of_pages`], after [`save`].
-unsafe fn restore(width: Width, from: &Saved) {
-    // SAFETY: what `save` has written.
-    unsafe {
-        match width {
-            Width::Ymm => asm!(
-                ".irp n, 0,1,2,3,4,5,6,7",
-                "vmovdqa ymm\\n, [{from} + 32 * \\n]",
-                ".endr",
-                from = in(reg) from,
-                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
-                out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
-                options(nostack, preserves_flags)),
-            Width::Zmm => asm!(
-                ".irp n, 16,17,18,19,20,21,22,23",
-                "vmovdqa64 zmm\\n, [{from} + 64 * (\\n - 16)]",
-                ".endr",
-                from = in(reg) from, options(nostack, preserves_flags)),
-        }
-    }
-}
-
-/// The sums of a page, one for each 128 bits of a register.
-#[repr(C, align(64))]
-#[derive(Default)]
-struct Sums([[u64; 2]; 4]);
-
-/// # Safety
-/// As for [`of_pages`], between [`save`] and [`restore`].
-unsafe fn sum(width: Width, key: &Key, page: &[u8; PAGE]) -> u128 {
-    let mut sums = Sums::default();
-    // SAFETY: reads `PAGE` bytes of the page, aligned or not, and of the key; writes the sums.
-    unsafe {
-        match width {
-            Width::Ymm => asm!(
-                ".irp n, 0,1,2,3",
-                "vpxor xmm\\n, xmm\\n, xmm\\n",
-                ".endr",
-                "2:",
-                ".irp n, 0,1,2,3",
-                "vmovdqu ymm4, [{page} + {at} + 32 * \\n]",
-                "vpxor ymm4, ymm4, [{key} + {at} + 32 * \\n]",
-                "vpclmulqdq ymm4, ymm4, ymm4, 0x10",
-                "vpxor ymm\\n, ymm\\n, ymm4",
-                ".endr",
-                "add {at}, 128",
-                "cmp {at}, {len}",
-                "jb 2b",
-                "vpxor ymm0, ymm0, ymm1",
-                "vpxor ymm2, ymm2, ymm3",
-                "vpxor ymm0, ymm0, ymm2",
-                "vmovdqa [{sums}], ymm0",
-                page = in(reg) page, key = in(reg) key, sums = in(reg) &raw mut sums,
-                at = inout(reg) 0usize => _, len = const PAGE,
-                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _,
-                options(nostack)),
-            Width::Zmm => asm!(
-                ".irp n, 16,17,18,19",
-                "vpxorq zmm\\n, zmm\\n, zmm\\n",
-                ".endr",
-                "2:",
-                ".irp n, 16,17,18,19",
-                "vmovdqu64 zmm20, [{page} + {at} + 64 * (\\n - 16)]",
-                "vpxorq zmm20, zmm20, [{key} + {at} + 64 * (\\n - 16)]",
-                "vpclmulqdq zmm20, zmm20, zmm20, 0x10",
-                "vpxorq zmm\\n, zmm\\n, zmm20",
-                ".endr",
-                "add {at}, 256",
-                "cmp {at}, {len}",
-                "jb 2b",
-                "vpxorq zmm16, zmm16, zmm17",
-                "vpxorq zmm18, zmm18, zmm19",
-                "vpxorq zmm16, zmm16, zmm18",
-                "vmovdqa64 [{sums}], zmm16",
-                page = in(reg) page, key = in(reg) key, sums = in(reg) &raw mut sums,
-                at = inout(reg) 0usize => _, len = const PAGE,
-                options(nostack)),
-        }
-    }
-    let words = sums.0.iter();
-    words.fold(0, |sum, [low, high]| {
-        sum ^ (u128::from(*high) << 64 | u128::from(*low))
-    })
+    let find = match width {
+        Width::Ymm => bulla_fingerprint_ymm,
+        Width::Zmm => bulla_fingerprint_zmm,
+    };
+    // SAFETY: as many pages, a key, and room for as many fingerprints; the registers are there, by
+    // contract.
+    unsafe { find(pages.as_ptr(), out.len(), key, out.as_mut_ptr()) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use core::arch::asm;
     use std::vec::Vec;
 
     fn multiply(a: u64, b: u64) -> u128 {
@@ -259,35 +246,57 @@ mod tests {
         }
     }
 
+    /// Fills the registers, calls, and looks at them: nothing compiled comes in between.
+    macro_rules! survive {
+        ($function:path, $load:literal, $store:literal, $numbers:literal, $arguments:expr) => {{
+            let (pages, key, out): (&[u8], &Key, &mut [u128]) = $arguments;
+            let mut registers = Registers([0; 32 * 64]);
+            for (at, byte) in registers.0.iter_mut().enumerate() {
+                *byte = (at * 7 + at / 64) as u8;
+            }
+            let before = registers.0;
+            // SAFETY: every register that is loaded is lost by declaration or was so before: sysv64
+            // preserves none of them.
+            unsafe {
+                asm!(
+                    concat!(".irp n, ", $numbers), $load, ".endr",
+                    "call {function}",
+                    concat!(".irp n, ", $numbers), $store, ".endr",
+                    function = sym $function,
+                    in("rdi") pages.as_ptr(), in("rsi") out.len(), in("rdx") key,
+                    in("rcx") out.as_mut_ptr(), in("r12") &raw mut registers,
+                    clobber_abi("sysv64"));
+            }
+            registers.0 == before
+        }};
+    }
+
+    #[repr(C, align(64))]
+    struct Registers([u8; 32 * 64]);
+
     #[test]
     fn the_programs_registers_survive() {
         let key = Key::from_seed(0, &[3; 32]);
-        let page = pages(1);
+        let page = pages(2);
+        let mut out = [0; 2];
         for width in widths() {
-            let mut before = Saved::new();
-            for (at, byte) in before.0.iter_mut().enumerate() {
-                byte.write(at as u8 ^ 0x5a);
-            }
-            let mut after = Saved::new();
-            let mut out = [0];
-            // SAFETY: the CPU has it; nothing of this test is in those registers.
-            unsafe {
-                restore(width, &before);
-                of_pages(width, &key, &page, &mut out);
-                save(width, &mut after);
-            }
-            // Of YMM registers the lower halves are the compiler's.
-            let (len, kept) = match width {
-                Width::Zmm => (64, 0..64),
-                Width::Ymm => (32, 16..32),
+            let survive = match width {
+                Width::Ymm => survive!(
+                    bulla_fingerprint_ymm,
+                    "vmovdqa ymm\\n, [r12 + 64 * \\n]",
+                    "vmovdqa [r12 + 64 * \\n], ymm\\n",
+                    "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15",
+                    (&page, &key, &mut out)
+                ),
+                Width::Zmm => survive!(
+                    bulla_fingerprint_zmm,
+                    "vmovdqa64 zmm\\n, [r12 + 64 * \\n]",
+                    "vmovdqa64 [r12 + 64 * \\n], zmm\\n",
+                    "0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25,26,27,28,29,30,31",
+                    (&page, &key, &mut out)
+                ),
             };
-            let upper = |saved: &Saved| -> Vec<u8> {
-                let registers = saved.0.chunks_exact(len).take(8);
-                let kept = registers.flat_map(|whole| &whole[kept.clone()]);
-                // SAFETY: written by `save`, or above.
-                kept.map(|byte| unsafe { byte.assume_init() }).collect()
-            };
-            assert_eq!(upper(&after), upper(&before), "{width:?}");
+            assert!(survive, "{width:?}");
         }
     }
 }
