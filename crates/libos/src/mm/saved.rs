@@ -19,6 +19,8 @@ pub(super) const PAGE_LEN: usize = PAGE as usize;
 const BATCH: usize = 16;
 /// Bytes that wait for the next fork at most, over all spaces.
 const KEPT_MAX: u64 = 16 << 20;
+/// Only a heap that has so much more keeps anything: others need what they have, and in one piece.
+const PLENTY: u64 = 64 << 20;
 
 static KEPT: AtomicU64 = AtomicU64::new(0);
 
@@ -113,7 +115,8 @@ impl Kept {
     /// Keeps pages that have tags, if all spaces together keep no more than they may.
     pub fn new(pages: BTreeMap<u64, SavedPage>) -> Kept {
         let bytes = pages.len() as u64 * PAGE;
-        if !pages.values().all(|page| page.tag.is_known()) {
+        let (_, available) = platform().heap_usage();
+        if available < PLENTY || !pages.values().all(|page| page.tag.is_known()) {
             return Kept::default();
         }
         let fits = |kept: u64| Some(kept + bytes).filter(|&sum| sum <= KEPT_MAX);
