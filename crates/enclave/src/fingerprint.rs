@@ -43,8 +43,9 @@ impl Key {
 
 global_asm!(
     // `bulla_fingerprint_…(pages, count, key, out)`: each saves the registers that it uses, all of
-    // them, and gives them back.
+    // them, and gives them back. In sections of their own, which the bootstrap is linked without.
     ".macro FINGERPRINT_BEGIN name",
+    ".pushsection .text.\\name, \"ax\", @progbits",
     ".globl \\name",
     ".type \\name, @function",
     ".p2align 5",
@@ -67,6 +68,7 @@ global_asm!(
     "pop rbp",
     "ret",
     ".size \\name, . - \\name",
+    ".popsection",
     ".endm",
     //
     "FINGERPRINT_BEGIN bulla_fingerprint_ymm",
