@@ -32,6 +32,9 @@ pub struct Start<'a> {
     pub insecure: Vec<&'static str>,
 }
 
+/// Label of a container, and of an image that is built: insecure options, separated by commas.
+pub const INSECURE_LABEL: &str = "org.bulla.insecure";
+
 /// The options' names.
 pub fn names(options: &[Insecure]) -> Vec<&'static str> {
     options.iter().map(|&option| insecure(option).0).collect()

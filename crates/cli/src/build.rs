@@ -321,12 +321,12 @@ pub fn identity(report: &Report) -> BTreeMap<String, String> {
         ("svn", report.security_version.to_string()),
         ("version", env!("CARGO_PKG_VERSION").to_owned()),
     ];
+    let named = entries.into_iter();
+    let named = named.map(|(name, value)| (format!("org.bulla.{name}"), value));
     // Nobody who looks at the image should have to look for them.
-    let insecure = (!report.insecure.is_empty()).then(|| ("insecure", report.insecure.join(",")));
-    let named = entries.into_iter().chain(insecure);
-    named
-        .map(|(name, value)| (format!("org.bulla.{name}"), value))
-        .collect()
+    let insecure = (!report.insecure.is_empty())
+        .then(|| (banner::INSECURE_LABEL.to_owned(), report.insecure.join(",")));
+    named.chain(insecure).collect()
 }
 
 /// Configuration and manifest of the confidential image.

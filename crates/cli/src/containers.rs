@@ -11,7 +11,7 @@
 //! recognised by its id and start time, so an id that the kernel gave to another one is not
 //! mistaken for it. Files appear whole, by renaming.
 
-use crate::banner;
+use crate::banner::{self, INSECURE_LABEL};
 use crate::failure::Failure;
 use crate::state::State;
 use bulla_abi::config::Insecure;
@@ -25,8 +25,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Label of a container: `emulated` or `hardware`.
 const PLATFORM_LABEL: &str = "org.bulla.platform";
-/// Label of a container, and of an image that is built: insecure options, separated by commas.
-const INSECURE_LABEL: &str = "org.bulla.insecure";
 
 /// A container as it is kept.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -57,7 +57,10 @@ use std::process::ExitCode;
 
 /// The program `bulla`.
 pub fn main() -> ExitCode {
-    let arguments = match quick::arguments().map_or_else(parse, Ok) {
+    let quick = quick::arguments().map(|arguments| Arguments {
+        command: Command::Run(arguments),
+    });
+    let arguments = match quick.map_or_else(parse, Ok) {
         Ok(arguments) => arguments,
         Err(code) => return code,
     };

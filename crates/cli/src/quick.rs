@@ -5,7 +5,7 @@
 //! (see `sys/entry.rs` of the loader). Whatever is not plain sailing goes back to `bulla`: an image that
 //! has to be read, a mistake in the arguments, a `bulla` of another build.
 
-use crate::args::{Arguments, Command, RunAlone};
+use crate::args::{RunAlone, RunArguments};
 use crate::failure::Failure;
 use crate::{run, workload};
 use bulla_loader::{WHOLE, is_of_this_build};
@@ -22,13 +22,12 @@ const SUFFIX: &str = "-run";
 /// The arguments of a well-formed `bulla run`, without the definition of all other commands, whose
 /// making takes longer than what `run` itself does before its enclave starts. Anything else is
 /// left to the whole definition, which knows what to say.
-pub fn arguments() -> Option<Arguments> {
+pub fn arguments() -> Option<Box<RunArguments>> {
     if std::env::args_os().nth(1)? != "run" {
         return None;
     }
     let RunAlone::Run(arguments) = RunAlone::try_parse().ok()?;
-    let command = Command::Run(arguments);
-    Some(Arguments { command })
+    Some(arguments)
 }
 
 /// Runs the command if the image is known; its result, and whether that is to be told as JSON.
@@ -36,9 +35,7 @@ pub fn run() -> Option<(Result<u8, Failure>, bool)> {
     if !is_ours(&whole().ok()?) {
         return None;
     }
-    let Command::Run(arguments) = arguments()?.command else {
-        return None;
-    };
+    let arguments = arguments()?;
     let stored = workload::known(&arguments.workload)?;
     // As `ps` and `pkill` know it.
     let _ = rustix::thread::set_name(c"bulla");

@@ -11,8 +11,7 @@
 use crate::sha256::Sha256;
 use core::arch::global_asm;
 
-/// Bytes of a page.
-pub const PAGE: usize = 4096;
+const PAGE: usize = bulla_abi::PAGE_SIZE as usize;
 
 /// As many random bytes as a page has.
 #[repr(C, align(64))]
@@ -153,7 +152,8 @@ unsafe extern "sysv64" {
 /// The fingerprints of the first whole pages, one for each of `out`.
 ///
 /// # Safety
-/// The CPU has VPCLMULQDQ, and this enclave the registers: AVX, or AVX-512.
+/// The CPU has VPCLMULQDQ (and AVX2, as each that has it), and this enclave the registers: AVX, or
+/// AVX-512.
 ///
 /// # Panics
 /// If there are fewer pages than that.

@@ -63,8 +63,9 @@ impl State {
     }
 }
 
-const AVX: u64 = 1 << 2;
-const AVX512: u64 = 0b111 << 5;
+/// XFRM's bit of AVX, and those of AVX-512.
+pub const AVX: u64 = 1 << 2;
+pub const AVX512: u64 = 0b111 << 5;
 const ALL: u32 = u32::MAX;
 
 /// The bits of these numbers.

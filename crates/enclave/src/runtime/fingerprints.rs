@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use bulla_abi::hostcall::features;
 use bulla_enclave::fingerprint::{self, Key, Width};
 use bulla_libos::Platform;
+use bulla_libos::cpuid::{AVX, AVX512};
 use spin::Once;
 
 use crate::boot::HOST;
@@ -13,10 +14,6 @@ use crate::platform::Enclave;
 use crate::xstate;
 
 static KEY: Once<Box<Key>> = Once::new();
-
-/// XFRM's bits of AVX, and of AVX-512.
-const AVX: u64 = 1 << 2;
-const AVX512: u64 = 0b111 << 5;
 
 /// See [`Platform::fingerprints`].
 pub fn find(pages: &[u8], of: &mut [u128]) -> bool {

@@ -112,11 +112,11 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Keeps pages that have tags, if all spaces together keep no more than they may.
+    /// Keeps pages if they can be told by tags, and all spaces together keep no more than they may.
     pub fn new(pages: BTreeMap<u64, SavedPage>) -> Kept {
         let bytes = pages.len() as u64 * PAGE;
         let (_, available) = platform().heap_usage();
-        if available < PLENTY || !pages.values().all(|page| page.tag.is_known()) {
+        if available < PLENTY || !pages.values().any(|page| page.tag.is_known()) {
             return Kept::default();
         }
         let fits = |kept: u64| Some(kept + bytes).filter(|&sum| sum <= KEPT_MAX);

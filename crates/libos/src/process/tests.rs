@@ -87,7 +87,7 @@ pub(crate) fn arguments(flags: CloneFlags) -> CloneArguments {
 }
 
 /// A child of its own memory, not run by anyone but the test.
-fn fork(parent: &Arc<Thread>) -> Arc<Thread> {
+pub(crate) fn fork(parent: &Arc<Thread>) -> Arc<Thread> {
     let tid = clone(
         parent,
         &mut Registers::default(),

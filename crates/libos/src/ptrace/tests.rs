@@ -7,8 +7,7 @@ use super::{Event, Mode, Options, relation};
 use crate::errno::{ECHILD, EIO, EPERM, ESRCH};
 use crate::kernel::before_user;
 use crate::platform::platform;
-use crate::process::clone::{CloneFlags, clone};
-use crate::process::tests::{arguments, process};
+use crate::process::tests::{fork, process};
 use crate::process::wait::{Change, WaitOptions, Which, wait};
 use crate::process::{exit, table};
 use crate::signal::send::{Origin, to_process, to_thread};
@@ -16,16 +15,6 @@ use crate::signal::{SIGKILL, SIGSTOP, SIGTRAP, SIGUSR1, SIGUSR2, SigInfo};
 use crate::{Next, Registers, Thread};
 
 const STOPPED: u32 = 0x7f;
-
-fn child_of(parent: &Arc<Thread>) -> Arc<Thread> {
-    let tid = clone(
-        parent,
-        &mut Registers::default(),
-        &arguments(CloneFlags::empty()),
-    )
-    .unwrap();
-    table::thread(tid).expect("the platform keeps it")
-}
 
 /// Lets a thread go on its way to user code, on a host thread of its own.
 fn run(thread: &Arc<Thread>) -> JoinHandle<(Next, Registers)> {
@@ -60,7 +49,7 @@ fn now(thread: &Arc<Thread>, tid: u32) -> crate::Result<Option<Change>> {
 #[test]
 fn a_tracer_sees_signals_and_changes_registers() {
     let parent = process();
-    let child = child_of(&parent);
+    let child = fork(&parent);
     let tid = child.tid();
     assert_eq!(relation::find(&parent, tid).err(), Some(ESRCH));
     relation::trace_me(&child).unwrap();
@@ -96,7 +85,7 @@ fn calls_stop_at_both_ends_and_the_fast_way_is_left_for_that_only() {
     const GETPID: u64 = 39;
     const GETPPID: u64 = 110;
     let parent = process();
-    let child = child_of(&parent);
+    let child = fork(&parent);
     relation::trace_me(&child).unwrap();
     send(&child, SIGUSR1);
     let running = run(&child);
@@ -143,7 +132,7 @@ fn calls_stop_at_both_ends_and_the_fast_way_is_left_for_that_only() {
 #[test]
 fn a_tracer_that_is_not_the_parent_comes_first() {
     let parent = process();
-    let child = child_of(&parent);
+    let child = fork(&parent);
     let tracer = process();
     let tid = child.tid();
     assert_eq!(now(&tracer, tid).err(), Some(ECHILD));
@@ -171,9 +160,9 @@ fn a_tracer_that_is_not_the_parent_comes_first() {
 #[test]
 fn the_end_of_a_tracer_frees_its_tracees_or_ends_them() {
     let parent = process();
-    let tracer = child_of(&parent);
-    let free = child_of(&parent);
-    let doomed = child_of(&parent);
+    let tracer = fork(&parent);
+    let free = fork(&parent);
+    let doomed = fork(&parent);
     relation::attach(&tracer, free.tid(), None).unwrap();
     relation::attach(&tracer, doomed.tid(), Some(Options::EXITKILL)).unwrap();
     let running = run(&free);
@@ -193,7 +182,7 @@ fn the_end_of_a_tracer_frees_its_tracees_or_ends_them() {
 #[test]
 fn who_has_more_rights_or_keeps_them_secret_is_not_traced() {
     let parent = process();
-    let child = child_of(&parent);
+    let child = fork(&parent);
     relation::attach(&parent, child.tid(), None).unwrap();
     let tracee = relation::find(&parent, child.tid()).unwrap();
     assert!(tracee.may_access_memory());
@@ -209,7 +198,7 @@ fn who_has_more_rights_or_keeps_them_secret_is_not_traced() {
     assert_eq!(relation::attach(&parent, parent.tid(), None), Err(EPERM));
     assert_eq!(relation::attach(&parent, 1 << 22, None), Err(ESRCH));
     // A parent with less rights than its child.
-    let child = child_of(&parent);
+    let child = fork(&parent);
     parent.process.credentials.lock().permitted = 0;
     assert_eq!(relation::trace_me(&child), Err(EPERM));
 }
@@ -217,7 +206,7 @@ fn who_has_more_rights_or_keeps_them_secret_is_not_traced() {
 #[test]
 fn seized_threads_stop_for_events_and_listen() {
     let parent = process();
-    let child = child_of(&parent);
+    let child = fork(&parent);
     let tid = child.tid();
     relation::attach(&parent, tid, Some(Options::empty())).unwrap();
     assert!(now(&parent, tid).unwrap().is_none(), "no signal is sent");
