@@ -190,6 +190,7 @@ impl Cache {
     }
 
     fn unpack(&self, image: &Image, to: &Path) -> Result<(), Error> {
+        self.make_room();
         std::fs::create_dir_all(to).map_err(Error::io(to))?;
         let tree = image.flatten(self.dir(), Limits::default())?;
         for name in FILES {

@@ -252,6 +252,7 @@ impl Cache {
         if let Some(description) = self.complete(content) {
             return Ok((description, false));
         }
+        self.make_room();
         let tree = tree()?;
         // Under the lock, so what is there is of a builder that died.
         let temporary = self.rootfs_path(content, "tmp");

@@ -19,6 +19,8 @@ const YOUNG: Duration = Duration::from_secs(60);
 /// Left-overs of killed processes that are older than this are nobody's any more. A build that
 /// takes longer loses what it wrote.
 const ABANDONED: Duration = Duration::from_secs(24 * 60 * 60);
+/// What a new root file system should find on the disk, with the temporary files of its build.
+const ROOM: u64 = 2 << 30;
 /// Directories of this version; others of these names are of older ones.
 const CURRENT: [&str; 4] = ["rootfs-3", "sources-1", "images-1", "built-1"];
 const VERSIONED: [&str; 4] = ["rootfs-", "sources-", "images-", "built-"];
@@ -96,6 +98,18 @@ impl Cache {
             }
         }
         Ok(before - total)
+    }
+
+    /// On a disk that is nearly full: what can be made again goes, so that something new can be made.
+    pub(crate) fn make_room(&self) {
+        let Ok(disk) = rustix::fs::statvfs(self.dir()) else {
+            return;
+        };
+        let missing = ROOM.saturating_sub(disk.f_bavail * disk.f_frsize);
+        if missing > 0 {
+            // What cannot be removed is no reason not to try.
+            let _ = self.prune(self.usage().total().saturating_sub(missing));
+        }
     }
 
     /// What is of no use any more: of older versions, of processes that were killed, of names that

@@ -5,7 +5,7 @@ use bulla_test_apps::{bulla, image};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 struct Place {
     dir: tempfile::TempDir,
@@ -161,4 +161,46 @@ fn a_full_disk_is_said_and_leaves_nothing_partial() {
     assert!(said.contains("write the image elsewhere"), "{said}");
     assert_eq!(fs::read_dir(&small.0).unwrap().count(), 0);
     assert!(place.measure(&whole).status.success());
+}
+
+/// Directories of 8 MiB each, on a disk that holds the root file system of one only.
+#[test]
+fn what_was_used_lately_stays_and_the_rest_makes_room() {
+    let place = Place::new();
+    let cache = Small::new(place.path("small"), 14 << 10);
+    let images = cache.0.join("rootfs-3");
+    let measure = |name: &str| {
+        let directory = place.path(name);
+        fs::create_dir_all(directory.join("bin")).unwrap();
+        fs::copy(
+            image("busybox").rootfs.join("bin/busybox"),
+            directory.join("bin/sh"),
+        )
+        .unwrap();
+        fs::write(directory.join("data"), name.repeat(8 << 20)).unwrap();
+        let output = Command::new(bulla())
+            .args(["measure", "--rootfs"])
+            .arg(directory)
+            .arg("/bin/sh")
+            .env("BULLA_CACHE", &cache.0)
+            .env("BULLA_STATE", place.path("state"))
+            .output();
+        output.unwrap()
+    };
+    let output = measure("a");
+    assert!(output.status.success(), "{output:?}");
+    // The first is in use, as far as anyone can tell.
+    let output = measure("b");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("No space left on device"), "{said}");
+    let hour_ago = SystemTime::now() - Duration::from_secs(3600);
+    for entry in fs::read_dir(&images).unwrap() {
+        let file = fs::File::options().append(true).open(entry.unwrap().path());
+        file.unwrap().set_modified(hour_ago).unwrap();
+    }
+    let output = measure("b");
+    assert!(output.status.success(), "{output:?}");
+    let names = fs::read_dir(&images).unwrap().flatten();
+    let is_image = |entry: &fs::DirEntry| entry.path().extension() == Some("img".as_ref());
+    assert_eq!(names.filter(is_image).count(), 1);
 }
