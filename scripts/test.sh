@@ -4,6 +4,10 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
+# What the tests convert goes into a cache of their own, which stays small and is kept between runs.
+tests=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}
+export BULLA_CACHE=${BULLA_CACHE:-$tests/cache} BULLA_CACHE_LIMIT=${BULLA_CACHE_LIMIT:-4G}
+
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 passed=0

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use bulla_test_apps::{Finished, Program, Server, Side, free_port, http, image};
+use bulla_test_apps::{Program, Server, Side, free_port, http, image};
 
 use crate::model::Counters;
 use crate::programs::runsc;
@@ -20,6 +20,8 @@ struct Load<'a> {
     target: Target,
     has_peer: bool,
     runs_max: usize,
+    /// Loads of each server, but one of runsc's.
+    turns: usize,
 }
 
 impl Load<'_> {
@@ -46,35 +48,52 @@ impl Load<'_> {
         let mut figures = Figures::default();
         let mut counters = Counters::default();
         for _ in 0..settings.runs.min(self.runs_max) {
-            for party in BOTH {
-                let (rate, requests, finished) = self.once(party)?;
-                figures.add(party, rate);
-                if party == Party::Enclave {
-                    let counted = Counters::parse(&finished.stderr);
-                    let counted = counted.ok_or_else(|| format!("no counters: {finished}"))?;
-                    counters = counted.per(requests.max(1.0));
-                }
-            }
+            counters = self.run(&BOTH, self.turns, &mut figures)?;
         }
         counters.pages_before = 0.0;
         let row =
             |figures: &Figures| figures.row(self.name, counters, self.target, Unit::PerSecond);
         if self.has_peer && settings.has_peer {
             announce(&row(&figures)?)?;
-            figures.add(Party::Peer, self.once(Party::Peer)?.0);
+            self.run(&[Party::Peer], 1, &mut figures)?;
         }
         row(&figures)
     }
 
-    /// Requests a second, how many there were, and how the server ended.
-    fn once(&self, party: Party) -> Result<(f64, f64, Finished), String> {
-        let server = self.start(party, free_port());
-        let (rate, requests) = (self.drive)(&server);
-        let finished = server.stop();
-        match rate > 0.0 {
-            true => Ok((rate, requests, finished)),
-            false => Err(format!("{party:?}: {finished}")),
+    /// A server of each party, under load in turn: a neighbour of this machine then slows all. The
+    /// enclave's counters per request.
+    fn run(
+        &self,
+        parties: &[Party],
+        turns: usize,
+        figures: &mut Figures,
+    ) -> Result<Counters, String> {
+        let mut servers = Vec::new();
+        for turn in 0..turns {
+            for (index, &party) in parties.iter().enumerate() {
+                if turn == 0 {
+                    servers.push((party, self.start(party, free_port()), 0.0));
+                }
+                let (_, server, requests) = &mut servers[index];
+                let (rate, made) = (self.drive)(server);
+                if rate <= 0.0 {
+                    let (_, server, _) = servers.remove(index);
+                    return Err(format!("{party:?}: {}", server.stop()));
+                }
+                *requests += made;
+                figures.add(party, rate);
+            }
         }
+        let mut counters = Counters::default();
+        for (party, server, requests) in servers {
+            let finished = server.stop();
+            if party == Party::Enclave {
+                let counted = Counters::parse(&finished.stderr);
+                let counted = counted.ok_or_else(|| format!("no counters: {finished}"))?;
+                counters = counted.per(requests.max(1.0));
+            }
+        }
+        Ok(counters)
     }
 }
 
@@ -159,6 +178,7 @@ fn redis(
         target,
         has_peer: true,
         runs_max: 5,
+        turns: 3,
     }
     .measure(settings)
 }
@@ -188,6 +208,7 @@ END
         // gVisor shows no /dev/null in a chroot.
         has_peer: false,
         runs_max: 3,
+        turns: 1,
     }
     .measure(settings)
 }
@@ -223,6 +244,7 @@ def hello(): return 'hello'
         target: Target::None,
         has_peer: false,
         runs_max: 3,
+        turns: 1,
     }
     .measure(settings)
 }
@@ -272,6 +294,7 @@ unix_socket_directories=''" >> $PGDATA/postgresql.conf
         has_peer: false,
         // Making the cluster takes far longer than the load.
         runs_max: 1,
+        turns: 1,
     }
     .measure(settings)
 }
