@@ -52,9 +52,11 @@ test: build ## Run all tests that fit into continuous integration
 .PHONY: test-full
 test-full: build ## Also run what takes longer: everything ignored by `make test`
 	@scripts/packages.sh images test
-	@tests/images/build.sh
+	@tests/images/build.sh --all
+	@tests/images/kubernetes.sh
+	@tests/conformance/build-ltp.sh
 	@scripts/sgxs-tools.sh
-	scripts/test.sh --run-ignored all
+	scripts/test.sh --full
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser of untrusted input, FUZZ_SECONDS (60) each

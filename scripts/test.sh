@@ -1,12 +1,20 @@
 #!/bin/bash
 # Runs the workspace's tests and closes with one plain line, "N passed, N failed".
-#   test.sh [options of cargo nextest run]
+#   test.sh [--full]       --full: those that take long, too
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 # What the tests convert goes into a cache of their own, which stays small and is kept between runs.
 tests=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}
 export BULLA_CACHE=${BULLA_CACHE:-$tests/cache} BULLA_CACHE_LIMIT=${BULLA_CACHE_LIMIT:-4G}
+
+full=()
+tests_full=()
+if [ "${1:-}" = --full ]; then
+    full=(--profile full --run-ignored all)
+    # Without what measures: it wants a quiet machine.
+    tests_full=(-- --include-ignored --skip speed --skip activations_status_and_memory)
+fi
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
@@ -15,7 +23,7 @@ failed=0
 
 if cargo nextest --version > /dev/null 2>&1; then
     cargo nextest run --workspace --locked --no-fail-fast --color never \
-        --status-level slow --final-status-level fail "$@" 2>&1 | tee "$log"
+        --status-level slow --final-status-level fail "${full[@]}" 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
     # Summary [ 12.3s] 42 tests run: 41 passed (1 slow), 1 failed, 2 skipped
     summary=$(grep -E '^ *Summary ' "$log" | tail -n 1)
@@ -26,8 +34,7 @@ if cargo nextest --version > /dev/null 2>&1; then
     passed=${passed:-0}
     failed=$((${failed:-0} + ${timed_out:-0}))
 else
-    [ "${1:-}" = --run-ignored ] && set -- -- --include-ignored
-    cargo test --workspace --locked --no-fail-fast "$@" 2>&1 | tee "$log"
+    cargo test --workspace --locked --no-fail-fast "${tests_full[@]}" 2>&1 | tee "$log"
     status=${PIPESTATUS[0]}
     # test result: ok. 12 passed; 0 failed; …
     while read -r ok bad; do

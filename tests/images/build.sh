@@ -1,7 +1,8 @@
 #!/bin/bash
 # Builds the images that the application tests and the demo use, from Debian's packages.
 #
-#   build.sh [NAME..]        (default: all)
+#   build.sh [NAME..]        (default: those of `make test`)
+#   build.sh --all           (those of `make test-full`)
 #
 # Each image NAME becomes, under $BULLA_TEST_CACHE/images (default ~/.cache/bulla-tests/images):
 #   NAME.tar     a docker-archive, as `docker save` writes it
@@ -13,8 +14,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${BULLA_TEST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/bulla-tests}/images
 mkdir -p "$cache"
-# The others (languages, mariadb, media, services) are built when a test asks for them.
 names=(api busybox java micro postgresql programs python redis servers shell tools)
+full=(languages mariadb services)
 
 debian() { # PACKAGES OUT.tar: a minimal Debian with these packages, without documentation
     mmdebstrap --mode=root --variant=essential --quiet --include="$1" \
@@ -144,12 +145,6 @@ recipe_languages() {
         --config.env LANG=C.UTF-8 --config.cmd bash)
 }
 
-recipe_media() {
-    debian r-base-core,octave,ffmpeg,imagemagick,ghostscript "$work/rootfs.tar"
-    config=(--config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-        --config.env LANG=C.UTF-8 --config.cmd bash)
-}
-
 recipe_services() {
     debian haproxy,squid,mosquitto,mosquitto-clients,etcd-server,etcd-client,prometheus,openssh-server,openssh-client,rsync,cron,postfix,apache2,dnsmasq-base,rabbitmq-server,curl,procps,python3,openssl \
         "$work/rootfs.tar"
@@ -174,7 +169,7 @@ build() { # NAME
     key=$(cat "$here/build.sh" "$here"/programs/* | sha256sum | cut -c1-16)
     # The big images depend on their own recipe only, so that editing a test program is cheap.
     case $name in
-        java | languages | mariadb | media | postgresql | python | redis | services | servers | shell)
+        java | languages | mariadb | postgresql | python | redis | services | servers | shell)
             key=$(declare -f debian "recipe_$name" | sha256sum | cut -c1-16) ;;
         api) key=$({ declare -f recipe_api; cat "$here"/cluster/*; } | sha256sum | cut -c1-16) ;;
         micro) key=$({ declare -f recipe_micro; cat "$here"/micro/*; } | sha256sum | cut -c1-16) ;;
@@ -206,6 +201,7 @@ build() { # NAME
 }
 
 [ $# -gt 0 ] || set -- "${names[@]}"
+[ "$1" != --all ] || set -- "${names[@]}" "${full[@]}"
 status=0
 running=()
 for name; do
