@@ -49,6 +49,11 @@ fn siblings() {
 }
 
 #[test]
+fn herd() {
+    check("herd");
+}
+
+#[test]
 fn unprivileged() {
     check("unprivileged");
 }

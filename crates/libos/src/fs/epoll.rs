@@ -15,6 +15,8 @@ use core::any::Any;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use bulla_abi::hostcall::PollFd;
+
 use super::file::{FileOps, OpenFile};
 use super::inode::FileType;
 use crate::errno::{EEXIST, EINVAL, ELOOP, ENOENT, EPERM};
@@ -119,6 +121,24 @@ impl Item {
             shared.ready.lock().push_back(self.this.clone());
         }
         shared.queue.wake_some(1, Events::IN) > 0
+    }
+
+    /// Whether a file that the host has told to be ready is so still. What is told only once counts.
+    fn is_ready_still(&self, thread: &Arc<Thread>) -> bool {
+        let interest = self.interest();
+        if interest.intersects(Events::EDGE | Events::ONESHOT) {
+            return true;
+        }
+        let Some(fd) = self.file.upgrade().and_then(|file| file.ops.host_fd()) else {
+            return true;
+        };
+        let mut asked = [PollFd {
+            fd,
+            events: (interest.bits() & 0xffff) as u16,
+            revents: 0,
+        }];
+        let seen = thread.event_count();
+        host::poll(&mut asked, Some(0), thread, seen).unwrap_or(1) > 0
     }
 }
 
@@ -401,6 +421,7 @@ impl Epoll {
         };
         // Registered only when it may really sleep.
         let mut table = None;
+        let mut told = Vec::new();
         loop {
             let at_once = deadline == Some(0) || !out.is_empty();
             let seen = thread.event_count();
@@ -421,11 +442,26 @@ impl Epoll {
             }
             let limit = if at_once { Some(0) } else { deadline };
             let room = most - out.len();
+            let takes_turns = !at_once && thread.mm().takes_turns();
+            told.clear();
             host::epoll_wait(&host, room, limit, thread, seen, |events, token| {
-                if let Some(ready) = self.host_event(events, token) {
+                if let Some((item, ready)) = self.host_event(events, token) {
                     out.push(ready);
+                    if takes_turns {
+                        told.push(item);
+                    }
                 }
             })?;
+            // As in poll: what a sibling has taken meanwhile is nothing to run this process for.
+            if takes_turns
+                && !out.is_empty()
+                && !thread.mm().enter_if(thread, || {
+                    told.iter().any(|item| item.is_ready_still(thread))
+                })
+            {
+                out.clear();
+                continue;
+            }
             if !at_once {
                 let room = most - out.len();
                 if room > 0 {
@@ -470,13 +506,13 @@ impl Epoll {
         }
     }
 
-    fn host_event(&self, events: u32, token: u64) -> Option<Ready> {
+    fn host_event(&self, events: u32, token: u64) -> Option<(Arc<Item>, Ready)> {
         let item = self.tokens.lock().get(&token)?.upgrade()?;
         item.file.upgrade()?;
         let wanted = item.interest() | Events::ERR | Events::HUP;
         let events = Events::from_bits_truncate(events) & wanted;
         let data = item.data.load(Ordering::Relaxed);
-        (!events.is_empty()).then_some(Ready { events, data })
+        (!events.is_empty()).then_some((item, Ready { events, data }))
     }
 }
 
@@ -601,7 +637,10 @@ mod tests {
                 // Another thread that waits gets the event before this call has returned.
                 let instance = instance.upgrade();
                 let ready = instance.and_then(|epoll| epoll.host_event(1, arguments[3]));
-                count.fetch_add(ready.map_or(0, |ready| ready.data as u32), Ordering::SeqCst);
+                count.fetch_add(
+                    ready.map_or(0, |(_, ready)| ready.data as u32),
+                    Ordering::SeqCst,
+                );
                 0
             }
             _ => 0,

@@ -60,12 +60,24 @@ const FIRST_SLICE: u64 = 50_000_000;
 /// A turn lasts this many times what switching to it has cost.
 const SLICE_PER_COST: u64 = 10;
 
+/// What waking the thread whose turn it is costs beside the exchange of pages (ns), about.
+const WAKE: u64 = 30_000;
+/// The longest that a turn is held for a thread that waits for the host (ns).
+const LINGER: u64 = 200_000;
+/// Turns that are not held after holding one was of no use too often.
+const LINGER_PAUSE: i32 = 16;
+
 /// A space's part in turn-taking.
 pub(super) struct Member {
     pub resident: bool,
     pub neighbours: Vec<Arc<Space>>,
     /// When the turn may end if others wait (monotonic ns).
     pub until: u64,
+    /// How long it is held for a thread that waits for the host, and until when.
+    pub linger: u64,
+    pub linger_until: u64,
+    /// Rises when that was of use; below 0 it is not held.
+    pub linger_credit: i32,
     /// Threads of this space in [`Residency::waiting`].
     pub waiting: u32,
 }
@@ -76,6 +88,9 @@ impl Default for Member {
             resident: true,
             neighbours: Vec::new(),
             until: 0,
+            linger: 0,
+            linger_until: 0,
+            linger_credit: 0,
             waiting: 0,
         }
     }
@@ -98,6 +113,44 @@ pub fn note_sleep(thread: &Thread) {
     if mm.conflicted.load(Ordering::SeqCst) && mm.is_asleep() {
         lock().pass_on();
     }
+}
+
+/// How long (ns) a thread that is about to wait for the host should wait without giving up the turn:
+/// a client's answer often comes sooner than a switch to a sibling and back takes. `None`: not at all.
+/// Afterwards call [`lingered`].
+pub fn linger(thread: &Thread) -> Option<u64> {
+    if WAITING.load(Ordering::SeqCst) == 0 {
+        return None;
+    }
+    let mm = thread.mm();
+    let is_asleep = |other: &Arc<Thread>| other.asleep.load(Ordering::SeqCst);
+    let is_last = || {
+        let awake = mm.threads().into_iter().filter(|other| !is_asleep(other));
+        awake.count() == 1
+    };
+    if !mm.takes_turns() || !is_last() {
+        return None;
+    }
+    let mut member = mm.member.lock();
+    if !member.resident || platform().monotonic() >= member.linger_until {
+        return None;
+    }
+    if member.linger_credit < 0 {
+        member.linger_credit += 1;
+        return None;
+    }
+    Some(member.linger)
+}
+
+/// Whether what the thread waited for came in time.
+pub fn lingered(thread: &Thread, came: bool) {
+    let mm = thread.mm();
+    let mut member = mm.member.lock();
+    member.linger_credit = match (came, member.linger_credit) {
+        (true, credit) => (credit + 1).min(4),
+        (false, 1..) => member.linger_credit - 1,
+        (false, _) => -LINGER_PAUSE,
+    };
 }
 
 impl Residency {
@@ -230,6 +283,45 @@ impl Space {
         }
     }
 
+    /// Waits for this space's turn, and takes it if something is still wanted then; whether it is.
+    /// For who was woken together with its siblings. Whoever is interrupted is taken to want it. Holds
+    /// no lock, as [`Space::enter_user`].
+    pub fn enter_if(&self, thread: &Arc<Thread>, mut is_wanted: impl FnMut() -> bool) -> bool {
+        if !self.takes_turns() || self.is_resident() {
+            return true;
+        }
+        let mut queued = false;
+        let wanted = loop {
+            let seen = thread.event_count();
+            if self.is_next(&lock()) {
+                if !is_wanted() {
+                    break false;
+                }
+                if self.try_enter(&mut lock()) {
+                    break true;
+                }
+            }
+            if thread.interrupted() {
+                break true;
+            }
+            let mut guard = lock();
+            if !queued {
+                queued = true;
+                self.join_queue(&mut guard, thread);
+                continue;
+            }
+            let deadline = self.next_look(&guard, thread);
+            drop(guard);
+            thread
+                .clock
+                .asleep(|| platform().sleep(thread, seen, Some(deadline)));
+        };
+        if queued {
+            self.leave_queue(&mut lock(), thread);
+        }
+        wanted
+    }
+
     fn join_queue(&self, guard: &mut Guard, thread: &Arc<Thread>) {
         let this = guard
             .spaces
@@ -261,15 +353,20 @@ impl Space {
     }
 
     fn try_enter(&self, guard: &mut Guard) -> bool {
-        if self.member.lock().resident {
-            return true;
-        }
-        let busy = guard.busy();
-        let ready = self.may_enter(&busy) && guard.is_first(self, &busy);
-        if ready {
+        let ready = self.is_next(guard);
+        if ready && !self.is_resident() {
             self.make_resident(guard);
         }
         ready
+    }
+
+    /// Whether it has the turn, or it is its turn now.
+    fn is_next(&self, guard: &Guard) -> bool {
+        if self.is_resident() {
+            return true;
+        }
+        let busy = guard.busy();
+        self.may_enter(&busy) && guard.is_first(self, &busy)
     }
 
     /// Whether user code of this space may run, or could if nobody else waited. Under the residency
@@ -338,7 +435,10 @@ impl Space {
         let now = platform().monotonic();
         let mut member = self.member.lock();
         member.resident = true;
-        member.until = now + SLICE.max(SLICE_PER_COST * now.saturating_sub(start));
+        let cost = now.saturating_sub(start);
+        member.until = now + SLICE.max(SLICE_PER_COST * cost);
+        member.linger = (cost + WAKE).min(LINGER);
+        member.linger_until = now + SLICE_PER_COST * (cost + WAKE);
         self.settle(&member);
     }
 
@@ -521,4 +621,83 @@ pub(super) fn link(a: &Arc<Space>, b: &Arc<Space>) {
 /// A forked child's first turn starts.
 pub(super) fn first_turn() -> u64 {
     platform().monotonic() + FIRST_SLICE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::AddressSpace;
+    use crate::mm::map::Request;
+    use crate::platform::Protection;
+    use crate::testing;
+
+    /// A parent and its forked child, which is resident, with a thread each.
+    fn family() -> [(Arc<AddressSpace>, Arc<Thread>); 2] {
+        let thread = testing::setup();
+        let parent = thread.mm();
+        let read_write = Protection::READ | Protection::WRITE;
+        let at = parent.map(Request::anonymous(0x1000, read_write)).unwrap();
+        parent.write(at, b"x").unwrap();
+        let child = parent.fork(&thread).unwrap();
+        let child_thread = testing::thread_in(child.clone());
+        assert!(child.is_resident() && !parent.is_resident());
+        [(parent, thread), (child, child_thread)]
+    }
+
+    #[test]
+    fn who_finds_nothing_to_do_when_its_turn_comes_leaves_it() {
+        let [(parent, thread), (child, child_thread)] = family();
+        child.member.lock().until = platform().monotonic() + 20_000_000;
+        let mut asked = 0;
+        let wanted = parent.enter_if(&thread, || {
+            asked += 1;
+            let over = platform().monotonic() >= child.member.lock().until;
+            assert!(over, "asked within the other's turn");
+            false
+        });
+        assert!(!wanted && asked == 1 && child.is_resident());
+        assert_eq!(parent.member.lock().waiting, 0);
+        // Now there is something, and the child sleeps.
+        child.member.lock().until = u64::MAX;
+        child_thread.asleep.store(true, Ordering::SeqCst);
+        assert!(parent.enter_if(&thread, || true));
+        assert!(parent.is_resident() && !child.is_resident());
+        // Who has the turn is not asked.
+        assert!(parent.enter_if(&thread, || false));
+        // A signal is something to do.
+        child_thread.asleep.store(false, Ordering::SeqCst);
+        parent.member.lock().until = u64::MAX;
+        child_thread.add_own_work(Work::SIGNAL);
+        assert!(child.enter_if(&child_thread, || false) && parent.is_resident());
+    }
+
+    #[test]
+    fn a_turn_is_held_for_the_host_while_that_is_of_use() {
+        let [(parent, thread), (child, child_thread)] = family();
+        parent.join_queue(&mut lock(), &thread);
+        // A first turn has no measure of what a switch costs.
+        assert_eq!(linger(&child_thread), None);
+        child.make_resident(&mut lock());
+        child.member.lock().linger_until = u64::MAX;
+        let longest = linger(&child_thread).unwrap();
+        assert!((WAKE..=LINGER).contains(&longest));
+        for came in [true, true, false, false, false] {
+            assert!(linger(&child_thread).is_some());
+            lingered(&child_thread, came);
+        }
+        for _ in 0..LINGER_PAUSE {
+            assert_eq!(linger(&child_thread), None);
+        }
+        assert!(linger(&child_thread).is_some());
+        // While another thread of the process runs, sleeping ends no turn.
+        let other = testing::thread_in(child.clone());
+        assert_eq!(linger(&child_thread), None);
+        other.asleep.store(true, Ordering::SeqCst);
+        assert!(linger(&child_thread).is_some());
+        child.member.lock().linger_until = 0;
+        assert_eq!(linger(&child_thread), None);
+        // Who is not resident has nothing to hold.
+        assert_eq!(linger(&thread), None);
+        parent.leave_queue(&mut lock(), &thread);
+    }
 }

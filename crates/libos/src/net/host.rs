@@ -11,6 +11,7 @@ use bulla_abi::hostcall::{DATA_SIZE, HostCall, PollFd, RECV_WAIT, RecvHeader};
 
 use super::msg;
 use crate::errno::{EIO, EMSGSIZE};
+use crate::mm::residency;
 use crate::platform::platform;
 use crate::user::IoBuffer;
 use crate::{Errno, Result, Thread};
@@ -56,12 +57,51 @@ fn call_waiting(
     arguments: [u64; 4],
     waiting: Option<(&Arc<Thread>, u32)>,
 ) -> Result<u64> {
-    check(match waiting {
-        None => platform().host_call(call, arguments, None),
-        Some((thread, seen)) => {
-            thread.waiting(|| platform().host_call(call, arguments, Some((&**thread, seen))))
+    let Some((thread, seen)) = waiting else {
+        return check(platform().host_call(call, arguments, None));
+    };
+    if let Some(answer) = linger(call, arguments, thread, seen) {
+        return answer;
+    }
+    check(thread.waiting(|| platform().host_call(call, arguments, Some((&**thread, seen)))))
+}
+
+/// Waits a little without giving up the turn in memory, where that may pay; `None` when nothing came.
+fn linger(
+    call: HostCall,
+    arguments: [u64; 4],
+    thread: &Arc<Thread>,
+    seen: u32,
+) -> Option<Result<u64>> {
+    let longest = residency::linger(thread)?;
+    let [first, second, third, fourth] = arguments;
+    let (wait, short) = match call {
+        HostCall::Poll => (call, [first, second.min(longest), third, fourth]),
+        HostCall::EpollWait => (call, [first, second, third.min(longest), fourth]),
+        _ => {
+            const IN: u16 = 1;
+            let mut entry = [0; 8];
+            entry[..4].copy_from_slice(&(first as i32).to_le_bytes());
+            entry[4..6].copy_from_slice(&IN.to_le_bytes());
+            platform().host_put(0, &entry).ok()?;
+            (HostCall::Poll, [1, longest, 0, 0])
         }
-    })
+    };
+    let waiting = Some((&**thread, seen));
+    let answer = thread
+        .clock
+        .asleep(|| platform().host_call(wait, short, waiting));
+    residency::lingered(thread, answer > 0);
+    match (call, answer) {
+        (_, 0) => None,
+        // EAGAIN if somebody else was faster: the caller looks again.
+        (HostCall::Recv, 1..) => {
+            let at_once = [first, second & !RECV_WAIT, third, fourth];
+            Some(check(platform().host_call(call, at_once, None)))
+        }
+        (HostCall::Recv, _) => None,
+        _ => Some(check(answer)),
+    }
 }
 
 /// A result or an error number.

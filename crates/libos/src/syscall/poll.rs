@@ -162,39 +162,95 @@ impl Watched {
     }
 }
 
-/// Waits until one of `watched` is ready; how many are.
-fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Result<usize> {
-    let mut host: Vec<PollFd> = Vec::new();
-    let mut host_index: Vec<usize> = Vec::new();
-    for (index, entry) in watched.iter().enumerate() {
-        if let Some(fd) = entry.file.as_ref().and_then(|file| file.ops.host_fd()) {
-            let events = (entry.interest.bits() & 0xffff) as u16;
-            host.push(PollFd {
-                fd,
-                events,
-                revents: 0,
-            });
-            host_index.push(index);
+/// What one call waits for.
+struct Poll<'a> {
+    watched: &'a mut [Watched],
+    /// Those that the host knows, and where they are in `watched`.
+    host: Vec<PollFd>,
+    host_index: Vec<usize>,
+}
+
+impl<'a> Poll<'a> {
+    fn new(watched: &'a mut [Watched]) -> Poll<'a> {
+        let mut host = Vec::new();
+        let mut host_index = Vec::new();
+        for (index, entry) in watched.iter().enumerate() {
+            if let Some(fd) = entry.file.as_ref().and_then(|file| file.ops.host_fd()) {
+                let events = (entry.interest.bits() & 0xffff) as u16;
+                host.push(PollFd {
+                    fd,
+                    events,
+                    revents: 0,
+                });
+                host_index.push(index);
+            }
+        }
+        Poll {
+            watched,
+            host,
+            host_index,
         }
     }
+
+    /// How many are ready, as far as is known here.
+    fn look(&mut self) -> usize {
+        for entry in self.watched.iter_mut() {
+            if let Some(file) = &entry.file {
+                let wanted = entry.wanted();
+                entry.ready = file.ops.poll(None, wanted) & wanted;
+            }
+        }
+        self.count()
+    }
+
+    fn count(&self) -> usize {
+        let ready = self.watched.iter().filter(|entry| !entry.ready.is_empty());
+        ready.count()
+    }
+
+    /// Asks the host, which waits until `deadline`; how many are ready in all.
+    fn ask_host(
+        &mut self,
+        deadline: Option<u64>,
+        thread: &Arc<Thread>,
+        seen: u32,
+    ) -> Result<usize> {
+        if host::poll(&mut self.host, deadline, thread, seen)? > 0 {
+            for (entry, &index) in self.host.iter_mut().zip(&self.host_index) {
+                let watched = &mut self.watched[index];
+                let wanted = watched.wanted() | Events::NVAL;
+                let events = Events::from_bits_truncate(u32::from(entry.revents)) & wanted;
+                if events.is_empty() && entry.revents != 0 {
+                    // A hang-up that select is not asked for would end every wait at once. It
+                    // is final: the descriptor has nothing more to say.
+                    entry.fd = -1;
+                }
+                watched.ready |= events;
+            }
+        }
+        Ok(self.count())
+    }
+
+    /// Whether anything is ready still. An error counts: the caller will meet it.
+    fn is_ready(&mut self, thread: &Arc<Thread>) -> bool {
+        let seen = thread.event_count();
+        self.look() > 0
+            || !self.host.is_empty() && self.ask_host(Some(0), thread, seen).unwrap_or(1) > 0
+    }
+}
+
+/// Waits until one of `watched` is ready; how many are.
+fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Result<usize> {
+    let mut poll = Poll::new(watched);
     let mut table: Option<PollTable> = None;
     loop {
         let seen = thread.event_count();
-        let mut count = 0;
         // The first time without registering: often something is ready already.
         let register = table.is_none() && !matches!(timeout, Timeout::AtOnce);
-        for entry in watched.iter_mut() {
-            let wanted = entry.wanted();
-            let events = match &entry.file {
-                None => entry.ready,
-                Some(file) => file.ops.poll(None, wanted) & wanted,
-            };
-            entry.ready = events;
-            count += usize::from(!events.is_empty());
-        }
+        let mut count = poll.look();
         if count == 0 && register {
             let fresh = table.insert(PollTable::new(ThreadWaker::new(thread)));
-            for entry in watched.iter() {
+            for entry in poll.watched.iter() {
                 if let Some(file) = &entry.file {
                     file.ops.poll(Some(&mut *fresh), entry.interest);
                 }
@@ -210,35 +266,26 @@ fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Resu
             Timeout::AtOnce => true,
             Timeout::Never => false,
         };
-        if !host.is_empty() {
+        if !poll.host.is_empty() {
             let deadline = if count > 0 || over {
                 Some(0)
             } else {
                 timeout.deadline()
             };
-            if host::poll(&mut host, deadline, thread, seen)? > 0 {
-                for (entry, &index) in host.iter_mut().zip(&host_index) {
-                    let watched = &mut watched[index];
-                    let wanted = watched.wanted() | Events::NVAL;
-                    let events = Events::from_bits_truncate(u32::from(entry.revents)) & wanted;
-                    if events.is_empty() && entry.revents != 0 {
-                        // A hang-up that select is not asked for would end every wait at once. It
-                        // is final: the descriptor has nothing more to say.
-                        entry.fd = -1;
-                    }
-                    if watched.ready.is_empty() && !events.is_empty() {
-                        count += 1;
-                    }
-                    watched.ready |= events;
-                }
+            count = poll.ask_host(deadline, thread, seen)?;
+        }
+        if count > 0 && table.is_some() {
+            // Siblings that wait for the same take turns: what one of them has taken while the others
+            // stood in the queue is nothing to run them for.
+            match thread.mm().enter_if(thread, || poll.is_ready(thread)) {
+                true => return Ok(poll.count()),
+                false => continue,
             }
-            if count > 0 || over {
-                return Ok(count);
-            }
-        } else {
-            if count > 0 || over {
-                return Ok(count);
-            }
+        }
+        if count > 0 || over {
+            return Ok(count);
+        }
+        if poll.host.is_empty() {
             match sleep_once(thread, seen, timeout.deadline()) {
                 Ok(()) => {}
                 Err(error) if error == ETIMEDOUT => {}
