@@ -129,7 +129,8 @@ impl Item {
         if interest.intersects(Events::EDGE | Events::ONESHOT) {
             return true;
         }
-        let Some(fd) = self.file.upgrade().and_then(|file| file.ops.host_fd()) else {
+        let file = self.file.upgrade();
+        let Some(fd) = file.as_ref().and_then(|file| file.ops.host_fd()) else {
             return true;
         };
         let mut asked = [PollFd {

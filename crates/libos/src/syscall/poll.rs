@@ -231,7 +231,7 @@ impl<'a> Poll<'a> {
         Ok(self.count())
     }
 
-    /// Whether anything is ready still. An error counts: the caller will meet it.
+    /// Whether anything is ready still. An error counts: the next look meets it.
     fn is_ready(&mut self, thread: &Arc<Thread>) -> bool {
         let seen = thread.event_count();
         self.look() > 0
@@ -277,10 +277,11 @@ fn wait(thread: &Arc<Thread>, watched: &mut [Watched], timeout: Timeout) -> Resu
         if count > 0 && table.is_some() {
             // Siblings that wait for the same take turns: what one of them has taken while the others
             // stood in the queue is nothing to run them for.
-            match thread.mm().enter_if(thread, || poll.is_ready(thread)) {
-                true => return Ok(poll.count()),
-                false => continue,
+            let wanted = thread.mm().enter_if(thread, || poll.is_ready(thread));
+            if wanted && poll.count() > 0 {
+                return Ok(poll.count());
             }
+            continue;
         }
         if count > 0 || over {
             return Ok(count);
