@@ -131,6 +131,10 @@ static void see_calls(void) {
     long text;
     CHECK(request(PTRACE_PEEKTEXT, pid, r.rip - 2, (unsigned long)&text) == 0);
     CHECK((text & 0xffff) == 0x050f);
+    unsigned char call[3] = {0};
+    struct iovec here[2] = {{call, 1}, {call + 1, 1}};
+    struct iovec there[2] = {{(char *)r.rip - 2, 1}, {(char *)r.rip - 1, 1}};
+    CHECK(process_vm_readv(pid, here, 2, there, 2, 0) == 2 && memcmp(call, "\x0f\x05", 3) == 0);
     go(PTRACE_SYSCALL, pid, 0);
     expect_stop(pid, SIGTRAP | 0x80, 0);
     r = registers_of(pid);

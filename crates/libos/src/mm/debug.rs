@@ -30,12 +30,19 @@ fn pages(address: u64, len: usize) -> impl Iterator<Item = (u64, Range<usize>)> 
 impl Space {
     /// Reads as a debugger does. EFAULT where nothing is.
     pub fn peek(&self, address: u64, to: &mut [u8]) -> Result<()> {
-        let end = address.checked_add(to.len() as u64).ok_or(EFAULT)?;
+        address.checked_add(to.len() as u64).ok_or(EFAULT)?;
         for (at, part) in pages(address, to.len()) {
             if self.read(at, &mut to[part.clone()]).is_err() {
                 self.peek_closed(at, &mut to[part])?;
             }
         }
+        self.undo_rewriting(address, to);
+        Ok(())
+    }
+
+    /// Makes of what was read at an address what the program's file has there.
+    pub fn undo_rewriting(&self, address: u64, bytes: &mut [u8]) {
+        let end = address.saturating_add(bytes.len() as u64);
         for patch in sites::patches(&(address..end)) {
             let range = patch.range();
             let mut there = vec![0; patch.original.len()];
@@ -45,11 +52,10 @@ impl Space {
             }
             for (at, &byte) in (range.start..range.end).zip(&patch.original) {
                 if (address..end).contains(&at) {
-                    to[(at - address) as usize] = byte;
+                    bytes[(at - address) as usize] = byte;
                 }
             }
         }
-        Ok(())
     }
 
     /// Reads within a page that the program itself may not read.

@@ -20,7 +20,18 @@ pub fn process_vm_readv(context: &mut Context<'_>, arguments: Arguments) -> Resu
     }
     let theirs = other_space(context, arguments)?;
     let mut from = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
-    transfer(&mut from, &mut to)
+    transfer(&mut from, &mut to, take_text)
+}
+
+/// Takes of one range of memory, text as the program's file has it.
+fn take_text(from: &mut IoBuffer<'_>, bytes: &mut [u8]) -> Result<usize> {
+    let Some((mm, start, available)) = from.next_user_range() else {
+        return Ok(0);
+    };
+    let len = available.min(bytes.len());
+    let taken = from.take(&mut bytes[..len])?;
+    mm.undo_rewriting(start, &mut bytes[..taken]);
+    Ok(taken)
 }
 
 /// process_vm_writev(2).
@@ -33,7 +44,7 @@ pub fn process_vm_writev(context: &mut Context<'_>, arguments: Arguments) -> Res
     }
     let theirs = other_space(context, arguments)?;
     let mut to = IoBuffer::vector_in(&ours, &theirs, arguments.u64(3), arguments.usize(4))?;
-    transfer(&mut from, &mut to)
+    transfer(&mut from, &mut to, IoBuffer::take)
 }
 
 fn check_flags(arguments: Arguments) -> Result<()> {
@@ -56,15 +67,17 @@ fn other_space(context: &Context<'_>, arguments: Arguments) -> Result<Arc<Addres
 }
 
 /// Copies as much as both have room for; the bytes copied.
-fn transfer(from: &mut IoBuffer<'_>, to: &mut IoBuffer<'_>) -> Result<usize> {
+fn transfer<'a>(
+    from: &mut IoBuffer<'a>,
+    to: &mut IoBuffer<'_>,
+    take: impl Fn(&mut IoBuffer<'a>, &mut [u8]) -> Result<usize>,
+) -> Result<usize> {
     const CHUNK: usize = 64 << 10;
     let mut buffer = zeroed(CHUNK.min(from.remaining()));
     let mut total = 0;
     while !from.is_empty() && !to.is_empty() {
         let len = buffer.len().min(from.remaining()).min(to.remaining());
-        let result = from
-            .take(&mut buffer[..len])
-            .and_then(|len| to.put(&buffer[..len]));
+        let result = take(from, &mut buffer[..len]).and_then(|len| to.put(&buffer[..len]));
         match result {
             Ok(0) => break,
             Ok(moved) => total += moved,
