@@ -10,6 +10,10 @@ export BULLA_CACHE=${BULLA_CACHE:-$tests/cache} BULLA_CACHE_LIMIT=${BULLA_CACHE_
 
 full=()
 tests_full=()
+if [ "$*" != "" ] && [ "$*" != --full ]; then
+    echo "usage: test.sh [--full]; for single tests use cargo nextest run" >&2
+    exit 2
+fi
 if [ "${1:-}" = --full ]; then
     full=(--profile full --run-ignored all)
     # Without what measures: it wants a quiet machine.

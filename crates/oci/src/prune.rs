@@ -77,9 +77,15 @@ impl Cache {
     /// Removes what can be made again, least recently used first, until the cache takes at most
     /// `most` bytes or nothing more can go; the bytes that were freed.
     pub fn prune(&self, most: u64) -> Result<u64, Error> {
+        self.shrink(|_| most)
+    }
+
+    /// The same, from what it takes now to at most what `most_of` makes of that.
+    fn shrink(&self, most_of: impl FnOnce(u64) -> u64) -> Result<u64, Error> {
         // Measured once: a cache may have many files, and much to remove.
         let mut names = Names::default();
         let before: u64 = entries(self.dir()).iter().map(|path| names.add(path)).sum();
+        let most = most_of(before);
         let mut total = before;
         let mut candidates = self.left_overs()?;
         candidates.extend(self.images_that_can_go());
@@ -108,7 +114,7 @@ impl Cache {
         let missing = ROOM.saturating_sub(disk.f_bavail * disk.f_frsize);
         if missing > 0 {
             // What cannot be removed is no reason not to try.
-            let _ = self.prune(self.usage().total().saturating_sub(missing));
+            let _ = self.shrink(|total| total.saturating_sub(missing));
         }
     }
 
